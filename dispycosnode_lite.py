@@ -11,12 +11,38 @@ Sections (the banners below carry the same numbers and titles):
 """
 from __future__ import annotations
 
+import functools
+import getpass
+import importlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Set, Tuple, Type
+
+try:
+    import fcntl
+    msvcrt = None
+except ImportError:                     # Windows
+    fcntl = None
+    import msvcrt
+
 try:
     from . import dispycos_lite, pycoslite
 except ImportError:                     # the files lie side by side, not in a package
     import dispycos_lite
     import pycoslite
 
+log = pycoslite.log
 
 # ======================================================================================================================
 # 1. Options                                                           command line and environment to one frozen record
@@ -33,6 +59,1117 @@ except ImportError:                     # the files lie side by side, not in a p
 # ======================================================================================================================
 # 4. Processes                                                nursery, templates, servers: the only fork, spawn and kill
 # ======================================================================================================================
+# Who is whose parent: supervisor -> nursery -> template (one per generation) -> servers. Nursery and template are the
+# same small program, a forker: JSON lines come down a socket, children are forked, their deaths and their lines go up.
+# A line is addressed by a path: [] is the nursery, [7] the template of generation 7, [7, 2] its server number 2; a
+# forker takes the head off a line's "to" on its way down and puts its child's key in front of "from" on its way up.
+#
+# Everything hangs on who holds which end of a pipe: each end is held by one process alone, so whoever dies, and be it by
+# SIGKILL, closes it. A forker that reads the end of its parent kills what it started; a server kills its own group.
+
+SERVER_DIRECTORY = "dispycos_server_%d"         # below the client's directory, as the documents name it
+JOIN_S = 5.0                                    # close() waits so long for processes that were sent SIGKILL
+
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)    # Windows has only one way to end a process
+
+Message = Dict[str, Any]
+
+
+def death_reason(returncode: int) -> str:
+    """What a process died of, from its exit status (negative: minus the signal's number), as a short sentence."""
+    if returncode >= 0:
+        return "exit status %d" % returncode
+    try:
+        return "killed by signal %d (%s)" % (-returncode, signal.Signals(-returncode).name)
+    except ValueError:                          # a real-time signal
+        return "killed by signal %d" % -returncode
+
+
+def _returncode(wait_status: int) -> int:
+    """os.waitstatus_to_exitcode, which Python 3.8 does not have."""
+    return -os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status)
+
+
+class Lines:
+    """JSON objects, one a line, over a socket's descriptor or a pair of pipe descriptors, which it owns.
+
+    `send` may be called from any thread; `receive` from one. With a non-blocking descriptor `send` never waits: what
+    the other end did not take yet is `pending` until `flush`.
+    """
+
+    def __init__(self, read_fd: int, write_fd: Optional[int] = None) -> None:
+        self._read_fd = read_fd
+        self._write_fd = read_fd if write_fd is None else write_fd
+        self._partial = b""
+        self._lock = threading.Lock()           # guards: pending, and so the order of what is written
+        self.pending = b""
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._read_fd
+
+    def send(self, message: Message) -> None:
+        """Queue one line and write what the other end takes; says nothing when there is no other end any more."""
+        with self._lock:
+            self.pending += json.dumps(message).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Go on writing what is pending."""
+        with self._lock:
+            try:
+                while self.pending:
+                    self.pending = self.pending[os.write(self._write_fd, self.pending):]
+            except BlockingIOError:
+                pass                            # the selector tells when to go on
+            except OSError:                     # its death is reported by who waits for it
+                self.pending = b""
+
+    def receive(self) -> Optional[List[Message]]:
+        """What one read gives: complete lines, perhaps none; None when the other end is closed."""
+        try:
+            data = os.read(self._read_fd, 1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:                         # reset: it closed without reading all of ours
+            data = b""
+        if not data:
+            return None
+        *complete, self._partial = (self._partial + data).split(b"\n")
+        return [message for message in map(_parse_line, complete) if message is not None]
+
+    def close(self) -> None:
+        """Give the descriptors back; what is sent from then on goes nowhere."""
+        with self._lock:
+            for fd in {self._read_fd, self._write_fd}:
+                os.close(fd)
+            self._write_fd = -1                 # not the descriptor that gets this number next
+
+
+def _parse_line(line: bytes) -> Optional[Message]:
+    try:
+        message = json.loads(line)
+        if isinstance(message, dict):
+            return message
+    except ValueError:
+        pass
+    log.warning("ignored a line that is not a message, on the pipe between two of the node's processes: %.80r", line)
+    return None
+
+
+class Control:
+    """A server's line to its supervisor; `server_main` is given one.
+
+    Its thread ends this process, and all others in its process group, as soon as the process that started it is gone.
+    """
+
+    def __init__(self, lines: Lines, heard: Sequence[Message] = ()) -> None:
+        self._lines = lines
+        self._lock = threading.Lock()           # guards: _heard, _listener, and the order of calls to the listener
+        self._heard = [message["tell"] for message in heard]
+        self._listener: Optional[Callable[[Message], None]] = None
+
+    def report(self, **facts: Any) -> None:
+        """Tell the supervisor, for instance ``report(ready=True, port=9707, process="ab12...")``; any thread."""
+        self._lines.send({"report": facts})
+
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """Call ``listener(message)``, in this object's thread, for all that `Processes.tell` sends (earlier ones now)."""
+        with self._lock:
+            heard, self._heard, self._listener = self._heard, [], listener
+            for message in heard:
+                listener(message)
+
+    def start(self) -> None:
+        """Start the thread that reads the line."""
+        threading.Thread(target=self._watch, name="supervisor's line", daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            messages = self._lines.receive()
+            if messages is None:
+                _end_group()
+            for message in messages or ():
+                with self._lock:
+                    if self._listener:
+                        self._listener(message["tell"])
+                    else:
+                        self._heard.append(message["tell"])
+
+
+def _end_group() -> None:
+    """Kill this process's group, so that nothing the user's code started stays, and this process with it."""
+    if hasattr(os, "killpg"):
+        os.killpg(0, SIGKILL)
+    os._exit(1)
+
+
+ServerMain = Callable[[Message, Control], Optional[int]]
+"""``server_main(spec, control)`` is a server's program; what it returns is the exit status (None is 0)."""
+SetupMain = Callable[[Message], Optional[str]]
+"""``setup_main(spec)`` runs in a template before its servers are forked; it returns None, or what went wrong."""
+
+
+def _serve(server_main: ServerMain, spec: Message, control: Control, directory: str) -> int:
+    """The rest of a fresh server process: give it its directory, watch its parent, run it."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    _enter(directory)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)     # what a job prints is seen when it prints it
+    control.start()
+    return server_main(spec, control) or 0
+
+
+def _enter(directory: str) -> None:
+    """Make `directory` the working directory and the first place to import from."""
+    os.chdir(directory)
+    sys.path.insert(0, directory)
+    importlib.invalidate_caches()
+
+
+def _null_stdin() -> None:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(fd, 0)
+    os.close(fd)
+
+
+def _default_signals() -> None:
+    """In a forked process: no handler of the process it was forked from stays."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _become(program: Callable[[], int]) -> NoReturn:
+    """In a forked process: run `program` and end there, without the clean-up that is the original process's own."""
+    status = 1
+    try:
+        _default_signals()
+        status = program()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:                       # nothing may get out of here: the original's stack is below
+        traceback.print_exc()
+    finally:
+        _flush_standard_files()
+        os._exit(status & 0xFF)
+
+
+def _flush_standard_files() -> None:
+    for file in (sys.stdout, sys.stderr):
+        try:
+            if file is not None:
+                file.flush()
+        except (OSError, ValueError):           # closed, or its reader is gone: nothing to save
+            pass
+
+
+# ---- the forked programs ---------------------------------------------------------------------------------------------
+
+
+class _Child:
+    """What a forker knows of one child."""
+
+    __slots__ = ("key", "pid", "lines", "kill_at")
+
+    def __init__(self, key: int, pid: int, lines: Lines) -> None:
+        self.key, self.pid, self.lines = key, pid, lines
+        self.kill_at: Optional[float] = None    # monotonic time: SIGKILL then, if SIGTERM has not been enough
+
+
+class _Forker:
+    """A single-threaded process that forks others: lines in, fork, reap, lines out.
+
+    Subclasses say what a child is (`_child_main`), how a signal reaches it (`_hit`), what is left to do when it is
+    dead (`_bury`) and what to do when the parent is gone (`_orphaned`).
+    """
+
+    _OPS: Dict[str, Callable[..., None]] = {}
+
+    def __init__(self, parent: Lines, server_main: ServerMain, setup_main: Optional[SetupMain]) -> None:
+        self._parent = parent
+        self._server_main, self._setup_main = server_main, setup_main
+        self._children: Dict[int, _Child] = {}
+        self._ending = False                    # to end as soon as there are no children
+        # Not epoll or kqueue: these are descriptors themselves, which a fork would share.
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self._wake_fd, self._woken_fd = os.pipe()
+
+    def run(self) -> int:
+        """Serve the parent; returns the exit status."""
+        self._wake_at_signals()
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._wake_up)
+        self._selector.register(self._parent, selectors.EVENT_READ, self._from_parent)
+        while not self._ending or self._children:
+            for key, events in self._selector.select(self._patience()):
+                key.data(events)
+            self._reap()
+            self._kill_overdue()
+        return 0
+
+    def _wake_at_signals(self) -> None:
+        """Let a child's death wake the selector, and let no other signal end this process: its parent's pipe does.
+
+        Handlers, not SIG_IGN: they are reset in programs that are executed from here.
+        """
+        for fd in (self._wake_fd, self._woken_fd):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(self._woken_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, lambda signum, frame: None)
+
+    def _wake_up(self, events: int) -> None:
+        os.read(self._wake_fd, 4096)
+
+    def _patience(self) -> Optional[float]:
+        """How long the selector may wait."""
+        deadlines = [child.kill_at for child in self._children.values() if child.kill_at is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _kill_overdue(self) -> None:
+        now = time.monotonic()
+        for child in self._children.values():
+            if child.kill_at is not None and child.kill_at <= now:
+                child.kill_at = None
+                self._hit(child, SIGKILL)
+
+    # -- lines down and up
+
+    def _from_parent(self, events: int) -> None:
+        messages = self._parent.receive()
+        if messages is None:
+            self._orphaned()
+        for message in messages or ():
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        """Do it here, or send it on; what is for a child that is gone is dropped, its death was reported."""
+        if not message["to"]:
+            self._OPS[message["op"]](self, message)
+            return
+        child = self._children.get(message["to"].pop(0))
+        if child:
+            child.lines.send(message)
+            self._watch(child)
+
+    def _from_child(self, child: _Child, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            child.lines.flush()
+        if not events & selectors.EVENT_READ or self._relay(child) is not None:
+            self._watch(child)
+        else:                                   # its end is closed; waitpid has the last word
+            self._selector.unregister(child.lines)
+
+    def _relay(self, child: _Child) -> Optional[List[Message]]:
+        """Send up what one read gives; None at the end of the stream."""
+        messages = child.lines.receive()
+        for message in messages or ():
+            self._report(child.key, message)
+        return messages
+
+    def _watch(self, child: _Child) -> None:
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.lines.pending else 0)
+        if child.lines in self._selector.get_map():
+            self._selector.modify(child.lines, wanted, functools.partial(self._from_child, child))
+
+    def _report(self, key: int, message: Message) -> None:
+        self._parent.send(dict(message, **{"from": [key] + message.get("from", [])}))
+
+    # -- birth
+
+    def _on_fork(self, message: Message) -> None:
+        ours, theirs = socket.socketpair()
+        _flush_standard_files()                 # or the child would print it once more
+        try:
+            pid = os.fork()
+        except OSError as error:                # out of processes or memory: as good as dead at once
+            ours.close()
+            theirs.close()
+            self._report(message["key"], {"event": "died", "pid": None, "returncode": None,
+                                          "reason": "it could not be started: %s" % error})
+            return
+        if not pid:
+            ours.close()
+            _become(functools.partial(self._in_child, Lines(theirs.detach()), message))
+        theirs.close()
+        os.set_blocking(ours.fileno(), False)   # a stopped child must not stop its parent
+        child = self._children[message["key"]] = _Child(message["key"], pid, Lines(ours.detach()))
+        self._selector.register(child.lines, selectors.EVENT_READ, functools.partial(self._from_child, child))
+        self._report(child.key, {"event": "started", "pid": pid})
+
+    def _in_child(self, parent: Lines, message: Message) -> int:
+        self._let_go()
+        return self._child_main(parent, message)
+
+    def _let_go(self) -> None:
+        """In a child: close what is the forker's, so that each end of a pipe is held by one process only."""
+        self._selector.close()
+        self._parent.close()
+        for fd in (self._wake_fd, self._woken_fd):
+            os.close(fd)
+        for child in self._children.values():
+            child.lines.close()
+
+    # -- death
+
+    def _on_kill(self, message: Message) -> None:
+        child = self._children.get(message["key"])
+        if not child:
+            return
+        if message["grace_s"] > 0:
+            child.kill_at = time.monotonic() + message["grace_s"]
+            self._hit(child, signal.SIGTERM)
+        else:
+            self._hit(child, SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            for child in [child for child in self._children.values() if child.pid == pid]:
+                self._dead(child, _returncode(status))
+
+    def _dead(self, child: _Child, returncode: int) -> None:
+        del self._children[child.key]
+        if child.lines in self._selector.get_map():
+            self._selector.unregister(child.lines)
+        self._bury(child)
+        while self._relay(child):               # its last words
+            pass
+        child.lines.close()
+        self._report(child.key, {"event": "died", "pid": child.pid, "returncode": returncode,
+                                 "reason": death_reason(returncode)})
+
+    def _child_main(self, parent: Lines, message: Message) -> int:
+        """In a child: what it does; returns the exit status."""
+        raise NotImplementedError
+
+    def _hit(self, child: _Child, number: int) -> None:
+        """Send a signal."""
+        raise NotImplementedError
+
+    def _bury(self, child: _Child) -> None:
+        """The child is dead: end what it left behind."""
+
+    def _orphaned(self) -> None:
+        """The parent is gone: end everything started from here, and this process."""
+        raise NotImplementedError
+
+
+class _Template(_Forker):
+    """Leader of a generation's session and process group; its children are the servers."""
+
+    directory = ""
+
+    def _child_main(self, parent: Lines, message: Message) -> int:
+        _name_process("server %d" % message["key"])
+        directory = os.path.join(self.directory, SERVER_DIRECTORY % message["key"])
+        return _serve(self._server_main, message["spec"], Control(parent), directory)
+
+    def _report(self, key: int, message: Message) -> None:
+        """What a server says is wrapped, so that user code cannot speak for the machinery."""
+        super()._report(key, {"event": "report", "report": message["report"]} if "report" in message else message)
+
+    def _on_setup(self, message: Message) -> None:
+        error: Optional[str] = "this node has no program for node_setup"
+        try:
+            if self._setup_main:
+                error = self._setup_main(message["spec"])
+        except BaseException:                   # the user's code, SystemExit included; the template has to live on
+            error = traceback.format_exc()
+        if threading.active_count() > 1:
+            log.warning("node_setup left threads running; servers are forked without them, and locks held then stay "
+                        "locked there: stop them before node_setup returns")
+        self._parent.send({"event": "setup", "error": error})
+
+    def _on_end(self, message: Message) -> None:
+        self._ending = True
+
+    def _hit(self, child: _Child, number: int) -> None:
+        """A server that is killed takes the processes along that it started, where the system tells which."""
+        offspring = _offspring(child.pid) if number == SIGKILL else []
+        os.kill(child.pid, number)              # not reaped yet: the id is still its own
+        for pid in offspring:
+            _kill_quietly(os.kill, pid, number)
+
+    def _orphaned(self) -> None:
+        _end_group()
+
+    _OPS = {"fork": _Forker._on_fork, "kill": _Forker._on_kill, "setup": _on_setup, "end": _on_end}
+
+
+class _Nursery(_Forker):
+    """Forked before its parent, the supervisor, starts a thread; its children are the templates."""
+
+    def _child_main(self, parent: Lines, message: Message) -> int:
+        os.setsid()
+        _name_process("template")
+        _enter(message["directory"])
+        os.environ["PATH"] = message["directory"] + os.pathsep + os.environ.get("PATH", os.defpath)
+        template = _Template(parent, self._server_main, self._setup_main)
+        template.directory = message["directory"]
+        return template.run()
+
+    def _on_kill(self, message: Message) -> None:
+        super()._on_kill(message)
+        child = self._children.get(message["key"])
+        if child:
+            child.lines.send({"to": [], "op": "end"})   # so that it does not outlive the last of its servers
+            self._watch(child)
+
+    def _hit(self, child: _Child, number: int) -> None:
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:              # it has not come to setsid yet
+            os.kill(child.pid, number)
+
+    def _bury(self, child: _Child) -> None:
+        """Nothing of a generation outlives its template: neither its group nor what went to another group."""
+        _kill_quietly(os.killpg, child.pid, SIGKILL)
+        for pid in [pid for pid, _, session in _process_table() if session == child.pid]:
+            _kill_quietly(os.kill, pid, SIGKILL)
+
+    def _orphaned(self, message: Optional[Message] = None) -> None:
+        children = list(self._children.values())
+        for child in children:
+            self._hit(child, SIGKILL)
+        for child in children:
+            os.waitpid(child.pid, 0)
+            self._bury(child)
+        os._exit(0)
+
+    _OPS = {"fork": _Forker._on_fork, "kill": _on_kill, "quit": _orphaned}
+
+
+def _kill_quietly(kill: Callable[[int, int], None], pid: int, number: int) -> None:
+    """Processes that end by themselves at this moment, or run as somebody else by now, are no error."""
+    try:
+        kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _process_table() -> List[Tuple[int, int, int]]:
+    """(pid, parent's pid, session) of every process; empty where there is no Linux /proc."""
+    table = []
+    for name in os.listdir("/proc") if sys.platform.startswith("linux") and os.path.isdir("/proc/self") else ():
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()    # the name before it may hold anything
+            except OSError:
+                continue                        # gone meanwhile
+            table.append((int(name), int(fields[1]), int(fields[3])))
+    return table
+
+
+def _offspring(pid: int) -> List[int]:
+    """Children of `pid`, their children, and so on."""
+    children: Dict[int, List[int]] = {}
+    for child, parent, _ in _process_table():
+        children.setdefault(parent, []).append(child)
+    found = list(children.get(pid, ()))
+    for child in found:                         # grows while it runs
+        found += children.get(child, ())
+    return found
+
+
+def _name_process(name: str) -> None:
+    """What ps and top show in place of another "python3", on Linux."""
+    if sys.platform.startswith("linux"):
+        try:
+            with open("/proc/self/comm", "w") as file:
+                file.write("pycos " + name)
+        except OSError:                         # only a convenience
+            pass
+
+
+def _close_descriptors_but(kept: int) -> None:
+    """Close everything but the standard files and `kept`."""
+    try:
+        numbers = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        numbers = list(range(min(os.sysconf("SC_OPEN_MAX"), 1 << 16)))
+    for fd in numbers:
+        if fd > 2 and fd != kept:
+            try:
+                os.close(fd)
+            except OSError:                     # the listing's own
+                pass
+
+
+def _nursery_main(fd: int, server_main: ServerMain, setup_main: Optional[SetupMain]) -> int:
+    os.setsid()                                 # a Ctrl-C at the terminal is for the supervisor alone
+    _close_descriptors_but(fd)
+    _null_stdin()
+    _name_process("nursery")
+    return _Nursery(Lines(fd), server_main, setup_main).run()
+
+
+# ---- the supervisor's side -------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Starts, watches and ends the processes that run clients' code; `START_METHODS` has the kinds.
+
+    Generations are numbered by the caller, and so are the servers of one (from 1). No method waits, except `start` and
+    `close`. All that happens is told by ``report(event)``, called from this object's threads with a dict:
+
+        event       one of the words below
+        generation  its number
+        n           the server's number; None: it is about the generation (its template)
+
+        started     pid                 the process exists
+        report      report              a server called ``control.report(**report)``
+        setup       error               node_setup has run: None, or what went wrong
+        died        pid, returncode, reason     returncode as in subprocess, None when it could not be started; with
+                                        n None the whole generation is gone: servers, and what they started
+        lost        reason              (n and generation None) no process can be started any more
+
+    Events of one process come in order, and a server's before those of the generation's end.
+    """
+
+    def __init__(self, server_main: ServerMain, report: Callable[[Message], None],
+                 setup_main: Optional[SetupMain] = None) -> None:
+        self._server_main, self._report, self._setup_main = server_main, report, setup_main
+
+    def start(self) -> None:
+        """Get ready; before the process starts its first thread."""
+        raise NotImplementedError
+
+    def new_generation(self, generation: int, directory: str) -> None:
+        """Start a template whose working directory is `directory`, which exists and belongs to one client."""
+        raise NotImplementedError
+
+    def setup(self, generation: int, spec: Message) -> None:
+        """Run ``setup_main(spec)`` in the template; servers started after that have what it left in memory."""
+        raise NotImplementedError
+
+    def start_server(self, generation: int, n: int, spec: Message) -> None:
+        """Start server `n`, which runs ``server_main(spec, control)``; `spec` must be good for JSON."""
+        raise NotImplementedError
+
+    def tell(self, generation: int, n: int, message: Message) -> None:
+        """Send `message` to server `n`'s ``control.listen``er; dropped when that server is gone."""
+        raise NotImplementedError
+
+    def kill_server(self, generation: int, n: int, grace_s: float = 0.0) -> None:
+        """End server `n` and what it started: SIGTERM and after `grace_s` seconds SIGKILL; with 0 SIGKILL at once."""
+        raise NotImplementedError
+
+    def kill_generation(self, generation: int, grace_s: float = 0.0) -> None:
+        """End the template, its servers and what they started, like `kill_server`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End everything at once and wait for it; nothing is reported any more."""
+        raise NotImplementedError
+
+
+class ForkedProcesses(Processes):
+    """Servers are forked from a template, templates from a nursery, which is forked by `start`."""
+
+    _pid = 0
+    _closing = False
+
+    def start(self) -> None:
+        """See `Processes.start`; raises MisuseError when this process has threads already."""
+        if threading.active_count() > 1:
+            raise pycoslite.MisuseError(
+                "the processes of a node must be started before the first thread (now running: %s): call start() at "
+                "the program's beginning, or use start_method='spawn'" % ", ".join(t.name for t in threading.enumerate()))
+        ours, theirs = socket.socketpair()
+        _flush_standard_files()
+        self._pid = os.fork()
+        if not self._pid:
+            _become(functools.partial(_nursery_main, theirs.detach(), self._server_main, self._setup_main))
+        theirs.close()
+        # Blocking writes, from the engine, too: the nursery never does anything but read and fork.
+        self._lines = Lines(ours.detach())
+        self._reader = threading.Thread(target=self._read, name="nursery's line", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        messages: Optional[List[Message]] = []
+        while messages is not None:
+            for message in messages:
+                self._deliver(message)
+            messages = self._lines.receive()
+        _, status = os.waitpid(self._pid, 0)
+        self._deliver({"event": "lost", "from": [None], "reason": "the process that starts all others (the nursery, "
+                       "pid %d) is gone: %s" % (self._pid, death_reason(_returncode(status)))})
+
+    def _deliver(self, message: Message) -> None:
+        generation, *n = message.pop("from")
+        if not self._closing:
+            self._report(dict(message, generation=generation, n=n[0] if n else None))
+
+    def _send(self, to: List[int], op: str, **rest: Any) -> None:
+        self._lines.send(dict(rest, to=to, op=op))
+
+    def new_generation(self, generation: int, directory: str) -> None:
+        """See `Processes`."""
+        self._send([], "fork", key=generation, directory=directory)
+
+    def setup(self, generation: int, spec: Message) -> None:
+        """See `Processes`."""
+        self._send([generation], "setup", spec=spec)
+
+    def start_server(self, generation: int, n: int, spec: Message) -> None:
+        """See `Processes`."""
+        self._send([generation], "fork", key=n, spec=spec)
+
+    def tell(self, generation: int, n: int, message: Message) -> None:
+        """See `Processes`."""
+        self._lines.send({"to": [generation, n], "tell": message})
+
+    def kill_server(self, generation: int, n: int, grace_s: float = 0.0) -> None:
+        """See `Processes`."""
+        self._send([generation], "kill", key=n, grace_s=grace_s)
+
+    def kill_generation(self, generation: int, grace_s: float = 0.0) -> None:
+        """See `Processes`."""
+        self._send([], "kill", key=generation, grace_s=grace_s)
+
+    def close(self) -> None:
+        """See `Processes`."""
+        if not self._pid or self._closing:
+            return
+        self._closing = True
+        self._send([], "quit")
+        self._reader.join(JOIN_S)
+        if self._reader.is_alive():             # it was stopped, say; its children see the end of its pipes
+            os.kill(self._pid, SIGKILL)
+            self._reader.join()
+        self._lines.close()
+
+
+class _Spawned:
+    """One server that was started as a program of its own."""
+
+    def __init__(self, generation: int, n: int) -> None:
+        self.generation, self.n = generation, n
+        self.lock = threading.Lock()            # guards: popen, reaped, unwanted, timer
+        self.popen: Optional["subprocess.Popen[bytes]"] = None
+        self.reaped = False                     # its process id may be another's by now
+        self.unwanted = False                   # killed, perhaps before it was started
+        self.timer: Optional[threading.Timer] = None
+        self.lines: Optional[Lines] = None
+        self.thread = threading.current_thread()        # the one that waits for its end; set before it can be needed
+
+    def kill(self, grace_s: float) -> None:
+        """Kill it and what it started; with `grace_s` first SIGTERM and, if need be, SIGKILL so many seconds later."""
+        with self.lock:
+            self.unwanted = True
+            if not self.popen or self.reaped:
+                return
+            _hit_tree(self.popen, signal.SIGTERM if grace_s > 0 else SIGKILL)
+            if grace_s > 0 and not self.timer:
+                self.timer = threading.Timer(grace_s, self.kill, (0.0,))
+                self.timer.daemon = True
+                self.timer.start()
+
+    def wait(self, popen: "subprocess.Popen[bytes]") -> int:
+        """Wait for its end and end what it started; returns its exit status. In a thread of its own."""
+        with self.lock:
+            self.popen = popen
+            if self.unwanted:
+                _hit_tree(popen, SIGKILL)
+        returncode = popen.wait()
+        with self.lock:
+            self.reaped = True
+            if self.timer:
+                self.timer.cancel()
+        _hit_tree(popen, SIGKILL)
+        return returncode
+
+
+def _lines_of(popen: "subprocess.Popen[bytes]") -> Lines:
+    assert popen.stdin and popen.stdout
+    with popen.stdin, popen.stdout:
+        return Lines(os.dup(popen.stdout.fileno()), os.dup(popen.stdin.fileno()))
+
+
+def _hit_tree(popen: "subprocess.Popen[bytes]", number: int) -> None:
+    if hasattr(os, "killpg"):
+        _kill_quietly(os.killpg, popen.pid, number)
+    else:                                       # Windows has no groups that could be killed, but a program for it
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(popen.pid)], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+class SpawnedProcesses(Processes):
+    """Servers are programs of their own, started by this process: slower, no node_setup, works everywhere.
+
+    Their standard output is this process's standard error. Two threads watch each server: one waits for its end, the
+    other reads its line. A server stopped by a signal outlives a supervisor that is killed, until it is continued.
+    """
+
+    def __init__(self, server_main: ServerMain, report: Callable[[Message], None],
+                 setup_main: Optional[SetupMain] = None) -> None:
+        super().__init__(server_main, report, setup_main)
+        self._lock = threading.Lock()           # guards: the three below
+        self._directories: Dict[int, str] = {}
+        self._servers: Dict[Tuple[int, int], _Spawned] = {}
+        self._unwanted: Set[int] = set()        # generations that end with their last server
+        self._closing = False
+
+    def start(self) -> None:
+        """See `Processes`; nothing is needed here."""
+
+    def new_generation(self, generation: int, directory: str) -> None:
+        """See `Processes`."""
+        with self._lock:
+            self._directories[generation] = directory
+        self._tell(generation, None, event="started", pid=None)
+
+    def setup(self, generation: int, spec: Message) -> None:
+        """See `Processes`; this kind has nowhere to run it and says so."""
+        self._tell(generation, None, event="setup", error="node_setup needs a system that can fork processes; on this "
+                   "node every server is started by itself: prepare each server instead (server_setup)")
+
+    def start_server(self, generation: int, n: int, spec: Message) -> None:
+        """See `Processes`."""
+        with self._lock:
+            directory = self._directories.get(generation)
+            if directory is None or generation in self._unwanted:
+                return
+            server = self._servers[generation, n] = _Spawned(generation, n)
+            server.thread = threading.Thread(target=self._run, args=(server, directory, spec), daemon=True,
+                                             name="server %d of generation %d" % (n, generation))
+        server.thread.start()
+
+    def _run(self, server: _Spawned, directory: str, spec: Message) -> None:
+        """One thread per server: start it, wait for its end."""
+        try:
+            popen = _spawn(directory)
+        except OSError as error:
+            self._gone(server, None, None, "it could not be started: %s" % error)
+            return
+        server.lines = _lines_of(popen)
+        server.lines.send({"program": _reference(self._server_main), "spec": spec,
+                           "directory": os.path.join(directory, SERVER_DIRECTORY % server.n)})
+        self._tell(server.generation, server.n, event="started", pid=popen.pid)
+        reader = threading.Thread(target=self._read, args=(server, server.lines), daemon=True,
+                                  name=server.thread.name + ", its line")
+        reader.start()
+        returncode = server.wait(popen)
+        reader.join(1.0)                        # its last words; a process it started may hold the pipe for longer
+        self._gone(server, popen.pid, returncode, death_reason(returncode))
+
+    def _read(self, server: _Spawned, lines: Lines) -> None:
+        """The other thread per server."""
+        messages: Optional[List[Message]] = []
+        while messages is not None:
+            for message in messages:
+                if "report" in message:
+                    self._tell(server.generation, server.n, event="report", report=message["report"])
+            messages = lines.receive()
+        lines.close()
+
+    def _tell(self, generation: int, n: Optional[int], **event: Any) -> None:
+        if not self._closing:
+            self._report(dict(event, generation=generation, n=n))
+
+    def _gone(self, server: _Spawned, pid: Optional[int], returncode: Optional[int], reason: str) -> None:
+        key = server.generation, server.n
+        self._tell(*key, event="died", pid=pid, returncode=returncode, reason=reason)
+        with self._lock:
+            if self._servers.get(key) is server:        # not its successor
+                del self._servers[key]
+        self._end_if_empty(server.generation)
+
+    def _end_if_empty(self, generation: int) -> None:
+        with self._lock:
+            if generation not in self._unwanted or any(key[0] == generation for key in self._servers):
+                return
+            self._unwanted.remove(generation)
+            del self._directories[generation]
+        self._tell(generation, None, event="died", pid=None, returncode=0, reason="all its servers have ended")
+
+    def tell(self, generation: int, n: int, message: Message) -> None:
+        """See `Processes`."""
+        with self._lock:
+            server = self._servers.get((generation, n))
+        if server and server.lines:
+            server.lines.send({"tell": message})
+
+    def kill_server(self, generation: int, n: int, grace_s: float = 0.0) -> None:
+        """See `Processes`."""
+        with self._lock:
+            server = self._servers.get((generation, n))
+        if server:
+            server.kill(grace_s)
+
+    def kill_generation(self, generation: int, grace_s: float = 0.0) -> None:
+        """See `Processes`."""
+        with self._lock:
+            if generation not in self._directories:
+                return
+            self._unwanted.add(generation)
+            servers = [server for server in self._servers.values() if server.generation == generation]
+        for server in servers:
+            server.kill(grace_s)
+        self._end_if_empty(generation)
+
+    def close(self) -> None:
+        """See `Processes`."""
+        self._closing = True
+        with self._lock:
+            servers = list(self._servers.values())
+        for server in servers:
+            server.kill(0.0)
+        deadline = time.monotonic() + JOIN_S
+        for server in servers:
+            server.thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _spawn(directory: str) -> "subprocess.Popen[bytes]":
+    """Start this Python with this module as a server; its first line of input says the rest (`spawned_server`)."""
+    boot = ("import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+            "importlib.import_module(sys.argv[2]).spawned_server()")
+    here = [os.path.abspath(path or os.curdir) for path in sys.path]
+    command = [sys.executable, "-c", boot, json.dumps(here), _module_name(__name__)]
+    options: Dict[str, Any] = {"start_new_session": True}
+    if os.name == "nt":                         # a Ctrl-C at the console is for the supervisor alone
+        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=directory, **options)
+
+
+def _module_name(name: str) -> str:
+    """The name another process can import a module by: a program run as a file or with -m is called __main__ here."""
+    if name != "__main__":
+        return name
+    main = sys.modules[name]
+    spec = getattr(main, "__spec__", None)
+    return spec.name if spec else os.path.splitext(os.path.basename(main.__file__ or ""))[0]
+
+
+def _reference(function: Callable[..., Any]) -> List[str]:
+    return [_module_name(function.__module__), function.__qualname__]
+
+
+def spawned_server() -> None:
+    """Be a server started by `SpawnedProcesses`: its standard input and output are the line to the supervisor.
+
+    Never returns; called in a fresh interpreter's main thread.
+    """
+    lines = Lines(os.dup(0), os.dup(1))         # copies that programs started from here do not inherit
+    _null_stdin()
+    os.dup2(2, 1)
+    messages: Optional[List[Message]] = []
+    while messages == []:
+        messages = lines.receive()
+    if messages:                                # None: the supervisor is gone already
+        first, *later = messages
+        _become(functools.partial(_serve_spawned, lines, first, later))
+
+
+def _serve_spawned(lines: Lines, first: Message, later: List[Message]) -> int:
+    module, name = first["program"]
+    server_main = getattr(importlib.import_module(module), name)
+    _enter(os.path.dirname(first["directory"]))
+    return _serve(server_main, first["spec"], Control(lines, later), first["directory"])
+
+
+START_METHODS: Dict[str, Type[Processes]] = {"spawn": SpawnedProcesses}
+"""Kinds of `Processes` that this system has, by name; the last one is the better one."""
+if hasattr(os, "fork"):
+    START_METHODS["fork"] = ForkedProcesses
+
+
+# ---- directories -----------------------------------------------------------------------------------------------------
+
+
+class FileLock:
+    """An exclusive lock on a file that the system takes back when the process ends, however it ends."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+
+    def take(self) -> bool:
+        """Take it if it is free; False when another process (or another FileLock of this one) has it."""
+        while self._fd < 0:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            if not _lock_descriptor(fd):
+                os.close(fd)
+                return False
+            if _same_file(fd, self.path):
+                self._fd = fd
+            else:                               # its holder deleted it between our two steps
+                os.close(fd)
+        return True
+
+    def note(self, text: str) -> None:
+        """Write `text` into the file for others to read; it is at most 100 bytes long."""
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.write(self._fd, text.encode().ljust(100))
+
+    @property
+    def held(self) -> bool:
+        """Whether this object has it."""
+        return self._fd >= 0
+
+    def give_back(self) -> None:
+        """Delete the file and release the lock."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            if os.name != "nt":                 # there, an open file cannot be deleted: it stays, unlocked
+                os.unlink(self.path)
+            os.close(fd)
+
+
+def _lock_descriptor(fd: int) -> bool:
+    try:
+        if fcntl:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            os.lseek(fd, 1 << 20, os.SEEK_SET)  # beyond what is read: locked bytes cannot be
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    return True
+
+
+def _same_file(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def private_directory(path: str, others: int) -> None:
+    """Make `path` (mode 0700) unless it exists; raises MisuseError unless it is a directory of this user's own.
+
+    `others` are the permission bits that group and others must not have there (0o022: write).
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    if os.name == "nt":                         # a user's temporary directory is private there
+        return
+    found = os.lstat(path)
+    problem = ("is not a directory" if not stat.S_ISDIR(found.st_mode)
+               else "belongs to user id %d" % found.st_uid if found.st_uid != os.geteuid()
+               else "is open to other users (mode %o)" % stat.S_IMODE(found.st_mode) if found.st_mode & others else "")
+    if problem:
+        raise pycoslite.MisuseError("cannot keep files in %s: it %s; name another directory with --dest_path, or "
+                                    "remove it" % (path, problem))
+
+
+def remove_tree(path: str) -> None:
+    """Delete a directory and all below, never following a symbolic link; logs what cannot be deleted."""
+    problem: Optional[OSError] = None
+    for _ in range(3):                          # a process that is being killed may finish writing a file
+        try:
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                shutil.rmtree(path)
+            return
+        except OSError as error:
+            problem = error
+            if not os.path.lexists(path):       # somebody else was at it, too
+                return
+            _make_writable(path)
+    log.warning("could not delete all of %s: %s", path, problem)
+
+
+def _make_writable(path: str) -> None:
+    """Undo what user code did to the permissions of its directories."""
+    try:
+        os.chmod(path, 0o700)
+        for parent, names, _ in os.walk(path):  # from the top, and not into what a link names
+            for name in names:
+                directory = os.path.join(parent, name)
+                if not os.path.islink(directory):
+                    os.chmod(directory, 0o700)
+    except OSError:
+        pass                                    # deleting says it again, and more exactly
+
+
+def default_root() -> str:
+    """Where nodes keep their files unless told otherwise: in the temporary directory, one place for each user."""
+    owner = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+    return os.path.join(tempfile.gettempdir(), "pycoslite-" + owner)
+
+
+class NodeDirectory:
+    """The files of one node: ROOT/node-LABEL, held by a lock on ROOT/node-LABEL.lock as long as the node lives.
+
+    Below it is one directory for each generation (``client-1``), which the servers' directories are in. ROOT must
+    belong to this user, and nobody else may write there. What killed nodes left in ROOT goes when the next one opens.
+    """
+
+    def __init__(self, root: Optional[str], label: str) -> None:
+        self.root = os.path.abspath(root) if root else default_root()
+        self._others = 0o022 if root else 0o077
+        self.path = os.path.join(self.root, "node-" + label)
+        self._lock = FileLock(self.path + ".lock")
+
+    def open(self) -> None:
+        """Make it, empty; raises MisuseError, with a sentence, when it is unsafe or another node's."""
+        private_directory(self.root, self._others)
+        if not self._lock.take():
+            with open(self._lock.path, errors="replace") as file:
+                holder = file.read(100).strip() or "it does not say which"
+            raise pycoslite.MisuseError("another node (%s) works in %s: stop it, or give this one another port "
+                                        "(--tcp_ports) or directory (--dest_path)" % (holder, self.path))
+        self._lock.note("process %d" % os.getpid())
+        self._sweep()
+        os.mkdir(self.path, 0o700)
+
+    def client(self, generation: int) -> str:
+        """Make and return the directory of one generation; one that exists is kept as it is."""
+        path = os.path.join(self.path, "client-%d" % generation)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    def remove(self, generation: int) -> None:
+        """Delete the directory of one generation, whose processes are gone, in a thread of its own."""
+        self._discard([self._aside(self.client(generation))])
+
+    def close(self) -> None:
+        """Delete everything, now, and release the lock."""
+        if self._lock.held:
+            remove_tree(self.path)
+            self._lock.give_back()
+
+    def _sweep(self) -> None:
+        """Delete what no living node holds."""
+        dead = []
+        for name in os.listdir(self.root):
+            path = os.path.join(self.root, name)
+            if name.startswith("dead-"):
+                dead.append(path)
+            elif name.startswith("node-") and not name.endswith(".lock"):
+                lock = FileLock(path + ".lock")
+                if path == self.path or lock.take():
+                    dead.append(self._aside(path))
+                    lock.give_back()
+        self._discard(dead)
+
+    def _aside(self, path: str) -> str:
+        """Rename it, so that its name is free at once, however long deleting takes; returns the new name."""
+        aside = os.path.join(self.root, "dead-%d-%d" % (os.getpid(), time.monotonic_ns()))
+        os.rename(path, aside)
+        return aside
+
+    def _discard(self, paths: List[str]) -> None:
+        def delete() -> None:
+            for path in paths:
+                remove_tree(path)
+        if paths:
+            threading.Thread(target=delete, name="removal of old files", daemon=True).start()
 
 # ======================================================================================================================
 # 5. Node driver                                                                                          engine context

@@ -1,0 +1,34 @@
+"""Tests of the package; at the root of the checkout: ``python3 -m unittest`` (or ``python3 -m unittest tests.test_x``).
+
+Importing this package, which happens before any module under test is imported, gives the run a home of its own: no
+test reads or makes the real user's secret, or leaves anything in the real temporary directory, and settings from the
+developer's environment do not change what is tested.
+"""
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+REAL_HOME = Path.home()             # other interpreters are looked for below it
+
+
+def _make_home() -> None:
+    for name in list(os.environ):
+        if name.startswith("PYCOSLITE_") and not name.startswith("PYCOSLITE_TEST_"):
+            del os.environ[name]
+    home, owner = tempfile.mkdtemp(prefix="pycoslite-tests-"), os.getpid()
+    os.environ["HOME"] = os.environ["USERPROFILE"] = home
+    os.environ["TMPDIR"] = os.path.join(home, "tmp")
+    os.mkdir(os.environ["TMPDIR"])
+    tempfile.tempdir = None         # forget the directory chosen a moment ago
+
+    def remove() -> None:           # a forked child that ends the ordinary way must not take the home along
+        if os.getpid() == owner:
+            shutil.rmtree(home, ignore_errors=True)
+    atexit.register(remove)
+
+
+_make_home()

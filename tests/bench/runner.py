@@ -1,0 +1,91 @@
+"""Starts measured processes, one at a time and alternately, and never waits for one for ever."""
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+from .catalogue import Workload
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ERROR_CHARS = 200
+
+
+class Plan(NamedTuple):
+    """What to run: `size` replaces the table's sizes unless None; `pin_core` gives the core for a workload, or None."""
+
+    workload: Workload
+    contestants: Sequence[str]
+    rounds: int
+    timeout_s: float
+    size: Optional[int]
+    pin_core: Callable[[Workload], Optional[int]]
+
+
+def _environment() -> Dict[str, str]:
+    """A secret that only this run's processes know: nodes and clients of other users are no part of it.
+
+    Measured processes import this package as `bench`, without `tests` around it: that one prepares each process that
+    imports it for tests, with a home, and so a secret, of its own.
+    """
+    path = os.pathsep.join([ROOT, os.path.join(ROOT, "tests")])
+    return dict(os.environ, PYCOSLITE_SECRET=secrets.token_hex(32), PYTHONPATH=path)
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    """Kill what is left of a measured process and its helpers, and reap it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _read_result(output: str, errors: str, status: int) -> Dict:
+    """The line of JSON a measured process printed; without one, the last thing it said."""
+    for line in reversed(output.splitlines()):
+        if line.startswith('{"workload"'):
+            return json.loads(line)
+    said = (errors.strip().splitlines() or ["no output"])[-1]
+    return {"error": "exit status %d: %s" % (status, said[:ERROR_CHARS])}
+
+
+def run_one(command: List[str], timeout_s: float) -> Dict:
+    """Run a measured process; its result, or a dict with the key "error"."""
+    its_end, our_end = os.pipe()                    # open for as long as this process lives: harness.follow_parent
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "bench.one"] + command, cwd=ROOT, env=_environment(),
+                                   stdin=its_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
+        with process.stdout, process.stderr:
+            try:
+                output, errors = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                return {"error": "killed after %g s" % timeout_s}
+            finally:
+                _kill_group(process)
+    finally:
+        os.close(its_end)
+        os.close(our_end)
+    return _read_result(output, errors, process.returncode)
+
+
+def run_plan(plan: Plan) -> Iterator[Dict]:
+    """Every round has a run of every contestant; one that failed is left out of further rounds."""
+    failed = set()
+    core = plan.pin_core(plan.workload)
+    options = [] if core is None else ["--pin", str(core)]
+    for round_number in range(plan.rounds):
+        for name in plan.contestants:
+            if name in failed:
+                continue
+            size = plan.size or plan.workload.size_for(name)
+            result = run_one(options + [plan.workload.name, name, str(size)], plan.timeout_s)
+            if "error" in result:
+                failed.add(name)
+            result.update(workload=plan.workload.name, contestant=name, n=size, round=round_number, pinned=core)
+            yield result

@@ -1,0 +1,114 @@
+"""examples/word_count.py: right totals, the same in both modes and on every Python, and no noise when interrupted."""
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import unittest
+from pathlib import Path
+
+import dispycos_lite
+from tests.support import ROOT, TestCase, interpreters, running
+
+SCRIPT = ROOT / "examples" / "word_count.py"
+READY = hasattr(dispycos_lite, "Cluster")
+
+
+def make_tree(top: Path, copies: int = 1) -> Path:
+    """A small tree with everything that is easy to count wrongly."""
+    (top / "pkg" / "__pycache__").mkdir(parents=True)
+    (top / "pkg" / "site-packages").mkdir()
+    (top / "pkg" / "__pycache__" / "a.py").write_bytes(b"skipped = 1\n")
+    (top / "pkg" / "site-packages" / "b.py").write_bytes(b"skipped = 1\n")
+    (top / "notes.txt").write_bytes(b"not Python\n")
+    (top / "empty.py").write_bytes(b"")
+    for n in range(copies):
+        (top / "pkg" / ("m%03d.py" % n)).write_bytes(
+            b"alpha = beta  # gamma\n"                          # names in comments do not count
+            b"if alpha: beta('gamma', \"\"\"gamma\n gamma\"\"\", rb'\\'gamma')\n"
+            b"beta\x0c\xff\xe9t\xe9 = 0x1F\r\n"                 # form feed, not UTF-8, no name in a number
+            b"delta")                                           # no newline at the end
+    return top
+
+
+EXPECTED = ["files 2", "lines 4", "words 12", "unreadable 0", "  beta 3", "  alpha 2", "  delta 1", "  t 1"]
+
+
+class WordCountTest(TestCase):
+
+    def count(self, *args, python: str = sys.executable, status: int = 0) -> list:
+        with running([python, SCRIPT, *args]) as process:
+            self.assertEqual(process.wait(60), status, process.output)
+        return process.output.splitlines()
+
+    def totals(self, lines: list) -> list:
+        """The lines that must not depend on how they were counted."""
+        end = next(n for n, line in enumerate(lines) if line.startswith("files/s"))
+        return lines[:end]
+
+    @unittest.skipUnless(READY, "no Cluster yet")
+    def test_serial(self):
+        lines = self.count(make_tree(self.temp_dir()), "--serial")
+        self.assertEqual(self.totals(lines), EXPECTED)
+        self.assertRegex("\n".join(lines[len(EXPECTED):]),
+                         r"^files/s \d+\nMB/s [\d.]+\nserver .+: 1 jobs, 2 files, 0.0 MB$")
+
+    @unittest.skipUnless(READY, "no Cluster yet")
+    def test_cluster_gives_the_same(self):
+        tree = make_tree(self.temp_dir(), copies=300)
+        for n in range(4):                                      # several jobs
+            (tree / ("big%d.py" % n)).write_bytes(b"big = 'x'\n" * 40000)
+        serial, cluster = self.count(tree, "--serial"), self.count(tree, "-c", "2")
+        self.assertEqual(self.totals(cluster), self.totals(serial))
+        self.assertEqual(serial[0], "files 305")
+        self.assertEqual(sum(int(n) for n in re.findall(r" (\d+) files", "\n".join(cluster))), 305)
+
+    @unittest.skipUnless(READY, "no Cluster yet")
+    def test_other_pythons_give_the_same(self):
+        tree = make_tree(self.temp_dir())
+        for version, python in interpreters():
+            with self.subTest(version):
+                self.assertEqual(self.totals(self.count(tree, "--serial", python=python)), EXPECTED)
+
+    @unittest.skipUnless(READY, "no Cluster yet")
+    def test_unreadable_files_are_counted_and_named(self):
+        tree = make_tree(self.temp_dir())
+        os.symlink("nowhere", str(tree / "broken.py"))
+        os.mkfifo(str(tree / "pipe.py"))
+        (tree / "folder.py").mkdir()
+        lines = self.count(tree, "--serial")
+        self.assertIn("unreadable 2", lines)
+        self.assertIn("files 2", lines)
+        self.assertEqual(len([line for line in lines if line.startswith("cannot read")]), 2)
+
+    def test_missing_directory(self):
+        self.assertIn("is not a directory", self.count("/no/such/place", "--serial", status=2)[-1])
+
+    @unittest.skipUnless(READY, "no Cluster yet")
+    def test_interrupted(self):
+        """Ctrl-C while it waits for a server: one line, status 130, nothing left behind."""
+        tree = self.temp_dir()
+        (tree / "endless.py").write_bytes(b"x = 1\n")
+        for mode in ("--serial",), ("-c", "1"):
+            with self.subTest(mode):
+                with running([sys.executable, "-c", SLOW, SCRIPT, tree, *mode]) as process:
+                    process.wait_for("counting")
+                    process.signal(signal.SIGINT)
+                    self.assertEqual(process.wait(), 130, process.output)
+                self.assertEqual(process.output.split("\n")[-2:], ["interrupted", ""])
+                self.assertNotIn("Traceback", process.output)
+
+
+# Runs the script with a job that says that it has begun and then takes its time.
+SLOW = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+script = runpy.run_path(sys.argv[0], run_name="word_count")
+def count(batch):
+    import time
+    print("counting", flush=True)
+    time.sleep(60)
+script["main"].__globals__["count"] = count
+sys.exit(script["main"]())
+"""
