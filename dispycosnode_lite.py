@@ -11,11 +11,17 @@ Sections (the banners below carry the same numbers and titles):
 """
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import difflib
 import functools
+import gc
 import getpass
 import importlib
 import json
+import math
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -27,7 +33,8 @@ import tempfile
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Set, Tuple, Type
+from typing import (
+    Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Type, Union)
 
 try:
     import fcntl
@@ -48,9 +55,733 @@ log = pycoslite.log
 # 1. Options                                                           command line and environment to one frozen record
 # ======================================================================================================================
 
+
+DEFAULT_PORT = 9706                             # of the node itself; its servers take the following ones
+_PEER_HINT = "for example --peer head.example.org:9705"
+
+EXAMPLES = """\
+examples:
+  python3 dispycosnode_lite.py                                lend all CPUs to this network's clients
+  python3 dispycosnode_lite.py --cpus -1 --peer head:9705     keep one CPU back; announce it to a scheduler elsewhere
+  python3 dispycosnode_lite.py --daemon --tcp_ports 51347-51355 --ext_host node7.example.org
+                                                              in the background, behind a NAT that forwards these ports
+"""
+
+
+class OptionError(pycoslite.PycosError):
+    """An option has a value that cannot be used; `hint` says what to write instead."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.hint = hint
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeOptions:
+    """Everything the node is told at its start, checked; made by `parse_options`."""
+
+    cpus: int                                   # number of servers
+    cpus_note: str                              # where that number comes from
+    hosts: Tuple[str, ...]                      # addresses to listen at; none: all interfaces
+    ext_hosts: Tuple[str, ...]                  # addresses to announce in place of ours
+    tcp_ports: Tuple[int, ...]                  # as listed, in order; none: DEFAULT_PORT upward, skipping taken ones
+    udp_port: int
+    scheduler_port: int
+    peers: Tuple[pycoslite.Location, ...]
+    name: str
+    secret: Optional[str] = dataclasses.field(repr=False)       # None: the file, else the user's own secret
+    secret_file: Optional[str]
+    auth: bool                                  # False: everybody who reaches the node may run code on it
+    dest_path: Optional[str]                    # None: `default_root`
+    max_file_size: Optional[int]                # bytes
+    serve: int                                  # clients before the program ends, -1: no limit
+    start_method: Optional[str]                 # None: the system's best
+    daemon: bool
+    debug: bool
+    warnings: Tuple[str, ...] = ()              # to be shown at the start
+
+    def ports(self) -> Tuple[int, ...]:
+        """The node's own port and one for each server: the lowest listed is the node's, after the highest it counts on.
+
+        Without listed ports these are only the first to try.
+        """
+        ports = list(self.tcp_ports or (DEFAULT_PORT,))[:self.cpus + 1]
+        highest = (self.tcp_ports or ports)[-1]
+        ports += range(highest + 1, highest + 2 + self.cpus - len(ports))
+        return tuple(ports)
+
+
+# -- what the text of an option may be; each raises ValueError with the rest of a sentence
+
+
+def _number(lowest: Optional[int] = None, highest: Optional[int] = None) -> Callable[[str], int]:
+    """A parser of whole numbers within limits."""
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError("%r is not a whole number" % text) from None
+        if lowest is not None and number < lowest:
+            raise ValueError("%d is too small, the least is %d" % (number, lowest))
+        if highest is not None and number > highest:
+            raise ValueError("%d is too large, the most is %d" % (number, highest))
+        return number
+    return parse
+
+
+_port = _number(1, 65535)
+
+
+def _port_range(text: str) -> Tuple[int, ...]:
+    """All ports of "n" or "n1-n2"."""
+    first, dash, last = text.partition("-")
+    low, high = _port(first), _port(last if dash else first)
+    if low > high:
+        raise ValueError("the range %s ends before it begins" % text)
+    return tuple(range(low, high + 1))
+
+
+def _size(text: str) -> int:
+    """A number of bytes with an optional unit: 500k, 10M, 2G, 1T (times 1024 each)."""
+    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    if not (digits.isascii() and digits.isdigit()) or unit not in ("", "k", "m", "g", "t"):
+        raise ValueError("%r is not a size" % text)
+    return int(digits) * 1024 ** " kmgt".index(unit or " ")
+
+
+def _text(text: str) -> str:
+    """Anything that can be shown."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError("%r is empty or not printable" % text)
+    return text
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    """A parser that takes some words only."""
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError("%r is not one of %s" % (text, ", ".join(words)))
+        return text
+    return parse
+
+
+def _switch(text: str) -> bool:
+    """A switch as a variable of the environment spells it."""
+    if text.lower() not in ("1", "yes", "true", "on", "0", "no", "false", "off", ""):
+        raise ValueError("%r is neither yes nor no" % text)
+    return text.lower() in ("1", "yes", "true", "on")
+
+
+class _Option(NamedTuple):
+    """One row of the table below; the environment's variable is PYCOSLITE_NODE_ and `name` in capitals."""
+
+    group: str
+    flags: str                                  # blank-separated
+    name: str                                   # of the attribute
+    metavar: str                                # "": a switch
+    parse: Callable[[str], Any]
+    default: Any                                # a tuple: may be repeated (in the environment: commas)
+    hint: str                                   # how to write it right
+    text: str
+
+    @property
+    def variable(self) -> str:
+        """Its variable in the environment."""
+        return "PYCOSLITE_" + ("" if self.name.startswith("secret") else "NODE_") + self.name.upper()
+
+
+_WORK, _NETWORK, _SECURITY, _FILES, _PROGRAM = (
+    "what it lends", "network", "security", "files", "how it runs")
+
+_NET_PORT = pycoslite.settings.net_port
+
+READ_ELSEWHERE = ("PYCOSLITE_SECRET", "PYCOSLITE_SECRET_FILE")  # by pycoslite, for every program of the cluster
+
+OPTIONS = (
+    _Option(_WORK, "-c --cpus", "cpus", "N", _number(), 0, "for example --cpus 2, --cpus -1 or --cpus 0",
+            "number of servers: N, or all CPUs but N when negative, or all of them with 0 (default: 0)"),
+    _Option(_WORK, "--serve", "serve", "N", _number(-1), -1, "for example --serve 1",
+            "end after so many clients; 0: take none, -1: no limit (default: -1)"),
+    _Option(_NETWORK, "-i --host --ip_addr", "hosts", "HOST", _text, (), "for example --host 10.0.0.7",
+            "address to listen at; may be repeated (default: all interfaces)"),
+    _Option(_NETWORK, "--ext_host --ext_ip_addr", "ext_hosts", "HOST", _text, (),
+            "for example --ext_host node7.example.org",
+            "address to announce, behind a NAT; may be repeated (default: those of the interfaces)"),
+    _Option(_NETWORK, "--tcp_ports --node_ports", "tcp_ports", "N[-M]", _port_range, (),
+            "for example --tcp_ports 51347-51355",
+            "TCP ports: the lowest is the node's, the following the servers', then on after the highest; may be "
+            "repeated (default: %d and up, next free ones)" % DEFAULT_PORT),
+    _Option(_NETWORK, "-u --udp_port", "udp_port", "PORT", _port, _NET_PORT, "for example --udp_port %d" % _NET_PORT,
+            "UDP port of the discovery, the same in the whole cluster (default: %d)" % _NET_PORT),
+    _Option(_NETWORK, "--scheduler_port", "scheduler_port", "PORT", _port, _NET_PORT,
+            "for example --scheduler_port %d" % _NET_PORT,
+            "TCP port of schedulers, for --peer without a port (default: %d)" % _NET_PORT),
+    _Option(_NETWORK, "--peer", "peers", "HOST[:PORT]", _text, (), _PEER_HINT,
+            "a scheduler or client to contact at the start, on other networks; may be repeated (default: none)"),
+    _Option(_NETWORK, "-n --name", "name", "NAME", _text, "", "for example --name node7",
+            "name of this node in the cluster (default: the host's name)"),
+    _Option(_SECURITY, "--secret-file --secret_file", "secret_file", "FILE", _text, None,
+            "for example --secret-file /etc/pycoslite.secret",
+            "file that holds the cluster's secret (default: ~/.pycoslite/secret, made on first use)"),
+    _Option(_SECURITY, "-s --secret", "secret", "TEXT", _text, None, "better use --secret-file FILE",
+            "the secret itself, which every user of this machine can then read in the list of processes (default: "
+            "from the file)"),
+    _Option(_SECURITY, "--no-auth --no_auth", "no_auth", "", _switch, False, "--no-auth takes no value",
+            "ask nobody for a secret: whoever reaches the node can run programs on it (default: ask)"),
+    _Option(_FILES, "--dest_path", "dest_path", "DIR", _text, None, "for example --dest_path /var/lib/pycoslite",
+            "where clients' files are kept as long as they use the node (default: pycoslite-UID in the temporary "
+            "directory)"),
+    _Option(_FILES, "--max_file_size", "max_file_size", "SIZE", _size, None, "for example --max_file_size 10M",
+            "longest file taken from a client, in bytes or with a unit k, M, G, T (default: no limit)"),
+    _Option(_PROGRAM, "--daemon", "daemon", "", _switch, False, "--daemon takes no value",
+            "do not read commands from the standard input (default: read them)"),
+    _Option(_PROGRAM, "--start_method", "start_method", "METHOD", _choice("fork", "spawn"), None, "fork or spawn",
+            "how servers are started: fork or spawn (default: fork where the system can)"),
+    _Option(_PROGRAM, "-d --debug", "debug", "", _switch, False, "--debug takes no value",
+            "log what happens in detail (default: warnings only)"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one line and a hint for what it would answer with its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        flags = {flag: option for option in OPTIONS for flag in option.flags.split()}
+        hint = "--help lists the options"
+        for word in re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", message):
+            similar = difflib.get_close_matches(word, flags, 1)
+            if similar:
+                hint = flags[word].hint if word in flags else "did you mean %s?" % similar[0]
+        raise OptionError(message, hint)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """It only sorts texts; `_values` reads them, so that command line and environment are read in the same way."""
+    parser = _Parser(prog="dispycosnode_lite", allow_abbrev=False, epilog=EXAMPLES, usage="%(prog)s [options]",
+                     description="Lend the CPUs of this machine to one client of the cluster at a time.",
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(option.group for option in OPTIONS)}
+    for option in OPTIONS:
+        how: Dict[str, Any] = {"action": "store_const", "const": "yes"}
+        if option.metavar:
+            how = {"action": "append" if isinstance(option.default, tuple) else "store", "metavar": option.metavar}
+        text = "%s [%s]" % (option.text, option.variable)
+        groups[option.group].add_argument(*option.flags.split(), dest=option.name, help=text.replace("%", "%%"), **how)
+    return parser
+
+
+def _values(given: Dict[str, Any], environ: Mapping[str, str]) -> Dict[str, Any]:
+    """Each option's value: from the command line, else from the environment, else its default."""
+    values = {}
+    for option in OPTIONS:
+        source, text = next(flag for flag in option.flags.split() if flag.startswith("--")), given[option.name]
+        if text is None and environ.get(option.variable) and option.variable not in READ_ELSEWHERE:
+            source, text = option.variable, environ[option.variable]
+            if isinstance(option.default, tuple):
+                text = [part.strip() for part in text.split(",")]
+        try:
+            values[option.name] = (option.default if text is None else tuple(map(option.parse, text))
+                                   if isinstance(text, list) else option.parse(text))
+        except ValueError as error:
+            raise OptionError("%s: %s" % (source, error), option.hint) from None
+    return values
+
+
+def parse_options(argv: Optional[Sequence[str]] = None, environ: Mapping[str, str] = os.environ,
+                  available: Optional[Tuple[int, str]] = None) -> NodeOptions:
+    """The options of a command line (default: this program's) and the environment.
+
+    `available` is the number of CPUs and where it comes from (default: `available_cpus`). On a wrong option it prints
+    one line and a hint to stderr and raises SystemExit(2); after --help, SystemExit(0).
+    """
+    try:
+        values = _values(vars(_parser().parse_args(argv)), environ)
+        return check_options(values, available or available_cpus())
+    except OptionError as error:
+        sys.stderr.write("dispycosnode_lite: %s\n  hint: %s\n" % (error, error.hint))
+        raise SystemExit(2) from None
+
+
+def check_options(values: Dict[str, Any], available: Tuple[int, str]) -> NodeOptions:
+    """What has to do with more than one option, or with this machine; raises OptionError.
+
+    `values` are those of `OPTIONS` by name, `available` is what `available_cpus` gives.
+    """
+    warnings = _check_secret(values)
+    values["cpus"], values["cpus_note"] = _count_cpus(values["cpus"], *available)
+    values["tcp_ports"] = tuple(sorted({port for ports in values["tcp_ports"] for port in ports}))
+    values["auth"] = not values.pop("no_auth")
+    values["name"] = values["name"] or socket.gethostname() or "node"
+    try:
+        values["peers"] = tuple(pycoslite.Location.parse(peer, values["scheduler_port"]) for peer in values["peers"])
+    except ValueError as error:
+        raise OptionError("--peer: %s" % error, _PEER_HINT) from None
+    options = NodeOptions(warnings=warnings, **values)
+    if options.ports()[-1] > 65535:
+        raise OptionError("--tcp_ports: %d servers need ports up to %d" % (options.cpus, options.ports()[-1]),
+                          "list %d ports below 65536" % (options.cpus + 1))
+    return options
+
+
+def _check_secret(values: Dict[str, Any]) -> Tuple[str, ...]:
+    """Refuse what contradicts itself; returns warnings of what is allowed and unwise."""
+    secret, secret_file, open_to_all = values["secret"], values["secret_file"], values["no_auth"]
+    if secret and secret_file:
+        raise OptionError("--secret and --secret-file are both given", "keep --secret-file and leave the other one out")
+    if open_to_all and (secret or secret_file):
+        raise OptionError("--no-auth contradicts the secret that is given", "leave one of them out")
+    if open_to_all:
+        return ("authentication is switched off (--no-auth): whoever reaches this node can run programs as %s"
+                % getpass.getuser(),)
+    if secret:
+        return ("the secret is on the command line, where every user of this machine can read it (ps): put it in a "
+                "file that only you can read, and give --secret-file FILE",)
+    return ()
+
+
+def _count_cpus(asked: int, available: int, note: str) -> Tuple[int, str]:
+    """The number of servers for --cpus `asked`, and where it comes from."""
+    if asked > available:
+        raise OptionError("--cpus %d is more than this node has: %s" % (asked, note),
+                          "--cpus %d is the most, --cpus 0 means all" % available)
+    if available + asked < 1:
+        raise OptionError("--cpus %d leaves none: %s" % (asked, note), "--cpus %d leaves one" % (1 - available))
+    if asked == 0:
+        return available, note
+    return (asked if asked > 0 else available + asked), "--cpus %d of %s" % (asked, note)
+
+
+def available_cpus(root: str = "/") -> Tuple[int, str]:
+    """How many CPUs this process may use, and a phrase that says where the number comes from.
+
+    The least of the machine's count, the affinity mask and the quota of the control group (rounded up). `root` is where
+    the system's files are found.
+    """
+    count, note = os.cpu_count() or 1, "%d CPUs in this machine"
+    if hasattr(os, "sched_getaffinity"):
+        mask = len(os.sched_getaffinity(0))
+        if mask < count:
+            count, note = mask, "%d CPUs by the affinity mask (taskset)"
+    quota = cgroup_quota(root)
+    if quota is not None and math.ceil(quota) < count:
+        count, note = math.ceil(quota), "%%d CPUs by the control group's quota of %g" % quota
+    return count, note % count
+
+
+def cgroup_quota(root: str = "/") -> Optional[float]:
+    """The CPUs that the control groups of this process, version 1 or 2, let it use; None without a limit."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return None
+    quotas = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers:
+            quotas += _quotas(root, "", path, ("cpu.max",))
+        elif "cpu" in controllers.split(","):
+            for mount in ("cpu", controllers):
+                quotas += _quotas(root, mount, path, ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+    return min(quotas, default=None)
+
+
+def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[float]:
+    """The limits of a group and those above it; in a container the path may be the host's, and only "/" be there."""
+    found = []
+    parts = [part for part in path.split("/") if part]
+    for depth in range(len(parts), -1, -1):
+        folder = os.path.join(root, "sys/fs/cgroup", mount, *parts[:depth])
+        try:
+            words = []
+            for name in names:
+                with open(os.path.join(folder, name)) as file:
+                    words += file.read().split()
+            quota, period = int(words[0]), int(words[1])
+        except (OSError, ValueError, IndexError):       # not there, or "max": no limit at this level
+            continue
+        if quota > 0 and period > 0:
+            found.append(quota / period)
+    return found
+
 # ======================================================================================================================
 # 2. Node state (pure)                                                               events and now in, instructions out
 # ======================================================================================================================
+
+
+# A generation is a template process and its servers, made for one client and thrown away with it:
+#
+#     spare ---- a client reserves ----> serving ---- it releases, or is lost ----> ending ---- all is dead ----> (gone)
+#
+# There is one spare or one serving, never both: the next spare is forked when the client goes, not while it computes.
+# A server is starting, up or down; one that is down is started again, at once unless it keeps failing.
+
+STEADY_S = 1.0                                  # a server that was up for this long was not failing
+RESTART_DELAYS_S = (0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 5.0)    # before the next start, by failures in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class ForkGeneration:
+    """Start the template of a generation (again, if it died; its directory stays)."""
+
+    generation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StartServer:
+    """Start server `n` of a generation whose template was started before."""
+
+    generation: int
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KillServer:
+    """End one server; its death is reported like any other."""
+
+    generation: int
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KillGeneration:
+    """End a generation and delete its directory once it is dead."""
+
+    generation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerFacts:
+    """What a client is told of a server: `state` is "up" or "down", `reason` says of what it died."""
+
+    n: int
+    state: str
+    pid: Optional[int] = None
+    port: Optional[int] = None
+    process: Optional[str] = None
+    reason: Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """Tell a client that the node is its own; `servers` are those that are up, the others follow as TellServer."""
+
+    client: str
+    generation: int
+    cpus: int
+    servers: Tuple[ServerFacts, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """Tell a client its place in the queue (1 is next) and the name of the client that has the node."""
+
+    client: str
+    position: int
+    holder: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Refuse:
+    """Tell a client that it does not get what it asked for, and why."""
+
+    client: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TellServer:
+    """Tell the client that one of its servers came up or went down."""
+
+    client: str
+    server: ServerFacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Nothing runs any more, and nothing will: the program may end."""
+
+
+Instruction = Union[ForkGeneration, StartServer, KillServer, KillGeneration, Grant, Wait, Refuse, TellServer, Stop]
+
+
+@dataclasses.dataclass
+class Server:
+    """One server of a living generation."""
+
+    n: int
+    state: str = "starting"                     # or "up", "down"
+    pid: Optional[int] = None
+    port: Optional[int] = None
+    process: Optional[str] = None
+    reason: Optional[str] = None                # of its last death
+    up_since: Optional[float] = None
+    failures: int = 0                           # deaths in a row after less than STEADY_S
+    restart_reason: Optional[str] = None        # it is being killed because its client asked for that
+
+    def down(self, reason: str) -> None:
+        """It died."""
+        self.state, self.reason, self.up_since = "down", reason, None
+        self.port = self.process = self.restart_reason = None
+
+    def facts(self) -> ServerFacts:
+        """What its client may know."""
+        if self.state == "up":
+            return ServerFacts(self.n, "up", self.pid, self.port, self.process)
+        return ServerFacts(self.n, "down", self.pid, reason=self.reason)
+
+
+@dataclasses.dataclass
+class Generation:
+    """A template and its servers."""
+
+    number: int
+    servers: Dict[int, Server]
+    phase: str = "spare"                        # or "serving", "ending"
+    failures: int = 0                           # deaths of the template
+
+
+@dataclasses.dataclass
+class Holder:
+    """A client that has the node or waits for it."""
+
+    client: str                                 # identity: the hex id of its process
+    name: str                                   # for people
+    cpus: int                                   # how many servers it gets, the first ones
+
+
+class NodeState:
+    """Who has the node, who waits, which processes there should be: events and ``now`` in, instructions out.
+
+    Each event is a method that returns the instructions to carry out, in order. `now` is in seconds of any monotonic
+    clock; `tick` is to be called when `next_deadline` has come.
+    """
+
+    def __init__(self, cpus: int, serve: int = -1) -> None:
+        self.cpus = cpus
+        self.serve = serve                      # so many clients, then stop; -1: no limit
+        self.served = 0
+        self.holder: Optional[Holder] = None    # set as long as a generation is serving
+        self.queue: List[Holder] = []           # in the order of their requests; nobody waits while there is no holder
+        self.generations: Dict[int, Generation] = {}
+        self.refusal: Optional[str] = None      # to be set: no new clients, for this reason; who waits goes on waiting
+        self.stopping = False                   # and no new generation
+        self._due: Dict[Tuple[int, Optional[int]], float] = {}      # delayed starts; server number None: the template
+        self._last = 0                          # number of the newest generation
+
+    # -- clients
+
+    def fork_spare(self) -> List[Instruction]:
+        """Make a generation for the next client; called once, when the node begins."""
+        self._last += 1
+        servers = {n: Server(n) for n in range(1, self.cpus + 1)}
+        self.generations[self._last] = Generation(self._last, servers)
+        return self._begin(self._last, None)
+
+    def reserve(self, client: str, name: str, cpus: int = 0) -> List[Instruction]:
+        """A client wants the node; asking again while it has it, or waits for it, repeats the answer.
+
+        `cpus`: that many servers; 0 is all, negative is all but so many.
+        """
+        known = self._find(client)
+        if known:
+            return [self._grant()] if known is self.holder else [self._wait(known)]
+        granted = cpus if cpus > 0 else self.cpus + cpus
+        refusal = self.refusal or ("this node has %d cpus, asked for were %s" % (
+            self.cpus, cpus if cpus > 0 else "all but %d" % -cpus) if not 0 < granted <= self.cpus else None)
+        if refusal:
+            return [Refuse(client, refusal)]
+        self.queue.append(Holder(client, name, granted))
+        if self.holder is None:
+            return self._serve_next()
+        return [self._wait(self.queue[-1])]
+
+    def release(self, now: float, client: str) -> List[Instruction]:
+        """A client is done, or lost: the node is free for the next one, or the queue closes up."""
+        known = self._find(client)
+        if known is None:
+            return []
+        if known is not self.holder:
+            place = self.queue.index(known)
+            self.queue.remove(known)
+            return [self._wait(waiting) for waiting in self.queue[place:]]
+        self.holder = None
+        self.served += 1
+        out = self._end(self._current())
+        if self.served == self.serve:
+            return out + self.stop("this node has served the %d clients it was started for" % self.serve)
+        return out + self.fork_spare() + self._serve_next()
+
+    def restart(self, client: str, n: int, reason: str) -> List[Instruction]:
+        """The client wants a fresh server `n`, because of `reason`."""
+        if not self.holder or self.holder.client != client:
+            return [Refuse(client, "a server can be restarted only by the client that has the node")]
+        if not 1 <= n <= self.holder.cpus:
+            return [Refuse(client, "there is no server %d, only 1 to %d" % (n, self.holder.cpus))]
+        generation = self._current()
+        server = generation.servers[n]
+        server.restart_reason, server.failures = "restarted: " + reason, 0
+        if server.state != "down":
+            return [KillServer(generation.number, n)]
+        if (generation.number, None) in self._due:      # comes back together with its template
+            return []
+        return self._start_server(generation, n)
+
+    def stop(self, reason: str) -> List[Instruction]:
+        """End everything, and take no new clients; Stop comes when all processes are gone."""
+        self.stopping, self.refusal = True, reason
+        self.holder = None
+        out: List[Instruction] = [Refuse(waiting.client, reason) for waiting in self.queue]
+        self.queue.clear()
+        for generation in self.generations.values():
+            out += self._end(generation)
+        return out + self._stop_if_empty()
+
+    # -- processes
+
+    def server_started(self, generation: int, n: int, pid: int) -> List[Instruction]:
+        """A server's process exists."""
+        server = self._living(generation, n)
+        if server:
+            server.pid = pid
+        return []
+
+    def server_ready(self, now: float, generation: int, n: int, port: int, process: str) -> List[Instruction]:
+        """A server takes jobs at `port`; `process` is its hex id."""
+        server = self._living(generation, n)
+        if not server or server.state != "starting":
+            return []
+        server.state, server.port, server.process, server.up_since = "up", port, process, now
+        return self._tell(generation, server)
+
+    def server_died(self, now: float, generation: int, n: int, reason: str) -> List[Instruction]:
+        """A server's process is gone; `reason` is a short sentence."""
+        server = self._living(generation, n)
+        if not server or server.state == "down":
+            return []
+        steady = server.up_since is not None and now - server.up_since >= STEADY_S
+        wanted = server.restart_reason is not None
+        server.failures = 0 if steady or wanted else server.failures + 1
+        server.down(server.restart_reason or reason)
+        return self._tell(generation, server) + self._later(now, generation, n, server.failures)
+
+    def generation_died(self, now: float, generation: int, reason: str) -> List[Instruction]:
+        """A template is gone, and with it its servers: because it was told to, or by itself."""
+        found = self.generations.get(generation)
+        if not found:                           # it died by itself at the moment it was killed
+            return []
+        if found.phase == "ending":
+            del self.generations[generation]
+            return self._stop_if_empty()
+        out: List[Instruction] = []
+        for server in found.servers.values():
+            self._due.pop((generation, server.n), None)
+            if server.state != "down":
+                server.down("its template process: " + reason)
+                out += self._tell(generation, server)
+        found.failures += 1
+        return out + self._later(now, generation, None, found.failures)
+
+    def tick(self, now: float) -> List[Instruction]:
+        """Start what is due."""
+        out: List[Instruction] = []
+        for generation, n in [key for key, due in self._due.items() if due <= now]:
+            out += self._begin(generation, n)
+        return out
+
+    def next_deadline(self) -> Optional[float]:
+        """When `tick` has something to do; None: only after another event."""
+        return min(self._due.values(), default=None)
+
+    def status(self) -> Dict[str, Any]:
+        """The node at one glance, good for JSON: served, holder, waiting (names), refusal, servers (current ones)."""
+        current = [g for g in self.generations.values() if g.phase != "ending"]
+        return {"served": self.served, "holder": self.holder.name if self.holder else None,
+                "waiting": [waiting.name for waiting in self.queue], "refusal": self.refusal,
+                "servers": [dataclasses.asdict(server) for g in current for server in g.servers.values()]}
+
+    # -- steps of the above
+
+    def _find(self, client: str) -> Optional[Holder]:
+        """The client if it has the node or waits for it."""
+        for known in self.queue + ([self.holder] if self.holder else []):
+            if known.client == client:
+                return known
+        return None
+
+    def _current(self) -> Generation:
+        """The spare or serving one; there is one unless the node is stopping."""
+        return next(g for g in self.generations.values() if g.phase != "ending")
+
+    def _living(self, generation: int, n: int) -> Optional[Server]:
+        """A server; None when its generation is ending or gone, so that nothing about it matters any more."""
+        found = self.generations.get(generation)
+        return found.servers[n] if found and found.phase != "ending" else None
+
+    def _begin(self, generation: int, n: Optional[int]) -> List[Instruction]:
+        """Start a server, or (n is None) a template and all its servers."""
+        found = self.generations[generation]
+        if n is not None:
+            return self._start_server(found, n)
+        self._due.pop((generation, None), None)
+        out: List[Instruction] = [ForkGeneration(generation)]
+        for server in found.servers:
+            out += self._start_server(found, server)
+        return out
+
+    def _start_server(self, generation: Generation, n: int) -> List[Instruction]:
+        """From down to starting."""
+        self._due.pop((generation.number, n), None)
+        server = generation.servers[n]
+        server.state, server.pid, server.restart_reason = "starting", None, None
+        return [StartServer(generation.number, n)]
+
+    def _later(self, now: float, generation: int, n: Optional[int], failures: int) -> List[Instruction]:
+        """Start again what died: at once, or when `tick` finds it due."""
+        delay = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
+        if delay == 0:
+            return self._begin(generation, n)
+        self._due[generation, n] = now + delay
+        return []
+
+    def _serve_next(self) -> List[Instruction]:
+        """The spare goes to the first of the queue; the others hear of their new places."""
+        if not self.queue:
+            return []
+        self.holder = self.queue.pop(0)
+        self._current().phase = "serving"
+        return [self._grant()] + [self._wait(waiting) for waiting in self.queue]
+
+    def _grant(self) -> Grant:
+        """What the holder has to know."""
+        assert self.holder
+        generation = self._current()
+        servers = [generation.servers[n].facts() for n in range(1, self.holder.cpus + 1)]
+        return Grant(self.holder.client, generation.number, self.holder.cpus,
+                     tuple(server for server in servers if server.state == "up"))
+
+    def _wait(self, waiting: Holder) -> Wait:
+        """What a waiting client has to know."""
+        assert self.holder
+        return Wait(waiting.client, self.queue.index(waiting) + 1, self.holder.name)
+
+    def _tell(self, generation: int, server: Server) -> List[Instruction]:
+        """To the client whose server it is, if there is one."""
+        if not self.holder or self.generations[generation].phase != "serving" or server.n > self.holder.cpus:
+            return []
+        return [TellServer(self.holder.client, server.facts())]
+
+    def _end(self, generation: Generation) -> List[Instruction]:
+        """To phase ending, in which nothing is started any more; `generation_died` is its last event."""
+        if generation.phase == "ending":
+            return []
+        generation.phase = "ending"
+        self._due = {key: due for key, due in self._due.items() if key[0] != generation.number}
+        return [KillGeneration(generation.number)]
+
+    def _stop_if_empty(self) -> List[Instruction]:
+        """The last instruction there is."""
+        return [Stop()] if self.stopping and not self.generations else []
 
 # ======================================================================================================================
 # 3. Server process                                                                               runs the client's code
@@ -64,7 +795,7 @@ log = pycoslite.log
 # A line is addressed by a path: [] is the nursery, [7] the template of generation 7, [7, 2] its server number 2; a
 # forker takes the head off a line's "to" on its way down and puts its child's key in front of "from" on its way up.
 #
-# Everything hangs on who holds which end of a pipe: each end is held by one process alone, so whoever dies, and be it by
+# Everything hangs on who holds which end of a pipe: each end is held by one process alone, so whoever dies, even by
 # SIGKILL, closes it. A forker that reads the end of its parent kills what it started; a server kills its own group.
 
 SERVER_DIRECTORY = "dispycos_server_%d"         # below the client's directory, as the documents name it
@@ -73,6 +804,7 @@ JOIN_S = 5.0                                    # close() waits so long for proc
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)    # Windows has only one way to end a process
 
 Message = Dict[str, Any]
+NOT_RUNNING = {"event": "died", "pid": None, "returncode": None, "reason": "none of its processes runs"}
 
 
 def death_reason(returncode: int) -> str:
@@ -147,6 +879,7 @@ class Lines:
 
 
 def _parse_line(line: bytes) -> Optional[Message]:
+    """The message, or None: user code can write to its process's end of a pipe, and must not stop who reads it."""
     try:
         message = json.loads(line)
         if isinstance(message, dict):
@@ -174,7 +907,7 @@ class Control:
         self._lines.send({"report": facts})
 
     def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call ``listener(message)``, in this object's thread, for all that `Processes.tell` sends (earlier ones now)."""
+        """Call ``listener(message)``, in this object's thread, for what `Processes.tell` sends, and now for earlier."""
         with self._lock:
             heard, self._heard, self._listener = self._heard, [], listener
             for message in heard:
@@ -185,6 +918,7 @@ class Control:
         threading.Thread(target=self._watch, name="supervisor's line", daemon=True).start()
 
     def _watch(self) -> None:
+        """The thread: ends with the process only."""
         while True:
             messages = self._lines.receive()
             if messages is None:
@@ -214,6 +948,7 @@ def _serve(server_main: ServerMain, spec: Message, control: Control, directory: 
     """The rest of a fresh server process: give it its directory, watch its parent, run it."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     _enter(directory)
+    _tell_kernel("oom_score_adj", "500")        # when memory runs out, a job goes, and not the node
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)     # what a job prints is seen when it prints it
     control.start()
@@ -227,10 +962,27 @@ def _enter(directory: str) -> None:
     importlib.invalidate_caches()
 
 
+def _enter_client(directory: str) -> None:
+    """Likewise, and the first place to look for programs: the client's files are there."""
+    _enter(directory)
+    os.environ["PATH"] = directory + os.pathsep + os.environ.get("PATH", os.defpath)
+
+
 def _null_stdin() -> None:
+    """Make the standard input an empty one: user code must not read what is typed for the supervisor."""
     fd = os.open(os.devnull, os.O_RDONLY)
     os.dup2(fd, 0)
     os.close(fd)
+
+
+def _tell_kernel(name: str, text: str) -> None:
+    """Write to a file of /proc/self, where there is one; none of what is told is more than a convenience."""
+    if sys.platform.startswith("linux"):
+        try:
+            with open("/proc/self/" + name, "w") as file:
+                file.write(text)
+        except OSError:
+            pass
 
 
 def _default_signals() -> None:
@@ -249,7 +1001,11 @@ def _become(program: Callable[[], int]) -> NoReturn:
         _default_signals()
         status = program()
     except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        status = 0 if ended.code is None else 1
+        if isinstance(ended.code, int):
+            status = ended.code
+        elif ended.code is not None:            # sys.exit("the reason"), as the interpreter does it
+            print(ended.code, file=sys.stderr)
     except BaseException:                       # nothing may get out of here: the original's stack is below
         traceback.print_exc()
     finally:
@@ -258,6 +1014,7 @@ def _become(program: Callable[[], int]) -> NoReturn:
 
 
 def _flush_standard_files() -> None:
+    """Write out what print() has kept so far."""
     for file in (sys.stdout, sys.stderr):
         try:
             if file is not None:
@@ -321,6 +1078,7 @@ class _Forker:
             signal.signal(number, lambda signum, frame: None)
 
     def _wake_up(self, events: int) -> None:
+        """A signal came; run() asks for deaths in any case."""
         os.read(self._wake_fd, 4096)
 
     def _patience(self) -> Optional[float]:
@@ -329,6 +1087,7 @@ class _Forker:
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _kill_overdue(self) -> None:
+        """SIGKILL for those whose grace is over."""
         now = time.monotonic()
         for child in self._children.values():
             if child.kill_at is not None and child.kill_at <= now:
@@ -338,6 +1097,7 @@ class _Forker:
     # -- lines down and up
 
     def _from_parent(self, events: int) -> None:
+        """Its pipe is readable: lines, or its end."""
         messages = self._parent.receive()
         if messages is None:
             self._orphaned()
@@ -355,6 +1115,7 @@ class _Forker:
             self._watch(child)
 
     def _from_child(self, child: _Child, events: int) -> None:
+        """A child's pipe is readable, or takes more of what is pending."""
         if events & selectors.EVENT_WRITE:
             child.lines.flush()
         if not events & selectors.EVENT_READ or self._relay(child) is not None:
@@ -370,18 +1131,22 @@ class _Forker:
         return messages
 
     def _watch(self, child: _Child) -> None:
+        """Wait for what there is to do with a child's pipe now."""
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.lines.pending else 0)
         if child.lines in self._selector.get_map():
             self._selector.modify(child.lines, wanted, functools.partial(self._from_child, child))
 
     def _report(self, key: int, message: Message) -> None:
+        """Send up what child `key` says, or what is to be said of it."""
         self._parent.send(dict(message, **{"from": [key] + message.get("from", [])}))
 
     # -- birth
 
     def _on_fork(self, message: Message) -> None:
+        """{key, ...}: start child `key`; the rest is for `_child_main`."""
         ours, theirs = socket.socketpair()
         _flush_standard_files()                 # or the child would print it once more
+        gc.freeze()                             # the collector leaves what is there alone: its pages stay shared
         try:
             pid = os.fork()
         except OSError as error:                # out of processes or memory: as good as dead at once
@@ -400,6 +1165,7 @@ class _Forker:
         self._report(child.key, {"event": "started", "pid": pid})
 
     def _in_child(self, parent: Lines, message: Message) -> int:
+        """The child's first steps."""
         self._let_go()
         return self._child_main(parent, message)
 
@@ -415,6 +1181,7 @@ class _Forker:
     # -- death
 
     def _on_kill(self, message: Message) -> None:
+        """{key, grace_s}: end child `key`, if it is still there."""
         child = self._children.get(message["key"])
         if not child:
             return
@@ -425,6 +1192,7 @@ class _Forker:
             self._hit(child, SIGKILL)
 
     def _reap(self) -> None:
+        """Fetch all that died; orphans that user code left to us are among them."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -436,6 +1204,7 @@ class _Forker:
                 self._dead(child, _returncode(status))
 
     def _dead(self, child: _Child, returncode: int) -> None:
+        """It was reaped: end what it left, pass on its last words, then report its death."""
         del self._children[child.key]
         if child.lines in self._selector.get_map():
             self._selector.unregister(child.lines)
@@ -468,7 +1237,7 @@ class _Template(_Forker):
     directory = ""
 
     def _child_main(self, parent: Lines, message: Message) -> int:
-        _name_process("server %d" % message["key"])
+        _tell_kernel("comm", "pycos server %d" % message["key"])       # what ps and top show
         directory = os.path.join(self.directory, SERVER_DIRECTORY % message["key"])
         return _serve(self._server_main, message["spec"], Control(parent), directory)
 
@@ -477,6 +1246,7 @@ class _Template(_Forker):
         super()._report(key, {"event": "report", "report": message["report"]} if "report" in message else message)
 
     def _on_setup(self, message: Message) -> None:
+        """{spec}: run node_setup here, so that servers forked from now on share the memory it filled."""
         error: Optional[str] = "this node has no program for node_setup"
         try:
             if self._setup_main:
@@ -489,6 +1259,7 @@ class _Template(_Forker):
         self._parent.send({"event": "setup", "error": error})
 
     def _on_end(self, message: Message) -> None:
+        """{}: no more servers will be asked for."""
         self._ending = True
 
     def _hit(self, child: _Child, number: int) -> None:
@@ -499,6 +1270,7 @@ class _Template(_Forker):
             _kill_quietly(os.kill, pid, number)
 
     def _orphaned(self) -> None:
+        """The servers, and what they started, are in the group."""
         _end_group()
 
     _OPS = {"fork": _Forker._on_fork, "kill": _Forker._on_kill, "setup": _on_setup, "end": _on_end}
@@ -509,25 +1281,27 @@ class _Nursery(_Forker):
 
     def _child_main(self, parent: Lines, message: Message) -> int:
         os.setsid()
-        _name_process("template")
-        _enter(message["directory"])
-        os.environ["PATH"] = message["directory"] + os.pathsep + os.environ.get("PATH", os.defpath)
+        _tell_kernel("comm", "pycos template")
+        _enter_client(message["directory"])
         template = _Template(parent, self._server_main, self._setup_main)
         template.directory = message["directory"]
         return template.run()
 
     def _on_kill(self, message: Message) -> None:
+        """Likewise; the supervisor waits for "died" before it deletes files, so it gets one in any case."""
         super()._on_kill(message)
         child = self._children.get(message["key"])
-        if child:
+        if not child:
+            self._report(message["key"], dict(NOT_RUNNING))
+        else:
             child.lines.send({"to": [], "op": "end"})   # so that it does not outlive the last of its servers
             self._watch(child)
 
     def _hit(self, child: _Child, number: int) -> None:
         try:
             os.killpg(child.pid, number)
-        except ProcessLookupError:              # it has not come to setsid yet
-            os.kill(child.pid, number)
+        except (ProcessLookupError, PermissionError):   # it has not come to setsid yet, or is a zombie (macOS)
+            os.kill(child.pid, number)          # not reaped yet: the id is still its own
 
     def _bury(self, child: _Child) -> None:
         """Nothing of a generation outlives its template: neither its group nor what went to another group."""
@@ -536,6 +1310,7 @@ class _Nursery(_Forker):
             _kill_quietly(os.kill, pid, SIGKILL)
 
     def _orphaned(self, message: Optional[Message] = None) -> None:
+        """Each template is the leader of a group of its own; also done when the supervisor says "quit"."""
         children = list(self._children.values())
         for child in children:
             self._hit(child, SIGKILL)
@@ -580,16 +1355,6 @@ def _offspring(pid: int) -> List[int]:
     return found
 
 
-def _name_process(name: str) -> None:
-    """What ps and top show in place of another "python3", on Linux."""
-    if sys.platform.startswith("linux"):
-        try:
-            with open("/proc/self/comm", "w") as file:
-                file.write("pycos " + name)
-        except OSError:                         # only a convenience
-            pass
-
-
 def _close_descriptors_but(kept: int) -> None:
     """Close everything but the standard files and `kept`."""
     try:
@@ -605,10 +1370,11 @@ def _close_descriptors_but(kept: int) -> None:
 
 
 def _nursery_main(fd: int, server_main: ServerMain, setup_main: Optional[SetupMain]) -> int:
+    """In the process that the supervisor forked: be the nursery; `fd` is the line to the supervisor."""
     os.setsid()                                 # a Ctrl-C at the terminal is for the supervisor alone
     _close_descriptors_but(fd)
     _null_stdin()
-    _name_process("nursery")
+    _tell_kernel("comm", "pycos nursery")
     return _Nursery(Lines(fd), server_main, setup_main).run()
 
 
@@ -664,7 +1430,7 @@ class Processes:
         raise NotImplementedError
 
     def kill_generation(self, generation: int, grace_s: float = 0.0) -> None:
-        """End the template, its servers and what they started, like `kill_server`."""
+        """End the template, its servers and what they started, like `kill_server`; "died" comes in any case."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -681,9 +1447,10 @@ class ForkedProcesses(Processes):
     def start(self) -> None:
         """See `Processes.start`; raises MisuseError when this process has threads already."""
         if threading.active_count() > 1:
+            names = ", ".join(thread.name for thread in threading.enumerate())
             raise pycoslite.MisuseError(
                 "the processes of a node must be started before the first thread (now running: %s): call start() at "
-                "the program's beginning, or use start_method='spawn'" % ", ".join(t.name for t in threading.enumerate()))
+                "the program's beginning, or use start_method='spawn'" % names)
         ours, theirs = socket.socketpair()
         _flush_standard_files()
         self._pid = os.fork()
@@ -696,6 +1463,7 @@ class ForkedProcesses(Processes):
         self._reader.start()
 
     def _read(self) -> None:
+        """The thread: pass on what comes up, until the nursery is gone."""
         messages: Optional[List[Message]] = []
         while messages is not None:
             for message in messages:
@@ -706,11 +1474,13 @@ class ForkedProcesses(Processes):
                        "pid %d) is gone: %s" % (self._pid, death_reason(_returncode(status)))})
 
     def _deliver(self, message: Message) -> None:
+        """From a line's form to an event's."""
         generation, *n = message.pop("from")
         if not self._closing:
             self._report(dict(message, generation=generation, n=n[0] if n else None))
 
     def _send(self, to: List[int], op: str, **rest: Any) -> None:
+        """Let the forker at the end of path `to` do `op`."""
         self._lines.send(dict(rest, to=to, op=op))
 
     def new_generation(self, generation: int, directory: str) -> None:
@@ -791,12 +1561,14 @@ class _Spawned:
 
 
 def _lines_of(popen: "subprocess.Popen[bytes]") -> Lines:
+    """Its pipes, taken away from the Popen object, whose own locks and buffers are of no use here."""
     assert popen.stdin and popen.stdout
     with popen.stdin, popen.stdout:
         return Lines(os.dup(popen.stdout.fileno()), os.dup(popen.stdin.fileno()))
 
 
 def _hit_tree(popen: "subprocess.Popen[bytes]", number: int) -> None:
+    """Send a signal to a spawned server and what it started, as far as the system knows that."""
     if hasattr(os, "killpg"):
         _kill_quietly(os.killpg, popen.pid, number)
     else:                                       # Windows has no groups that could be killed, but a program for it
@@ -874,10 +1646,12 @@ class SpawnedProcesses(Processes):
         lines.close()
 
     def _tell(self, generation: int, n: Optional[int], **event: Any) -> None:
+        """Report; never with a lock held, as the receiver may call back or wait for another thread."""
         if not self._closing:
             self._report(dict(event, generation=generation, n=n))
 
     def _gone(self, server: _Spawned, pid: Optional[int], returncode: Optional[int], reason: str) -> None:
+        """A server's thread is done with it."""
         key = server.generation, server.n
         self._tell(*key, event="died", pid=pid, returncode=returncode, reason=reason)
         with self._lock:
@@ -886,12 +1660,13 @@ class SpawnedProcesses(Processes):
         self._end_if_empty(server.generation)
 
     def _end_if_empty(self, generation: int) -> None:
+        """Report the end of a generation that was killed, once, by whoever comes last."""
         with self._lock:
             if generation not in self._unwanted or any(key[0] == generation for key in self._servers):
                 return
             self._unwanted.remove(generation)
-            del self._directories[generation]
-        self._tell(generation, None, event="died", pid=None, returncode=0, reason="all its servers have ended")
+            self._directories.pop(generation, None)
+        self._tell(generation, None, **NOT_RUNNING)
 
     def tell(self, generation: int, n: int, message: Message) -> None:
         """See `Processes`."""
@@ -910,8 +1685,6 @@ class SpawnedProcesses(Processes):
     def kill_generation(self, generation: int, grace_s: float = 0.0) -> None:
         """See `Processes`."""
         with self._lock:
-            if generation not in self._directories:
-                return
             self._unwanted.add(generation)
             servers = [server for server in self._servers.values() if server.generation == generation]
         for server in servers:
@@ -952,6 +1725,7 @@ def _module_name(name: str) -> str:
 
 
 def _reference(function: Callable[..., Any]) -> List[str]:
+    """Where another process finds a function of a module's top level."""
     return [_module_name(function.__module__), function.__qualname__]
 
 
@@ -972,9 +1746,10 @@ def spawned_server() -> None:
 
 
 def _serve_spawned(lines: Lines, first: Message, later: List[Message]) -> int:
+    """What a template does for a forked server, and then the server's own program."""
     module, name = first["program"]
     server_main = getattr(importlib.import_module(module), name)
-    _enter(os.path.dirname(first["directory"]))
+    _enter_client(os.path.dirname(first["directory"]))
     return _serve(server_main, first["spec"], Control(lines, later), first["directory"])
 
 
@@ -1027,6 +1802,7 @@ class FileLock:
 
 
 def _lock_descriptor(fd: int) -> bool:
+    """Lock the file without waiting; False when it is locked already."""
     try:
         if fcntl:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1039,6 +1815,7 @@ def _lock_descriptor(fd: int) -> bool:
 
 
 def _same_file(fd: int, path: str) -> bool:
+    """Whether `path` still is the file that was opened."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
@@ -1165,6 +1942,7 @@ class NodeDirectory:
         return aside
 
     def _discard(self, paths: List[str]) -> None:
+        """Delete in a thread: a client may leave a million files, and nobody has to wait for that."""
         def delete() -> None:
             for path in paths:
                 remove_tree(path)

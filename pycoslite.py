@@ -14,7 +14,7 @@ other messages, whether they live in the same process or on another machine.
         server.send((task, 21))
         print((yield task.receive()))          # 42
 
-    pycoslite.Task(client, pycoslite.Task(server, daemon=True))
+    pycoslite.Task(client, pycoslite.Task(server))
 
 Sections (the banners below carry the same numbers and titles):
 
@@ -26,6 +26,16 @@ Sections (the banners below carry the same numbers and titles):
      6. Wire format (pure)
      7. Handshake (pure)
      8. Session (pure)
+     9. Poller and wake-up
+    10. Requests and tasks
+    11. Kernel
+    17. Secrets
+    18. Network engine
+    19. Links and peers
+    20. Network
+    21. Discovery
+    22. Remote tasks
+    23. Facade
 
 Rules that hold everywhere: importing starts nothing (no thread, socket, file, signal handler); sections marked
 "pure" take bytes, events and ``now`` and give bytes, events and instructions, and touch no socket, clock or thread;
@@ -34,15 +44,21 @@ a section uses only what stands above it; nothing on the wire names a Python mod
 from __future__ import annotations
 
 import atexit
+import copyreg
 import dataclasses
+import errno
 import functools
 import hashlib
 import hmac
+import importlib.util
 import inspect
 import itertools
 import json
 import logging
+import math
 import os
+import pickle
+import random
 import select
 import selectors
 import socket
@@ -55,7 +71,7 @@ import types
 from _thread import get_ident
 from collections import deque, namedtuple
 from heapq import heapify, heappop, heappush
-from typing import Any, Callable, Dict, Generator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Tuple, Union
 
 __version__ = "0.1.0"
 
@@ -124,6 +140,10 @@ class AuthenticationError(PycosError):
     """A handshake was refused, by us or by the other end; the sentence says why and what to change."""
 
 
+class SecretError(PycosError):
+    """The cluster's secret cannot be had; the sentence says why and what to do."""
+
+
 class PeerLost(PycosError):
     """The peer's process is gone, or was unreachable for longer than `Settings.give_up_s`."""
 
@@ -140,7 +160,35 @@ class MisuseError(PycosError):
 # 3. Logging and platform                                                             quiet unless the program asks
 # ======================================================================================================================
 
+PROTOCOL = 5                            # of pickle; every Python from 3.8 on reads it
+
 log = logging.getLogger("pycoslite")     # no handler: warnings and errors reach stderr, the rest only who asks for it
+
+
+class Singleton(type):
+    """Metaclass of classes that have one object: constructing again returns the first one, whatever the arguments."""
+
+    _instances: Dict[type, Any] = {}
+    _lock = threading.RLock()           # guards: _instances
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with Singleton._lock:
+            if cls not in Singleton._instances:
+                Singleton._instances[cls] = super().__call__(*args, **kwargs)
+            return Singleton._instances[cls]
+
+    def instance(cls, *args: Any, **kwargs: Any) -> Any:
+        """The object of `cls`, made with the arguments if there is none. Any thread."""
+        return cls(*args, **kwargs)
+
+    @staticmethod
+    def discard(cls: type) -> None:
+        """Forget the object of `cls`: the next construction makes a new one. Any thread."""
+        with Singleton._lock:
+            Singleton._instances.pop(cls, None)
+
+
+MetaSingleton = Singleton
 
 # ======================================================================================================================
 # 4. Timer queue (pure)                                                              deadlines in order; `now` comes in
@@ -638,9 +686,12 @@ class Handshake:
         self._inbox = bytearray()
         self._outbox = b""
         self._said = b""                # everything said so far, both ways
-        if len(nonce) != 32 or len(process_id) != 16 or len(self._info) > _INFO_BYTES:
-            raise MisuseError("a handshake takes 32 bytes of nonce, 16 of process id, up to %d of info (this one: "
-                              "%d, %d, %d)" % (_INFO_BYTES, len(nonce), len(process_id), len(self._info)))
+        for name, right in (("role", role in ("dial", "accept")), ("key", key is None or len(key) == 32),
+                            ("process_id", len(process_id) == 16), ("nonce", len(nonce) == 32),
+                            ("info", len(self._info) <= _INFO_BYTES)):
+            if not right:
+                raise MisuseError("a handshake takes role 'dial' or 'accept', a key of 32 bytes or None, 16 bytes of "
+                                  "process id, 32 of nonce, up to %d of info; wrong: %s" % (_INFO_BYTES, name))
         self._labels = (b"dial to accept", b"accept to dial")       # what we send, what we receive
         self._step: Optional[Callable[[], int]] = self._on_hello    # takes one message; returns its length or 0
         if role == "accept":
@@ -791,7 +842,7 @@ class Handshake:
 
 
 # ======================================================================================================================
-# 8. Session (pure)                                                    exactly once and in order, whatever connections do
+# 8. Session (pure)                                                   exactly once and in order, whatever connections do
 # ======================================================================================================================
 #
 # Spec. One per pair of processes; it outlives connections and ends with either process, or when it is given up. Each
@@ -996,7 +1047,7 @@ class Session:
         if count > self._sent:
             raise ProtocolError("%d messages were confirmed, only %d were sent" % (count, self._sent))
         kept, base = self._kept, self._base
-        while kept and base + len(kept[0][0]) <= count and not (self._rest and len(kept) == 1):
+        while kept and base + len(kept[0][0]) <= count:
             frames, _, nbytes = kept.popleft()
             base += len(frames)
             self._room_bytes += nbytes
@@ -1011,6 +1062,11 @@ class Session:
         if self._room_bytes * 2 >= limits.window_bytes and self._room_frames * 2 >= limits.window_messages:
             self._held = False
         return not self._held
+
+    def confirm(self) -> None:
+        """Let the next batch carry what is not confirmed yet, however little it is."""
+        if self._ack_frames:
+            self._ack_at = 0.0
 
     def _take_ack(self) -> bytes:
         self._ack_bytes = self._ack_frames = 0
@@ -1405,6 +1461,8 @@ def _signature(target: Any) -> Tuple[Optional[str], int]:
 
 
 _task_ids = itertools.count(1)
+NAMES: Dict[Tuple[str, str], Any] = {}          # (kind, name) -> what this process has registered
+NAME_WATCHERS: List[Callable] = []              # called with (kind, name, thing) for each new one
 
 
 class Task:
@@ -1601,6 +1659,25 @@ class Task:
         self.kernel.call(self.watch, functools.partial(_tell_monitor, monitor))
         return 0
 
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def register(self, name: Optional[str] = None) -> int:
+        """Let others find this task with `Task.locate(name)`; the default is its function's name. Any thread. Returns
+        0, or -1 when the name is taken, is no text, begins with '^', or the task has ended."""
+        name = self.name if name is None else name
+        if not isinstance(name, str) or name[:1] == "^" or self.generator is None:
+            return -1
+        if NAMES.setdefault(("task", name), self) is not self:
+            return -1
+        self.kernel.call(self.watch, functools.partial(_forget_name, ("task", name)))
+        for watcher in NAME_WATCHERS:
+            watcher("task", name, self)
+        return 0
+
+    def unregister(self, name: Optional[str] = None) -> int:
+        """Take a name back. Any thread. Returns 0, or -1 when the task does not have it."""
+        return _forget_name(("task", self.name if name is None else name), self)
+
     # -- for the kernel and the requests (kernel thread only) ----------------------------------------------------------
 
     def unpark(self, value: Any) -> None:
@@ -1674,6 +1751,14 @@ class Task:
                 log.debug("%r: error while it was terminated", self, exc_info=True)
         self.callers = None
         raise _Terminated
+
+
+def _forget_name(key: Tuple[str, str], task: Task) -> int:
+    """Remove a name, if it is that task's; also the watcher that does so at its end."""
+    if NAMES.get(key) is not task:
+        return -1
+    del NAMES[key]
+    return 0
 
 
 def _tell_monitor(monitor: Task, task: Task) -> None:
@@ -2000,9 +2085,14 @@ def _wait_at_exit() -> None:
         stop_default()
 
 
+STOPPERS: List[Callable[[], None]] = []     # what must end before the kernel that drives it
+
+
 def stop_default() -> None:
     """End the default kernel with all its tasks; the next task starts a new one. Not from within a task."""
     global _default
+    for stopper in STOPPERS:
+        stopper()
     with _default_lock:
         kernel, _default = _default, None
     if kernel is not None:
@@ -2018,3 +2108,2135 @@ def _forget_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+# ======================================================================================================================
+# 17. Secrets                                                                        who belongs to the cluster, section 5
+# ======================================================================================================================
+#
+# The key of a cluster is 32 bytes. It comes from, in this order: the argument or option; PYCOSLITE_SECRET (a text) or
+# PYCOSLITE_SECRET_FILE; ~/.pycoslite/secret, which is made on first use. A file of 64 hexadecimal digits is the key
+# itself; any other text was thought up by a person and is stretched, so that guessing costs a tenth of a second a try.
+
+_SECRET_FILE = os.path.join("~", ".pycoslite", "secret")
+_SALT = b"pycoslite cluster key"
+
+
+def secret_key(secret: Any = None, secret_file: Optional[str] = None) -> Optional[bytes]:
+    """The cluster's 32-byte key; None when `secret` is False, which runs the cluster open to everyone who can reach it.
+
+    `secret` is a text, `secret_file` names a file that holds one (or a random key); without either the environment and
+    then the user's own secret file decide, which is made when it is missing. Raises SecretError. Any thread.
+    """
+    if secret is False:
+        log.warning("running without authentication: whoever reaches this process can run code in it")
+        return None
+    if secret:
+        return _stretch(secret)
+    secret_file = secret_file or os.environ.get("PYCOSLITE_SECRET_FILE")
+    if secret_file:
+        return _key_of_file(os.path.expanduser(secret_file))
+    if os.environ.get("PYCOSLITE_SECRET"):
+        return _stretch(os.environ["PYCOSLITE_SECRET"])
+    path = os.path.expanduser(_SECRET_FILE)
+    if not os.path.exists(path):
+        _make_secret(path)
+    return _key_of_file(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _stretch(secret: Union[str, bytes]) -> bytes:
+    if not hasattr(hashlib, "scrypt"):
+        raise SecretError("this Python cannot stretch a typed secret (its OpenSSL lacks scrypt): use a secret file of 64 "
+                          "random hexadecimal digits instead")
+    text = secret.encode() if isinstance(secret, str) else bytes(secret)
+    return hashlib.scrypt(text, salt=_SALT, n=1 << 15, r=8, p=1, maxmem=64 << 20, dklen=32)
+
+
+def _key_of_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(4096).strip()
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise SecretError("cannot read the secret file %s (%s): copy it from a machine of the cluster, or name another "
+                          "with PYCOSLITE_SECRET_FILE" % (path, error.strerror)) from None
+    if not text:
+        raise SecretError("the secret file %s is empty: remove it to have a new one made, or copy it again" % path)
+    if os.name == "posix" and mode & 0o077:
+        log.warning("the secret file %s can be read by other users of this machine: run chmod 600 on it", path)
+    try:
+        key = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        key = b""
+    return key if len(key) == 32 else _stretch(text)
+
+
+def _make_secret(path: str) -> None:
+    """Write a new random key; of several processes that do so at once the first wins and all use its key."""
+    folder = os.path.dirname(path)
+    fresh = "%s.%d" % (path, os.getpid())
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(os.urandom(32).hex() + "\n")
+        try:
+            os.link(fresh, path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(fresh)
+    except OSError as error:
+        raise SecretError("cannot make the secret file %s (%s): set HOME to a folder that can be written, or name a "
+                          "secret file with PYCOSLITE_SECRET_FILE" % (path, error.strerror)) from None
+    log.info("made a new cluster secret: %s (copy it to the other machines)", path)
+
+
+# ======================================================================================================================
+# 18. Network engine                                                        one lock, one thread at a time, see the rules
+# ======================================================================================================================
+#
+# The engine is a second kernel. It runs everything that has to do with peers (and the SysTasks), never user code, and
+# whoever drives it holds its lock:
+#
+#   the user kernel's thread   each time its loop comes round (`Engine.visit`); it also sleeps in the engine's poller, in
+#                              which the user kernel's own poller is nested, and does so without the lock
+#   the watcher thread         when the user kernel has not come round for `takeover_s` because a task computes or
+#                              blocks; it gives the engine back when asked. It sleeps while the user kernel does.
+#   any other thread           for the length of one call (`Engine.post`), if the lock is free
+#
+# Where pollers do not nest (Windows) the watcher drives it all the time.
+
+
+class _Later:
+    """A call to be made by a kernel at some time; `cancel` takes it back (kernel thread only)."""
+
+    __slots__ = ("kernel", "timer", "function", "args")
+
+    def __init__(self, kernel: Kernel, delay_s: float, function: Callable, args: tuple) -> None:
+        self.kernel = kernel
+        self.timer = 0
+        self.function = function
+        self.args = args
+        kernel.timers.push(kernel.clock() + delay_s, self)
+
+    def expire(self) -> None:
+        """The time has come."""
+        try:
+            self.function(*self.args)
+        except Exception:
+            log.exception("a timed call failed: %r", self.function)
+
+    def cancel(self) -> None:
+        """Do not make the call; harmless when it was made."""
+        self.kernel.timers.cancel(self)
+
+
+class Engine(Kernel):
+    """The kernel of the network; `host` is the user kernel beside it."""
+
+    def __init__(self, host: Kernel) -> None:
+        super().__init__()
+        self.host = host
+        self.lock = threading.Lock()        # guards: the engine's whole state and every peer, link and session
+        self._nests = self.poller.nests and host.poller.nests
+        self._wanted = False                # a thread waits for the lock while the watcher has it
+        self._dozing = False                # the watcher sleeps until the host wakes up
+        self._awake = threading.Event()
+        self._tick = threading.Event()      # never set but at the end: the watcher's clock
+        self._sleep_until: Optional[float] = None
+        self._watcher = threading.Thread(target=self._watch, name="pycoslite network watcher", daemon=True)
+
+    def begin(self) -> None:
+        """Start to be driven. Host's thread or before it runs."""
+        if self._nests:
+            self.poller.register(self.host.poller.fileno(), READ, self._host_events)
+            self.host.guest = self
+            self.host.waker.wake()
+        self._watcher.start()
+
+    def end(self) -> None:
+        """Stop being driven. The host has stopped, or this is its thread."""
+        self.host.guest = None
+        self.stopping = True
+        self._tick.set()
+        self._awake.set()
+        self.waker.wake()
+        self._watcher.join()
+        self.close()
+
+    # -- entering ------------------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Take the lock, from the watcher too."""
+        if not self.lock.acquire(False):
+            self._wanted = True
+            self.waker.wake()
+            self.lock.acquire()
+            self._wanted = False
+        self.owner = get_ident()
+
+    def leave(self) -> None:
+        """Give the lock back."""
+        self.owner = None
+        self.lock.release()
+
+    def post(self, function: Callable, *args: Any) -> None:
+        """Call `function(*args)` in the engine: at once when it is idle, else soon. Any thread."""
+        if self.owner != get_ident() and self.lock.acquire(False):
+            self.owner = get_ident()
+            try:
+                self.inbox.append((function, args))
+                self.work()
+                deadline = self.timers.next_deadline()
+            finally:
+                self.leave()
+            until = self._sleep_until
+            if self.ready or deadline is not None and until is not None and deadline < until:
+                self.rouse()
+        else:
+            self.inbox.append((function, args))
+            self.rouse()
+
+    def adopt(self, task: Task) -> None:
+        """Schedule a new system task. Any thread."""
+        super().adopt(task)
+        self.rouse()
+
+    def rouse(self) -> None:
+        """Let whoever sleeps in the poller look again. Any thread."""
+        if self.sleeping or self.host.sleeping:
+            self.waker.wake()
+
+    def call_later(self, delay_s: float, function: Callable, *args: Any) -> _Later:
+        """Call `function(*args)` in `delay_s` seconds; returns something with `cancel()`. Engine only."""
+        return _Later(self, delay_s, function, args)
+
+    # -- driving -------------------------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """All there is to do without looking at descriptors. With the lock."""
+        self.run_inbox()
+        self.run_timers()
+        self.run_ready()
+        self.run_inbox()                    # what the tasks have sent (see Peer.mark)
+
+    def visit(self) -> None:
+        """The host's loop has come round: work, then sleep until something happens. Host's thread."""
+        host = self.host
+        self.enter()
+        try:
+            self.work()
+            timeout = self._timeout()
+            if timeout == 0 and self.clock() - self.polled >= POLL_EVERY_S:
+                self._handle(self.poller.poll(0))
+        finally:
+            self.leave()
+        if timeout != 0:
+            self._sleep(host, timeout)
+
+    def _timeout(self) -> Optional[float]:
+        mine, other = self.timeout(), self.host.timeout()
+        if mine is None or other is None:
+            return other if mine is None else mine
+        return min(mine, other)
+
+    def _sleep(self, host: Kernel, timeout: Optional[float]) -> None:
+        self._sleep_until = math.inf if timeout is None else self.clock() + timeout
+        host.sleeping = True
+        if host.ready or host.inbox or self.ready or self.inbox:
+            timeout = 0                     # came in before `sleeping` was set, so nobody woke us
+        events = self.poller.poll(timeout)
+        host.sleeping = False
+        if self._dozing:
+            self._dozing = False
+            self._awake.set()
+        if events:
+            self.enter()
+            try:
+                self._handle(events)
+            finally:
+                self.leave()
+
+    def _handle(self, events: list) -> None:
+        self.polled = self.clock()
+        if self.host.inbox and self.owner == self.host.owner:
+            self.host.run_inbox()           # what the watcher left there came before what is about to be read
+        for handler, mask in events:
+            try:
+                handler(mask)
+            except Exception:
+                log.exception("a descriptor's handler failed: %r", handler)
+        self.run_inbox()                    # what the handlers have sent
+
+    def _host_events(self, _mask: int) -> None:
+        """A descriptor of the user kernel is ready. Host's thread (the watcher does not watch these)."""
+        for handler, mask in self.host.poller.poll(0):
+            handler(mask)
+
+    # -- the watcher ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        host = self.host
+        while not self.stopping:
+            rounds = host.rounds
+            if host.sleeping:
+                self._dozing = True
+                if host.sleeping:           # still: it will see `_dozing` when it wakes up
+                    self._awake.wait()
+                self._awake.clear()
+            if self._nests:
+                self._tick.wait(settings.takeover_s)
+            if not self._nests or host.rounds == rounds and not host.sleeping and host.owner is not None:
+                self._take_over(rounds)
+
+    def _take_over(self, rounds: int) -> None:
+        """Drive the engine until the host comes round again."""
+        host = self.host
+        self.enter()
+        log.debug("the network is driven by the watcher")
+        try:
+            if self._nests:
+                self.poller.unregister(host.poller.fileno())
+            while not (self.stopping or self._wanted or self._nests and host.rounds != rounds):
+                self.work()
+                self.sleeping = True
+                timeout = 0 if self._wanted or self.ready or self.inbox else self.timeout()
+                events = self.poller.poll(timeout)
+                self.sleeping = False
+                self._handle(events)
+        finally:
+            if self._nests and not self.stopping:
+                self.poller.register(host.poller.fileno(), READ, self._host_events)
+            self.leave()
+
+# ======================================================================================================================
+# 19. Links and peers                                                            engine only, unless a method says else
+# ======================================================================================================================
+#
+# A link is one TCP connection, a peer is another process. What a link goes through:
+#
+#   connecting (dialled only) -> handshake -> session (SESSION frames cross) -> up -> closed
+#
+# Of two links with the same peer (both dialled at once) both ends keep the one that the smaller process id dialled: it
+# replaces the other at once; the other, if it comes second, waits unread as `candidate` until the first has answered a
+# PING (then it is closed) or proved dead (then it takes over). A peer without a link:
+#
+#   down      dialling with growing pauses; messages are kept; 'offline' is told after `refused_s`
+#   refused   its port refuses for `refused_s`: the process is gone
+#   lost      gone, or down for `give_up_s`, or it said BYE: what is unconfirmed is reported, waiting requests fail
+
+RECEIVE_BYTES = 256 * 1024
+_REQUEST_HEAD = struct.Struct(">II")    # request number (0: no answer wanted), bytes of JSON
+_REPLY_HEAD = struct.Struct(">IBI")     # request number, 0 done or 1 failed, bytes of JSON
+REQUEST, REPLY = 16, 17                 # frame codes
+_FIRST_SEQUENCED = Code.FIRST_SEQUENCED
+_UNCOPIED = 64 * 1024                   # a frame this long goes out from the buffers it was given in
+
+
+class Link:
+    """One connection, from its first byte to its last."""
+
+    __slots__ = ("network", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener", "decoder", "unsent",
+                 "interest", "connecting", "last_in", "last_out", "timer", "leftover", "answered")
+
+    def __init__(self, network: "Network", sock: socket.socket, role: str, where: str, dial: Any = None) -> None:
+        self.network = network
+        self.sock: Optional[socket.socket] = sock
+        self.role = role                    # 'dial' or 'accept'
+        self.where = where                  # the other end, for sentences
+        self.dial = dial                    # the _Dial it belongs to
+        self.peer: Optional[Peer] = None    # once authenticated
+        self.unsent: list = []              # buffers the socket has not taken yet
+        self.connecting = role == "dial"
+        self.handshake = network.handshake(role)
+        self.leftover = b""
+        self.answered = False               # the candidate's rival has been heard since it was asked
+        self.timer = 0
+        self.last_in = self.last_out = network.engine.clock()
+        self.interest = WRITE if self.connecting else READ
+        network.engine.poller.register(sock.fileno(), self.interest, self.on_events)
+        network.engine.timers.push(self.last_in + settings.handshake_s, self)
+        if not self.connecting:
+            self.write([self.handshake.data_to_send()])
+
+    # -- descriptor events ---------------------------------------------------------------------------------------------
+
+    def on_events(self, events: int) -> None:
+        """The socket is ready."""
+        if self.connecting:
+            self._connected()
+            return
+        if events & READ and self.sock is not None:
+            self.read()
+        if events & WRITE and self.sock is not None:
+            self._writable()
+
+    def _connected(self) -> None:
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.fail(OSError(error, os.strerror(error)))
+        else:
+            self.connecting = False
+            self._watch(READ)
+
+    def read(self) -> None:
+        """Take what has come."""
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.fail(error)
+            return
+        if not data:
+            self.fail(ConnectionError("the other end closed the connection"))
+            return
+        self.last_in = self.network.engine.clock()
+        try:
+            if self.peer is None:
+                self._shake(data)
+            else:
+                self.take(data)
+        except PycosError as error:
+            self.fail(error)
+
+    def _shake(self, data: bytes) -> None:
+        handshake = self.handshake
+        try:
+            handshake.receive(data)
+        finally:
+            self.write([handshake.data_to_send()])
+        if handshake.result is not None and self.sock is not None:
+            result = handshake.result
+            self.handshake = None
+            self.sealer = RecordSealer(result.send_key)
+            self.opener = RecordOpener(result.receive_key)
+            self.decoder = FrameDecoder(settings.frame_bytes)
+            self.leftover = result.leftover
+            self.network.authenticated(self, result)
+
+    def take(self, data: bytes) -> None:
+        """Records of an authenticated peer: hand their frames to whom they concern."""
+        peer = self.peer
+        handlers = self.network.frame_handlers
+        for body in self.opener.feed(data):
+            count = 0
+            for code, payload in self.decoder.feed(body):
+                if code < _FIRST_SEQUENCED:
+                    peer.on_link_frame(self, code, payload)
+                    continue
+                count += 1
+                try:
+                    handlers[code](peer, payload)
+                except Exception:
+                    log.exception("%s: a message of kind %d could not be handled", peer, code)
+            if count and self.sock is not None:         # at once: what follows in `data` may end the connection
+                peer.note_received(count, len(body), self.last_in)
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def write(self, buffers: list) -> bool:
+        """Send; what the socket does not take is kept for later. True when all is gone."""
+        if self.unsent:
+            self.unsent += buffers
+            return False
+        try:
+            sent = self.sock.send(buffers[0]) if len(buffers) == 1 else self._sendmsg(buffers)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.fail(error)
+            return False
+        self.last_out = self.network.engine.clock()
+        self.unsent = _behind(buffers, sent)
+        if self.unsent:
+            self._watch(READ | WRITE)
+            return False
+        return True
+
+    def _sendmsg(self, buffers: list) -> int:
+        if hasattr(self.sock, "sendmsg"):
+            return self.sock.sendmsg(buffers)
+        return self.sock.send(b"".join(buffers))        # Windows
+
+    def _writable(self) -> None:
+        buffers, self.unsent = self.unsent, []
+        if buffers and not self.write(buffers):
+            return
+        self._watch(READ)
+        if self.peer is not None and self.peer.link is self:
+            self.peer.flush()
+
+    def _watch(self, interest: int) -> None:
+        if self.sock is not None and interest != self.interest:
+            self.interest = interest
+            self.network.engine.poller.modify(self.sock.fileno(), interest)
+
+    def pause(self) -> None:
+        """Do not read on: a candidate waits."""
+        self._watch(0)
+
+    def resume(self) -> None:
+        """Read (again), beginning with what came behind the handshake."""
+        self._watch(READ)
+        data, self.leftover = self.leftover, b""
+        if data:
+            try:
+                self.take(data)
+            except PycosError as error:
+                self.fail(error)
+
+    # -- time and end --------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Its timer: the handshake took too long, or it is time to show or to look for a sign of life."""
+        if self.connecting:
+            self.fail(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+            return
+        if self.peer is None:
+            self.fail(OperationTimeout("the handshake was not finished within %g seconds: is what answers there "
+                                       "pycoslite?" % settings.handshake_s))
+            return
+        engine, limit_s = self.network.engine, settings.heartbeat_s * settings.missed_heartbeats
+        if engine.clock() - self.last_in >= limit_s:
+            self.read()                     # it may have spoken while nobody here listened
+            if self.sock is None:
+                return
+            if engine.clock() - self.last_in >= limit_s:
+                self.fail(OperationTimeout("nothing was heard from it for %g seconds" % limit_s))
+                return
+        if engine.clock() - self.last_out >= settings.heartbeat_s:
+            self.peer.session.control(encode_frame(Code.PING, b""))
+            self.peer.flush()
+        self.arm()
+
+    def arm(self) -> None:
+        """Set the timer for the next sign of life that is due, here or there."""
+        if self.sock is not None:
+            engine = self.network.engine
+            engine.timers.cancel(self)
+            due = min(self.last_out + settings.heartbeat_s,
+                      self.last_in + settings.heartbeat_s * settings.missed_heartbeats)
+            engine.timers.push(max(due, engine.clock() + 0.01), self)
+
+    def fail(self, error: Exception) -> None:
+        """The connection cannot go on; whoever it belongs to is told."""
+        if self.sock is None:
+            return
+        self.close()
+        if self.peer is not None:
+            self.peer.link_failed(self, error)
+        elif self.dial is not None:
+            self.dial.failed(error)
+        else:
+            self.network.refused(self, error)
+
+    def close(self) -> None:
+        """Let go of the socket; tells nobody."""
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            engine = self.network.engine
+            engine.timers.cancel(self)
+            engine.poller.unregister(sock.fileno())
+            self.network.links.discard(self)
+            sock.close()
+
+
+def _behind(buffers: list, sent: int) -> list:
+    """What is left of `buffers` once their first `sent` bytes are gone."""
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:] if sent else buffer, *buffers[index + 1:]]
+        sent -= len(buffer)
+    return []
+
+
+class _Ask(Request):
+    """A request to a peer; the asking system task waits for the reply."""
+
+    __slots__ = ("peer", "op", "args", "payload", "timeout", "number")
+
+    def __init__(self, peer: "Peer", op: str, args: dict, payload: bytes, timeout: Optional[float]) -> None:
+        self.peer, self.op, self.args, self.payload, self.timeout = peer, op, args, payload, timeout
+        self.number = 0
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        peer = self.peer
+        if peer.state == "lost":
+            task.step = task._throwing
+            task.carried = PeerLost("%s is gone: %s" % (peer, peer.reason))
+            return True
+        peer.last_request = self.number = peer.last_request % 0xFFFFFFFF + 1
+        peer.requests[self.number] = task
+        if self.timeout is not None:
+            kernel.timers.push(kernel.clock() + self.timeout, task)
+        task.wait = self
+        peer.send_request(self.number, self.op, self.args, self.payload)
+        return False
+
+    def expired(self, task: Task) -> Any:
+        self.abandon(task)
+        raise OperationTimeout("%s did not answer '%s' within %g seconds" % (self.peer, self.op, self.timeout))
+
+    def abandon(self, task: Task) -> None:
+        self.peer.requests.pop(self.number, None)
+
+
+class Peer:
+    """Another process of the cluster; made by `Network`. Read `name`, `info`, `location`, `process_id`, `online`."""
+
+    def __init__(self, network: "Network", process_id: bytes) -> None:
+        self.network = network
+        self.process_id = process_id
+        self.info: dict = {}
+        self.locations: List[Location] = []     # where it can be dialled, best first
+        self.session = Session(_random_id())
+        self.link: Optional[Link] = None
+        self.candidate: Optional[Link] = None
+        self.state = "down"                     # 'down', 'up' or 'lost'; set only by _online, _down and lost
+        self.told_online = False                # the listeners believe it is online
+        self.reason = ""
+        self.requests: Dict[int, Task] = {}
+        self.last_request = 0
+        self.outbox: deque = deque()            # (frame, bytes) not yet handed to the session; any thread appends
+        self.marked = False                     # a flush is on its way
+        self.held: list = []                    # called once the window has room again
+        self.dial: Optional[_Dial] = None
+        self.redial: Optional[_Later] = None
+        self.ack_timer: Optional[_Later] = None
+        self.since = 0.0                        # when it went down
+        self.refused_since: Optional[float] = None
+        self.pause_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return str(self.info.get("name", ""))
+
+    @property
+    def location(self) -> Optional[Location]:
+        """Where it can be reached, if it can."""
+        return self.locations[0] if self.locations else None
+
+    @property
+    def online(self) -> bool:
+        """Whether there is a working connection at this moment."""
+        return self.state == "up"
+
+    def __repr__(self) -> str:
+        return '"%s" @ %s' % (self.name, self.location or self.process_id.hex()[:8])
+
+    # -- sending: any thread -------------------------------------------------------------------------------------------
+
+    def send_frame(self, code: int, *parts: Any) -> bool:
+        """Send a sequenced frame made of bytes-like parts. Any thread. False when the peer's window is full (the frame
+        is taken all the same: hold back what follows)."""
+        size = sum(map(len, parts))
+        frame: Any = encode_frame(code, *parts) if size < _UNCOPIED else frame_buffers(code, *parts)
+        self.outbox.append((frame, size + 5))
+        if not self.marked:
+            self.mark()
+        return self.session.below_window
+
+    def mark(self) -> None:
+        """Have the engine flush this peer soon. Any thread."""
+        self.marked = True
+        engine = self.network.engine
+        engine.inbox.append((self.flush, ()))
+        engine.rouse()
+
+    def send_request(self, number: int, op: str, args: dict, payload: bytes) -> None:
+        """Send a request frame; number 0 wants no reply. Any thread."""
+        head = json.dumps({"op": op, "args": args}, separators=(",", ":")).encode()
+        self.send_frame(REQUEST, _REQUEST_HEAD.pack(number, len(head)), head, payload)
+
+    def notify(self, op: str, args: dict, payload: bytes = b"") -> None:
+        """A request without a reply. Any thread."""
+        self.send_request(0, op, args, payload)
+
+    def request(self, op: str, args: Optional[dict] = None, payload: bytes = b"",
+                timeout: Optional[float] = None) -> Request:
+        """Ask the peer; gives (dict, bytes). Use with yield in a system task. Raises PeerLost, OperationTimeout after
+        `timeout` seconds (None: never), PycosError with the peer's sentence when it refuses."""
+        return _Ask(self, op, args or {}, payload, timeout)
+
+    # -- the session -----------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Hand what is queued to the socket, as far as it takes it."""
+        self.marked = False                     # before the outbox is emptied: what comes later marks again
+        outbox, session = self.outbox, self.session
+        if self.state == "lost":
+            outbox.clear()
+            return
+        while outbox:
+            frame, size = outbox.popleft()
+            session.push(frame, size)
+        link = self.link
+        if link is None:
+            if self.dial is None and self.redial is None:
+                self._down(ConnectionError("not connected yet"))        # a reference came from elsewhere: dial it
+            return
+        if link.unsent:
+            return
+        clock, seal = self.network.engine.clock, link.sealer.seal
+        while link.sock is not None:
+            parts = session.next_batch(min(settings.record_bytes, RECORD_CAP), clock())
+            if not parts or not link.write(seal(parts)):
+                break
+
+    def note_received(self, count: int, size: int, now: float) -> None:
+        """Sequenced frames were handled: confirm them in time."""
+        session = self.session
+        try:
+            session.note_received(count, size, now)
+        except ProtocolError as error:
+            if self.link is not None:
+                self.link.fail(error)
+            return
+        due = session.ack_deadline
+        if due == 0.0:
+            self.flush()
+        elif self.ack_timer is None and due is not None:
+            self.ack_timer = self.network.engine.call_later(max(0.0, due - now), self._confirm)
+
+    def _confirm(self) -> None:
+        self.ack_timer = None
+        self.flush()
+
+    def on_link_frame(self, link: Link, code: int, body: bytes) -> None:
+        """SESSION, ACK, PING, PONG or BYE came."""
+        handler = _LINK_FRAMES.get(code)
+        if handler is None:
+            raise ProtocolError("a frame of the unknown kind %d" % code)
+        handler(self, link, body)
+
+    def _on_session(self, link: Link, body: bytes) -> None:
+        outcome = self.session.on_session(*parse_session(body))
+        if outcome == "mismatch":
+            self._report(self.session.restart(_random_id()), "the peer began a new session")
+            link.fail(ConnectionError("the sessions of both ends differ; connecting again"))
+            return
+        self._online()
+        self.flush()
+        if self.session.below_window:
+            self._release()
+
+    def _on_ack(self, _link: Link, body: bytes) -> None:
+        if self.session.on_ack(parse_ack(body)):
+            self._release()
+
+    def _on_ping(self, _link: Link, body: bytes) -> None:
+        self.session.control(encode_frame(Code.PONG, bytes(body)))
+        self.flush()
+
+    def _on_pong(self, link: Link, _body: bytes) -> None:
+        if self.candidate is not None and link is self.link:
+            self.candidate.close()
+            self.candidate = None
+
+    def _on_bye(self, _link: Link, body: bytes) -> None:
+        self.lost(bytes(body).decode("utf8", "replace") or "it has ended")
+
+    def _release(self) -> None:
+        held, self.held = self.held, []
+        for function in held:
+            function()
+
+    def _report(self, unconfirmed: list, why: str) -> None:
+        if unconfirmed:
+            log.warning("%s: %d messages could not be confirmed: %s", self, len(unconfirmed), why)
+
+    # -- links come and go ---------------------------------------------------------------------------------------------
+
+    def adopt(self, link: Link) -> None:
+        """An authenticated link: use it, or hold it as a candidate beside a better one."""
+        link.peer = self
+        old = self.link
+        if old is not None and self._preferred(old) and not self._preferred(link):
+            if self.candidate is not None:
+                self.candidate.close()
+            self.candidate = link
+            link.pause()
+            self.session.control(encode_frame(Code.PING, b""))
+            self.flush()
+            self.network.engine.call_later(1.0, self._prefer, link, old)
+            return
+        if old is not None:
+            old.close()
+        self._use(link)
+
+    def _prefer(self, link: Link, old: Link) -> None:
+        """The old link had a second to answer and did not."""
+        if self.candidate is link:
+            if self.link is old:
+                old.close()
+            self.candidate = None
+            self._use(link)
+
+    def _preferred(self, link: Link) -> bool:
+        """Whether the smaller process id dialled it."""
+        return (link.role == "dial") == (self.network.process_id < self.process_id)
+
+    def _use(self, link: Link) -> None:
+        self.link = link
+        self._stop_dialling()
+        self.session.connected()
+        link.arm()
+        self.flush()
+        link.resume()
+
+    def link_failed(self, link: Link, error: Exception) -> None:
+        """A link has broken."""
+        if link is self.candidate:
+            self.candidate = None
+        elif link is self.link:
+            self.link = None
+            self.session.disconnected()
+            if self.candidate is not None:
+                self._prefer(self.candidate, link)
+            elif self.state != "lost":
+                self._down(error)
+
+    def _online(self) -> None:
+        self.state = "up"
+        self.refused_since = None
+        self.pause_s = 0.0
+        if not self.told_online:
+            self.told_online = True
+            log.info("%s is online", self)
+            self.network.tell(self, "online", "")
+        self.network.came_online(self)
+
+    def _down(self, error: Exception) -> None:
+        engine = self.network.engine
+        self.state, self.reason = "down", str(error)
+        self.since = engine.clock()
+        self.refused_since = None
+        log.debug("%s: connection broken: %s", self, error)
+        engine.call_later(settings.refused_s, self._still_down, self.since)
+        first = 0.0 if self.network.process_id < self.process_id else 0.1      # not both at once
+        self.redial = engine.call_later(first, self._dial_again)
+
+    def _still_down(self, since: float) -> None:
+        if self.state == "down" and self.since == since and self.told_online:
+            self.told_online = False
+            log.info("%s is offline: %s", self, self.reason)
+            self.network.tell(self, "offline", self.reason)
+
+    def _dial_again(self) -> None:
+        self.redial = None
+        if self.state != "down" or self.network.closing:
+            return
+        if self.locations:
+            self.dial = _Dial(self.network, self.locations, self._dialled, expect=self.process_id)
+            self.dial.next()
+        else:
+            self._dialled(None, ConnectionError("its address is not known"), False)
+
+    def _dialled(self, peer: Optional["Peer"], error: Optional[Exception], refused: bool) -> None:
+        """An attempt to reach it again has ended."""
+        self.dial = None
+        if peer is self or self.state != "down":
+            return
+        now = self.network.engine.clock()
+        if refused and self.refused_since is None:
+            self.refused_since = now
+        elif not refused:
+            self.refused_since = None
+        if refused and now - self.refused_since >= settings.refused_s * 0.8 or peer is not None:
+            self.lost("its process has ended (nothing listens at %s any more)" % self.location)
+        elif now - self.since >= settings.give_up_s:
+            self.lost("not reached for %g seconds: %s" % (settings.give_up_s, error))
+        else:
+            limit_s = settings.refused_s / 5 if refused else settings.reconnect_max_s
+            self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), limit_s)
+            pause_s = min(self.pause_s * random.uniform(0.8, 1.2), self.since + settings.give_up_s - now)
+            self.redial = self.network.engine.call_later(max(0.0, pause_s), self._dial_again)
+
+    def _stop_dialling(self) -> None:
+        if self.redial is not None:
+            self.redial.cancel()
+            self.redial = None
+        if self.dial is not None:
+            self.dial.stop()
+            self.dial = None
+
+    def lost(self, reason: str) -> None:
+        """The process is gone, or given up: report what is unconfirmed, fail what waits."""
+        if self.state == "lost":
+            return
+        self.state, self.reason = "lost", reason
+        self._stop_dialling()
+        for link in (self.link, self.candidate):
+            if link is not None:
+                link.close()
+        self.link = self.candidate = None
+        self._report(self.session.lost(_random_id()), reason)
+        requests, self.requests = self.requests, {}
+        for task in requests.values():
+            task.unpark_with(PeerLost("%s is gone: %s" % (self, reason)))
+        self._release()
+        log.info("%s is gone: %s", self, reason)
+        self.network.forget(self)
+
+
+_LINK_FRAMES = {                        # code -> (peer, link, body)
+    Code.SESSION: Peer._on_session,
+    Code.ACK: Peer._on_ack,
+    Code.PING: Peer._on_ping,
+    Code.PONG: Peer._on_pong,
+    Code.BYE: Peer._on_bye,
+}
+
+
+def _random_id() -> int:
+    return int.from_bytes(os.urandom(8), "big") | 1
+
+
+class _Dial:
+    """Tries addresses one after the other until an authenticated link stands; `done(peer, error, refused)` once."""
+
+    def __init__(self, network: "Network", locations: list, done: Callable, expect: Optional[bytes] = None) -> None:
+        self.network = network
+        self.todo = deque(locations)
+        self.done: Optional[Callable] = done
+        self.expect = expect                # process id that should answer
+        self.error: Optional[Exception] = None
+        self.refused = True                 # nothing but refusals so far
+        self.link: Optional[Link] = None
+        self.at: Optional[Location] = None
+
+    def next(self) -> None:
+        """Try the next address."""
+        if self.done is None:
+            return
+        if not self.todo:
+            self.finish(None, self.error or ConnectionError("no address to dial"), self.refused)
+            return
+        self.at = location = self.todo.popleft()
+        try:
+            found = socket.getaddrinfo(location.addr, location.port, type=socket.SOCK_STREAM,
+                                       flags=socket.AI_NUMERICHOST)
+        except OSError:                     # a name: ask in a thread, the engine must not wait
+            threading.Thread(target=self._resolve, args=(location,), name="pycoslite resolver", daemon=True).start()
+        else:
+            self._connect(found)
+
+    def _resolve(self, location: Location) -> None:
+        try:
+            found: Any = socket.getaddrinfo(location.addr, location.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            found = OSError(error.errno, "the host name %r cannot be resolved (%s): use its IP address" % (
+                location.addr, error.strerror))
+        self.network.engine.post(self._connect, found)
+
+    def _connect(self, found: Any) -> None:
+        if self.done is None or self.network.closing:
+            return
+        if isinstance(found, OSError):
+            self.failed(found)
+            return
+        family, kind, protocol, _, address = found[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock.connect(address)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            sock.close()
+            self.failed(error)
+            return
+        self.link = Link(self.network, sock, "dial", repr(self.at), self)
+        self.network.links.add(self.link)
+
+    def failed(self, error: Exception) -> None:
+        """This address did not do."""
+        self.link = None
+        self.refused = self.refused and isinstance(error, ConnectionRefusedError) or getattr(
+            error, "errno", None) == errno.ECONNREFUSED and self.refused
+        self.error = _explained(error, self.at)
+        if isinstance(error, AuthenticationError):
+            self.finish(None, self.error, False)
+        else:
+            self.next()
+
+    def finish(self, peer: Optional[Peer], error: Optional[Exception], refused: bool) -> None:
+        """Tell the outcome, once."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(peer, error, refused)
+
+    def stop(self) -> None:
+        """Nobody is interested any more; a link that is not authenticated yet is closed."""
+        self.done = None
+        if self.link is not None and self.link.peer is None:
+            self.link.close()
+
+
+def _explained(error: Exception, location: Optional[Location]) -> Exception:
+    """The error of an attempt to reach `location`, as a sentence."""
+    if isinstance(error, PycosError):
+        return type(error)("%s: %s" % (location, error))
+    number = getattr(error, "errno", None)
+    text = _REASONS.get(number, getattr(error, "strerror", None) or str(error))
+    return PeerLost("cannot reach %s: %s" % (location, text))
+
+
+_REASONS = {
+    errno.ECONNREFUSED: "connection refused, nothing listens at that port",
+    errno.EHOSTUNREACH: "no route to that host, or it is switched off",
+    errno.ENETUNREACH: "no route to that network",
+    errno.ETIMEDOUT: "no answer: the host is off, the address is wrong, or a firewall drops the packets",
+}
+
+# ======================================================================================================================
+# 20. Network                                                              the processes that are known, and the way in
+# ======================================================================================================================
+
+
+class Network:
+    """All connections of this process. Made by `Pycos`; other modules build on its methods, which are for the engine
+    (handlers, system tasks) unless they say "any thread".
+
+    `process_id` (16 random bytes) is this process, on the wire and in references; `name` what it calls itself; `port`
+    where it listens; `locations` under which addresses.
+    """
+
+    def __init__(self, host: Kernel, key: Optional[bytes], name: str, cluster: str = "pycoslite",
+                 role: str = "peer") -> None:
+        self.host = host
+        self.key = key
+        self.name = name
+        self.cluster = cluster
+        self.role = role
+        self.process_id = os.urandom(16)
+        self.engine = Engine(host)
+        self.port = 0
+        self.locations: List[Location] = []
+        self.peers: Dict[bytes, Peer] = {}      # by process id; a lost one is taken out
+        self.links: set = set()                 # accepted or dialled and not closed
+        self.frame_handlers: Dict[int, Callable] = {REQUEST: self._on_request, REPLY: self._on_reply}
+        self.request_handlers: Dict[str, Callable] = {}
+        self.closing = False
+        self._listeners: List[socket.socket] = []
+        self._watchers: List[Callable] = []
+        self._arriving: Dict[Peer, list] = {}   # dials whose session is being agreed on
+        self._complained: Dict[tuple, float] = {}
+
+    # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def listen(self, hosts: List[str], ports: Iterable[int], announced: Optional[List[str]] = None) -> None:
+        """Accept connections at the first of `ports` that is free on all `hosts` ('' for every interface; port 0 takes
+        any). `announced` are the addresses others are told. Before `begin`. Raises OSError with a full sentence."""
+        error: Optional[OSError] = None
+        for port in ports:
+            try:
+                self._listeners = _listen(hosts, port)
+                break
+            except OSError as problem:
+                error = problem
+        else:
+            raise OSError(error.errno if error else 0, "cannot listen at port %s of %s: %s" % (
+                port, ", ".join(hosts) or "any interface", error.strerror if error else "no port was named"))
+        self.port = self._listeners[0].getsockname()[1]
+        names = announced or [host for host in hosts if host] or own_addresses()
+        self.locations = [Location(host, self.port) for host in names]
+        for listener in self._listeners:
+            self.engine.poller.register(listener.fileno(), READ, functools.partial(self._accept, listener))
+
+    def begin(self) -> None:
+        """Start the traffic."""
+        self.engine.begin()
+
+    def on_frame(self, code: int, handler: Callable) -> None:
+        """Have `handler(peer, body)` called for sequenced frames of `code` (64 to 255 for other modules)."""
+        self.frame_handlers[code] = handler
+
+    def on_request(self, op: str, handler: Callable) -> None:
+        """Have `handler(peer, args, payload)` answer requests: with a dict, a (dict, bytes) pair, or as a generator
+        function that runs as a system task and returns one of these. A PycosError it raises reaches the asker."""
+        self.request_handlers[op] = handler
+
+    def on_peer(self, watcher: Callable) -> None:
+        """Have `watcher(peer, event, detail)` told of 'online', 'offline' (it may come back) and 'lost'."""
+        self._watchers.append(watcher)
+
+    # -- any thread ----------------------------------------------------------------------------------------------------
+
+    def post(self, function: Callable, *args: Any) -> None:
+        """Run `function(*args)` in the engine, at once if it is free. Any thread."""
+        self.engine.post(function, *args)
+
+    def spawn(self, target: Callable, *args: Any, **kwargs: Any) -> Task:
+        """Start a system task. Any thread."""
+        return self.engine.spawn(target, *args, **kwargs)
+
+    def call_later(self, delay_s: float, function: Callable, *args: Any) -> _Later:
+        """Run `function(*args)` in the engine in `delay_s` seconds; has `cancel()`. Engine only."""
+        return self.engine.call_later(delay_s, function, *args)
+
+    def peer(self, process_id: bytes, locations: Iterable[Location]) -> Peer:
+        """The peer of that id, known or not; it is dialled when there is something to send. Any thread."""
+        found = self.peers.get(process_id)
+        if found is None:
+            found = Peer(self, process_id)
+            found.locations = list(locations)
+            found = self.peers.setdefault(process_id, found)
+        return found
+
+    # -- connecting ----------------------------------------------------------------------------------------------------
+
+    def connect(self, locations: List[Location], timeout: Optional[float] = None) -> Request:
+        """The peer that answers at the first of `locations` that can be reached, once messages can flow. Use with yield
+        in a system task. Raises PeerLost or AuthenticationError with a sentence, OperationTimeout."""
+        return _Connect(self, locations, timeout)
+
+    def peer_at(self, location: Location) -> Optional[Peer]:
+        """The peer known to be reachable there and online."""
+        for peer in self.peers.values():
+            if peer.state == "up" and location in peer.locations:
+                return peer
+        return None
+
+    def handshake(self, role: str) -> Handshake:
+        """A new handshake of this process."""
+        info = {"name": self.name, "port": self.port, "role": self.role, "pid": os.getpid(),
+                "python": list(sys.version_info[:3]), "magic": importlib.util.MAGIC_NUMBER.hex(),
+                "addresses": [location.addr for location in self.locations[:8]]}
+        return Handshake(role, self.key, self.process_id, info, os.urandom(32), self.cluster)
+
+    def _accept(self, listener: socket.socket, _events: int) -> None:
+        for _ in range(64):
+            try:
+                sock, address = listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause_accepting(listener, error)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pending = [link for link in self.links if link.peer is None and link.role == "accept"]
+            if len(pending) >= settings.pending_handshakes:
+                min(pending, key=lambda link: link.last_in).close()
+            self.links.add(Link(self, sock, "accept", "%s:%d" % address[:2]))
+
+    def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
+        """Out of descriptors: trying again at once would only burn the processor."""
+        log.error("no connection can be accepted for now: %s", error.strerror)
+        self.engine.poller.modify(listener.fileno(), 0)
+        self.call_later(1.0, self.engine.poller.modify, listener.fileno(), READ)
+
+    def refused(self, link: Link, error: Exception) -> None:
+        """A connection made to us ended before it was authenticated."""
+        host = link.where.rpartition(":")[0]
+        level = logging.WARNING if isinstance(error, AuthenticationError) else logging.DEBUG
+        self.complain(level, "refused a connection from %s: %s", host, str(error))
+
+    def complain(self, level: int, text: str, *args: str) -> None:
+        """Log a line about a stranger, the same one at most every 10 seconds."""
+        now = self.engine.clock()
+        if now - self._complained.get(args, -math.inf) >= 10:
+            if len(self._complained) >= 1000:
+                self._complained.clear()
+            self._complained[args] = now
+            log.log(level, text, *args)
+
+    def authenticated(self, link: Link, result: HandshakeResult) -> None:
+        """A link has proved who it is."""
+        peer = self.peer(result.peer_id, ())
+        peer.info = result.peer_info
+        peer.locations = _reachable_at(link, result.peer_info) or peer.locations
+        dial, link.dial = link.dial, None
+        if dial is not None:
+            dial.link = None
+            if dial.done is not None and peer.state != "up":
+                self._arriving.setdefault(peer, []).append(dial)
+        peer.adopt(link)
+        if dial is not None and peer.state == "up":
+            dial.finish(peer, None, False)
+
+    def came_online(self, peer: Peer) -> None:
+        """Messages can flow: who waited to be connected goes on."""
+        for dial in self._arriving.pop(peer, ()):
+            dial.finish(peer, None, False)
+
+    def tell(self, peer: Peer, event: str, detail: str) -> None:
+        """Tell the watchers of a peer."""
+        for watcher in list(self._watchers):
+            try:
+                watcher(peer, event, detail)
+            except Exception:
+                log.exception("a watcher of peers failed")
+
+    def forget(self, peer: Peer) -> None:
+        """A peer is lost."""
+        if self.peers.get(peer.process_id) is peer:
+            del self.peers[peer.process_id]
+        for dial in self._arriving.pop(peer, ()):
+            dial.finish(None, PeerLost("%s is gone: %s" % (peer, peer.reason)), False)
+        self.tell(peer, "lost", peer.reason)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _on_request(self, peer: Peer, body: bytes) -> None:
+        number, size = _REQUEST_HEAD.unpack_from(body)
+        start = _REQUEST_HEAD.size
+        head = json.loads(bytes(body[start:start + size]))
+        self.spawn(self._serve, peer, number, head["op"], head["args"], bytes(body[start + size:]))
+
+    def _serve(self, peer: Peer, number: int, op: str, args: dict, payload: bytes) -> Generator:
+        """Answer one request."""
+        failed = 0
+        try:
+            handler = self.request_handlers.get(op)
+            if handler is None:
+                raise PycosError("it does not know the request '%s': is it the same release, and the right port?" % op)
+            answer = handler(peer, args, payload)
+            if isinstance(answer, types.GeneratorType):
+                answer = yield answer
+        except PycosError as error:
+            failed, answer = 1, {"error": str(error)}
+        except Exception as error:
+            log.exception("request '%s' of %s failed", op, peer)
+            failed, answer = 1, {"error": "request '%s' failed there: %s: %s" % (op, type(error).__name__, error)}
+        if number:
+            reply, payload = answer if isinstance(answer, tuple) else (answer or {}, b"")
+            head = json.dumps(reply, separators=(",", ":")).encode()
+            peer.send_frame(REPLY, _REPLY_HEAD.pack(number, failed, len(head)), head, payload)
+
+    def _on_reply(self, peer: Peer, body: bytes) -> None:
+        number, failed, size = _REPLY_HEAD.unpack_from(body)
+        task = peer.requests.pop(number, None)
+        if task is None:
+            return                          # the asker gave up
+        start = _REPLY_HEAD.size
+        reply = json.loads(bytes(body[start:start + size]))
+        if failed:
+            task.unpark_with(PycosError("%s: %s" % (peer, reply["error"])))
+        else:
+            task.unpark((reply, bytes(body[start + size:])))
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> Generator:
+        """Say goodbye to all peers, once what was sent is on its way; at most a second or so. A system task."""
+        self.closing = True
+        for listener in self._listeners:
+            self.engine.poller.unregister(listener.fileno())
+            listener.close()
+        for peer in list(self.peers.values()):
+            peer.session.confirm()
+            peer.flush()
+            if peer.link is not None:
+                peer.session.control(encode_frame(Code.BYE, b"it has ended"))
+                peer.flush()
+        deadline = self.engine.clock() + 1.0
+        while self.engine.clock() < deadline and any(link.sock is not None and link.peer for link in self.links):
+            for link in self.links:
+                if link.sock is not None and not link.unsent and link.peer and not link.answered:
+                    link.answered = True
+                    _end_writing(link.sock)
+            yield Suspend(0.002)
+        for link in list(self.links):
+            link.close()
+
+
+class _Connect(Request):
+    """A system task waits for a connection."""
+
+    __slots__ = ("network", "locations", "timeout", "task", "dial")
+
+    def __init__(self, network: Network, locations: List[Location], timeout: Optional[float]) -> None:
+        self.network, self.locations, self.timeout = network, locations, timeout
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        for location in self.locations:
+            peer = self.network.peer_at(location)
+            if peer is not None:
+                task.carried = peer
+                return True
+        self.task = task
+        task.wait = self
+        self.dial = _Dial(self.network, self.locations, self._done)
+        if self.timeout is not None:
+            kernel.timers.push(kernel.clock() + self.timeout, task)
+        self.dial.next()
+        return False
+
+    def _done(self, peer: Optional[Peer], error: Optional[Exception], _refused: bool) -> None:
+        if self.task.wait is self:
+            if peer is not None:
+                self.task.unpark(peer)
+            else:
+                self.task.unpark_with(error or PeerLost("no connection"))
+
+    def expired(self, task: Task) -> Any:
+        self.dial.stop()
+        raise OperationTimeout("no connection to %s within %g seconds%s" % (
+            ", ".join(map(repr, self.locations)), self.timeout, ": %s" % self.dial.error if self.dial.error else ""))
+
+    def abandon(self, task: Task) -> None:
+        self.dial.stop()
+
+
+def _listen(hosts: List[str], port: int) -> List[socket.socket]:
+    """Listening sockets at one port of all hosts; port 0 is chosen by the first."""
+    listeners: List[socket.socket] = []
+    try:
+        for host in hosts or [""]:
+            family, _, _, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(sock)
+            if os.name == "posix":          # a port whose last owner has just ended; on Windows it would mean theft
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(256)
+            sock.setblocking(False)
+            port = sock.getsockname()[1]
+    except OSError:
+        for sock in listeners:
+            sock.close()
+        raise
+    return listeners
+
+
+def _end_writing(sock: socket.socket) -> None:
+    """Everything was said: the other end sees the end after the last byte, and a reset loses nothing."""
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:                         # it is gone already
+        pass
+
+
+def _reachable_at(link: Link, info: dict) -> List[Location]:
+    """Where the other end of a link can be dialled: the address seen, and those it names, at the port it names."""
+    port = info.get("port")
+    if not isinstance(port, int) or not 0 < port < 65536:
+        return []
+    try:
+        seen = link.sock.getpeername()[0]
+    except OSError:
+        return []
+    hosts = [seen] + [host for host in info.get("addresses", ()) if isinstance(host, str) and host != seen]
+    return [Location(host, port) for host in hosts]
+
+
+# ======================================================================================================================
+# 21. Discovery                                                        a convenience: naming an address does without it
+# ======================================================================================================================
+#
+# Datagrams over UDP, all of one size, so that an answer is never longer than the question:
+#
+#   offset 0   4s  'PCLD'          5   u8  kind: 1 ping, 2 pong, 3 refusal       6  16s  process id of the sender
+#          4   u8  version         22  u16 TCP port of the sender                24  u8  roles wanted (ping) or had (pong)
+#          25  8s  cluster         33  16s nonce of the ping                     49  32s MAC over all before it
+#
+# Whoever looks for peers pings every interface's broadcast address a few times; a process of a wanted role whose MAC
+# holds answers with a pong to the pinger alone; the pinger, if the pong carries a nonce of its own and a right MAC,
+# connects to it. A replayed ping earns an answer and nothing else, so no clocks need to agree. A ping with another
+# secret is answered with a refusal (a hint without a MAC: it only makes a line in the log).
+
+_DATAGRAM = struct.Struct(">4sBB16sHB8s16s")
+PING, PONG, REFUSAL = 1, 2, 3
+ROLES = {"peer": 1, "node": 2, "scheduler": 4, "client": 8}
+PING_TIMES_S = (0.0, 0.1, 0.4, 1.0, 2.0)        # a ping is repeated, so that lost datagrams lose nobody
+
+
+def encode_datagram(key: Optional[bytes], kind: int, process_id: bytes, port: int, roles: int, cluster: str,
+                    nonce: bytes) -> bytes:
+    """A discovery datagram, with its MAC. Pure."""
+    tag = hashlib.sha256(cluster.encode()).digest()[:8]
+    body = _DATAGRAM.pack(b"PCLD", 1, kind, process_id, port, roles, tag, nonce)
+    return body + hmac.digest(key or b"", b"discovery" + body, "sha256")
+
+
+def parse_datagram(key: Optional[bytes], cluster: str, data: bytes) -> Optional[tuple]:
+    """(authentic, kind, process id, port, roles, nonce) of a datagram; None for another cluster's, or no datagram of
+    ours at all. Pure."""
+    if len(data) != _DATAGRAM.size + 32 or data[:5] != b"PCLD\x01":
+        return None
+    body = data[:_DATAGRAM.size]
+    _, _, kind, process_id, port, roles, tag, nonce = _DATAGRAM.unpack(body)
+    if tag != hashlib.sha256(cluster.encode()).digest()[:8]:
+        return None
+    authentic = hmac.compare_digest(hmac.digest(key or b"", b"discovery" + body, "sha256"), data[_DATAGRAM.size:])
+    return authentic, kind, process_id, port, roles, nonce
+
+
+class Discovery:
+    """Finds peers on the local networks, and lets itself be found."""
+
+    def __init__(self, network: Network, udp_port: int, hosts: List[str]) -> None:
+        self.network = network
+        self.udp_port = udp_port
+        self.hosts = hosts                  # addresses whose networks are searched; empty: all
+        self.ignore = False                 # answer nobody
+        self._answering: Optional[socket.socket] = None
+        self._asking: Optional[socket.socket] = None
+        self._nonces: deque = deque(maxlen=64)
+        self._connecting: set = set()
+
+    def answer(self) -> None:
+        """Be found from now on. Before the network begins, or engine. Without the UDP port it is left out, with a line."""
+        try:
+            self._answering = self._socket(self.udp_port)
+        except OSError as error:
+            log.warning("discovery is off, UDP port %d cannot be used (%s): others must name this address",
+                        self.udp_port, error.strerror)
+
+    def search(self, roles: int) -> None:
+        """Ping all networks, several times over the next seconds. Engine."""
+        if self._asking is None:
+            self._asking = self._socket(0)
+        for delay_s in PING_TIMES_S:
+            self.network.call_later(delay_s, self._ping, roles)
+
+    def close(self) -> None:
+        """Stop both. Engine."""
+        for sock in (self._answering, self._asking):
+            if sock is not None:
+                self.network.engine.poller.unregister(sock.fileno())
+                sock.close()
+        self._answering = self._asking = None
+
+    def _socket(self, port: int) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            if port:                        # all processes of a machine share it and all hear a broadcast
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if sys.platform == "darwin":
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.setblocking(False)
+            sock.bind(("", port))
+        except OSError:
+            sock.close()
+            raise
+        self.network.engine.poller.register(sock.fileno(), READ, functools.partial(self._receive, sock))
+        return sock
+
+    def _ping(self, roles: int) -> None:
+        if self._asking is None:
+            return
+        nonce = os.urandom(16)
+        self._nonces.append(nonce)
+        network = self.network
+        data = encode_datagram(network.key, PING, network.process_id, network.port, roles, network.cluster, nonce)
+        for address in broadcast_addresses(self.hosts):
+            self._send(self._asking, data, (address, self.udp_port))
+
+    def _send(self, sock: socket.socket, data: bytes, address: tuple) -> None:
+        try:
+            sock.sendto(data, address)
+        except OSError as error:            # that network is not there (any more)
+            log.debug("discovery: nothing can be sent to %s: %s", address[0], error.strerror)
+
+    def _receive(self, sock: socket.socket, _events: int) -> None:
+        for _ in range(64):
+            try:
+                data, address = sock.recvfrom(512)
+            except OSError:
+                return
+            parsed = parse_datagram(self.network.key, self.network.cluster, data)
+            if parsed is not None and parsed[2] != self.network.process_id:
+                self._take(sock, address, *parsed)
+
+    def _take(self, sock: socket.socket, address: tuple, authentic: bool, kind: int, process_id: bytes, port: int,
+              roles: int, nonce: bytes) -> None:
+        network = self.network
+        if kind == PING and not self.ignore:
+            if not authentic:
+                network.complain(logging.WARNING, "ignored a search from %s: it has another secret than this process "
+                                 "(copy ~/.pycoslite/secret from one machine to the other)", address[0])
+            mine = ROLES[network.role]
+            if roles & mine:
+                self._send(sock, encode_datagram(network.key if authentic else b"", PONG if authentic else REFUSAL,
+                                                 network.process_id, network.port, mine, network.cluster, nonce), address)
+        elif nonce in self._nonces and kind == REFUSAL:
+            network.complain(logging.WARNING, "a process at %s was found and refused: it has another secret than this "
+                             "process (copy ~/.pycoslite/secret from one machine to the other)", address[0])
+        elif nonce in self._nonces and kind == PONG and authentic:
+            self._found(process_id, Location(address[0], port))
+
+    def _found(self, process_id: bytes, location: Location) -> None:
+        known = self.network.peers.get(process_id)
+        if process_id in self._connecting or known is not None and known.state == "up":
+            return
+        self._connecting.add(process_id)
+        _Dial(self.network, [location], functools.partial(self._connected, process_id)).next()
+
+    def _connected(self, process_id: bytes, peer: Optional[Peer], error: Optional[Exception], _refused: bool) -> None:
+        self._connecting.discard(process_id)
+        if peer is None:
+            log.warning("a peer was found and cannot be reached: %s", error)
+
+
+def interfaces() -> List[Tuple[str, Optional[str]]]:
+    """(IPv4 address, broadcast address or None) of this machine's interfaces that are up, from the system itself;
+    empty where it cannot be asked without a helper program."""
+    if not sys.platform.startswith("linux"):
+        return []
+    import fcntl
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                address = fcntl.ioctl(sock, 0x8915, request)[20:24]         # SIOCGIFADDR
+                flags, = struct.unpack("H", fcntl.ioctl(sock, 0x8913, request)[16:18])      # SIOCGIFFLAGS
+                broadcast = fcntl.ioctl(sock, 0x8919, request)[20:24] if flags & 2 else None    # SIOCGIFBRDADDR
+            except OSError:                 # no IPv4 address
+                continue
+            if flags & 1:                   # up
+                found.append((socket.inet_ntoa(address), socket.inet_ntoa(broadcast) if broadcast else None))
+    return found
+
+
+def own_addresses() -> List[str]:
+    """Addresses of this machine that others may reach, the best first; loopback only when there is no other."""
+    found = [address for address, _ in interfaces() if not address.startswith("127.")]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))              # sends nothing: asks which address a packet would carry
+            preferred = sock.getsockname()[0]
+        except OSError:                     # no default route
+            preferred = ""
+    if preferred and not preferred.startswith("127."):
+        found = [preferred] + [address for address in found if address != preferred]
+    return found or ["127.0.0.1"]
+
+
+def broadcast_addresses(hosts: List[str]) -> List[str]:
+    """Where a search of the networks of `hosts` (empty: all of this machine) is sent."""
+    found = [broadcast for address, broadcast in interfaces() if broadcast and (not hosts or address in hosts)]
+    if not hosts or any(host.startswith("127.") or host == "localhost" for host in hosts):
+        found.append("127.255.255.255")
+    return found if interfaces() else found + ["255.255.255.255"]
+
+# ======================================================================================================================
+# 22. Remote tasks                                              references, names, messages to tasks of other processes
+# ======================================================================================================================
+#
+#   frame 18 MESSAGE     u64 task id | pickled message
+#   frame 19 DELIVER     u64 task id | u32 number | pickled message       answered with
+#   frame 20 DELIVERED   u32 number | i8 1, 0 or -1
+#   request task.seek {kind, name, id}, answered any time later with the notice task.found {id} + pickled reference;
+#   task.unseek {id}; task.monitor {task} + pickled monitor; task.terminate {task}
+#
+# References travel as numbers and addresses; the class that they become is ours by a code that both ends register with
+# pickle, so no module path of ours is ever on the wire.
+
+MESSAGE, DELIVER, DELIVERED = 18, 19, 20
+_TASK_ID = struct.Struct(">Q")
+_DELIVER_HEAD = struct.Struct(">QI")
+_DELIVERED_BODY = struct.Struct(">Ib")
+_REVIVE_CODE = 0x70636C                 # 'pcl': pickle's extension code for `_revive`
+
+_network: Optional[Network] = None      # this process's, once started (see Pycos)
+
+
+def serialize(value: Any) -> bytes:
+    """Pickle `value`. Any thread."""
+    return pickle.dumps(value, PROTOCOL)
+
+
+def deserialize(data: bytes) -> Any:
+    """Inverse of `serialize`; for bytes from an authenticated peer only. Any thread."""
+    return pickle.loads(data)
+
+
+def _revive(kind: str, *args: Any) -> Any:
+    """What references and records of ours are unpickled with."""
+    return _REVIVERS[kind](*args)
+
+
+def _revive_task(process_id: bytes, addresses: list, task_id: int, name: str) -> "Task":
+    network = _network
+    if network is None:
+        raise MisuseError("a reference to task %r came before this process's network was started" % name)
+    if process_id == network.process_id:
+        local = network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
+        if local is not None:
+            return local
+    peer = network.peer(process_id, [Location(host, port) for host, port in addresses])
+    return RemoteTask(peer, task_id, name)
+
+
+def _revive_status(info: Any, kind: tuple, value: Any) -> MonitorStatus:
+    """An exception class that this process does not have becomes one of the same name."""
+    module, name = kind
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        found = type(name.rpartition(".")[2], (Exception,), {"__module__": module})
+    return MonitorStatus(info, found, value)
+
+
+_REVIVERS: Dict[str, Callable] = {"task": _revive_task, "status": _revive_status, "location": Location}
+
+
+def _reduce_task(task: Task) -> tuple:
+    network = _network
+    if network is None:
+        raise MisuseError("task %r cannot be sent to another process: the network is not started" % task)
+    return _revive, ("task", network.process_id, [(at.addr, at.port) for at in network.locations], task.id, task.name)
+
+
+def _reduce_status(status: MonitorStatus) -> tuple:
+    return _revive, ("status", status.info, (status.type.__module__, status.type.__qualname__), status.value)
+
+
+def _reduce_location(location: Location) -> tuple:
+    return _revive, ("location", location.addr, location.port)
+
+
+copyreg.pickle(Task, _reduce_task)                  # type: ignore[arg-type]
+copyreg.pickle(MonitorStatus, _reduce_status)       # type: ignore[arg-type]
+copyreg.pickle(Location, _reduce_location)          # type: ignore[arg-type]
+try:
+    copyreg.add_extension(__name__, "_revive", _REVIVE_CODE)
+except ValueError:                      # a second copy of this file in the process: pickles name its module then
+    log.debug("%s: another copy of this module was imported before", __name__)
+
+
+class RemoteTask(Task):
+    """Reference to a task of another process. `send`, `deliver`, `terminate`, `notify` and being monitored work as with
+    a task of this process; it can be sent on to third processes, and is the task itself again when it comes home."""
+
+    __slots__ = ("peer", "_key")
+
+    def __init__(self, peer: Peer, task_id: int, name: str) -> None:
+        self.peer = peer
+        self.id = task_id
+        self._name = name
+        self._key = _TASK_ID.pack(task_id)
+        self.kernel = peer.network.host
+        self.generator = self.outcome = None
+
+    name = property(lambda self: self._name, doc="Name of the task's function.")
+
+    @property
+    def location(self) -> Optional[Location]:
+        """Where the task's process is."""
+        return self.peer.location
+
+    def __repr__(self) -> str:
+        return "%s/%d@%s" % (self._name, self.id, self.peer.location or self.peer.process_id.hex()[:8])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteTask) and other.id == self.id and other.peer.process_id == self.peer.process_id
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.peer.process_id))
+
+    def send(self, message: Any) -> int:
+        """Queue `message` for the task; never waits by itself, but a task that outruns the peer is held back at its next
+        yield. Any thread. Returns 0, or -1 when the peer is gone or the message cannot be pickled (logged)."""
+        peer = self.peer
+        if peer.state == "lost":
+            return -1
+        try:
+            data = pickle.dumps(message, PROTOCOL)
+        except Exception as error:
+            log.error("message to %r was not sent, it cannot be pickled: %s", self, error)
+            return -1
+        parts = (self._key + data,) if len(data) < _SMALL else (self._key, data)
+        if not peer.send_frame(MESSAGE, *parts):
+            _hold_back(peer)
+        return 0
+
+    def deliver(self, message: Any, timeout: Optional[float] = None) -> Any:
+        """Send and wait until the task's mailbox has it, at most `timeout` seconds. Use with yield. Gives 1, or 0 (time
+        is up, or the connection is gone for good), or -1 (there is no such task any more, or it cannot be pickled)."""
+        return _Deliver(self, message, timeout)
+
+    def terminate(self) -> int:
+        """End the task. Any thread. Returns 0 (the request is queued), or -1 when the peer is gone."""
+        if self.peer.state == "lost":
+            return -1
+        self.peer.notify("task.terminate", {"task": self.id})
+        return 0
+
+    def notify(self, monitor: Task) -> Any:
+        """Have a `MonitorStatus` sent to `monitor` when the task ends. Use with yield. Gives 0 or -1."""
+        return _remote(self.peer.network, self._monitor, monitor)
+
+    def _monitor(self, monitor: Task) -> Generator:
+        try:
+            reply, _ = yield self.peer.request("task.monitor", {"task": self.id}, serialize(monitor),
+                                               timeout=settings.message_timeout_s)
+        except PycosError as error:
+            log.warning("%r cannot be monitored: %s", self, error)
+            return -1
+        return reply["status"]
+
+    def finish(self, timeout: Optional[float] = None) -> Any:
+        """Exit value of a remote task, where its creator can know it; for a located one None, with a warning."""
+        log.warning("%r: the exit value of a located task is not known here: monitor it", self)
+        return Value(None)
+
+    __call__ = finish
+
+    def is_alive(self) -> Any:
+        """Not known for a remote task: None, with a warning."""
+        log.warning("%r: is_alive works only in the task's own process", self)
+        return None
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> int:
+        """Works in the task's own process only: -1."""
+        return -1
+
+    suspend = sleep = resume = wakeup = throw = set_daemon = register = unregister = _refuse
+
+
+copyreg.pickle(RemoteTask, lambda task: (_revive, (        # type: ignore[arg-type]
+    "task", task.peer.process_id, [(at.addr, at.port) for at in task.peer.locations], task.id, task.name)))
+
+
+class _Deliver(_Timed):
+    __slots__ = ("target", "message", "number", "task")
+
+    def __init__(self, target: RemoteTask, message: Any, timeout: Optional[float]) -> None:
+        super().__init__(timeout, 0)
+        self.target = target
+        self.message = message
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        peer = self.target.peer
+        try:
+            data = pickle.dumps(self.message, PROTOCOL)
+        except Exception as error:
+            log.error("message to %r was not delivered, it cannot be pickled: %s", self.target, error)
+            task.carried = -1
+            return True
+        if peer.state == "lost":
+            task.carried = 0
+            return True
+        if super().begin(kernel, task):
+            return True
+        self.task = task
+        self.number = next(_numbers) & 0xFFFFFFFF
+        _deliveries[self.number] = self
+        peer.send_frame(DELIVER, _DELIVER_HEAD.pack(self.target.id, self.number), data)
+        return False
+
+    def done(self, status: int) -> None:
+        """The answer came, or never will. Any thread."""
+        self.task.kernel.call(self._done, status)
+
+    def _done(self, status: int) -> None:
+        if self.task.wait is self:
+            self.task.unpark(status)
+
+    def expired(self, task: Task) -> Any:
+        _deliveries.pop(self.number, None)
+        return 0
+
+    def abandon(self, task: Task) -> None:
+        _deliveries.pop(self.number, None)
+
+
+_numbers = itertools.count(1)
+_deliveries: Dict[int, _Deliver] = {}   # by number; entries are made and taken out by single dict operations
+
+
+class _HeldBack(Request):
+    """A task that outran a peer waits until its window has room again, then goes on with what it had."""
+
+    __slots__ = ("peer", "carried")
+
+    def __init__(self, peer: Peer, carried: Any) -> None:
+        self.peer = peer
+        self.carried = carried
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        task.wait = self
+        self.peer.network.post(self._when_room, kernel, task)
+        return False
+
+    def _when_room(self, kernel: Kernel, task: Task) -> None:
+        if self.peer.session.below_window or self.peer.state == "lost":
+            kernel.call(self._go_on, task)
+        else:
+            self.peer.held.append(functools.partial(kernel.call, self._go_on, task))
+
+    def _go_on(self, task: Task) -> None:
+        if task.wait is self:
+            task.unpark(self.carried)
+
+
+def _hold_back(peer: Peer) -> None:
+    """Let the running task, if there is one, wait at its next step until `peer` has room."""
+    task = peer.network.host.current
+    if task is not None and get_ident() == task.kernel.owner and task.step is not None:
+        step = task.step
+
+        def wait_first(carried: Any) -> Any:
+            task.step = step
+            return _HeldBack(peer, carried)
+        task.step = wait_first
+
+
+def _on_message(peer: Peer, body: bytes) -> None:
+    network = peer.network
+    task_id, = _TASK_ID.unpack_from(body)
+    task = network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
+    if task is None:
+        log.debug("%s: a message came for task %d, which has ended", peer, task_id)
+        return
+    task.send(pickle.loads(memoryview(body)[8:]))
+
+
+def _on_deliver(peer: Peer, body: bytes) -> None:
+    network = peer.network
+    task_id, number = _DELIVER_HEAD.unpack_from(body)
+    task = network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
+    status = -1
+    if task is not None:
+        try:
+            status = 1 if task.send(pickle.loads(memoryview(body)[12:])) == 0 else -1
+        except Exception as error:
+            log.error("%s: a message to %r cannot be unpickled: %s", peer, task, error)
+    peer.send_frame(DELIVERED, _DELIVERED_BODY.pack(number, status))
+
+
+def _on_delivered(_peer: Peer, body: bytes) -> None:
+    number, status = _DELIVERED_BODY.unpack(body)
+    waiting = _deliveries.pop(number, None)
+    if waiting is not None:
+        waiting.done(status)
+
+
+def _on_terminate(peer: Peer, args: dict, _payload: bytes) -> None:
+    task = peer.network.host.tasks.get(args["task"])
+    if task is not None:
+        task.terminate()
+
+
+def _on_monitor(peer: Peer, args: dict, payload: bytes) -> dict:
+    task = peer.network.host.tasks.get(args["task"])
+    return {"status": -1 if task is None else task.notify(deserialize(payload))}
+
+
+@types.coroutine
+def _remote(network: Network, function: Callable, *args: Any) -> Generator:
+    """Run the generator function as a system task; give its result here. Use with yield in a user task."""
+    result, error = yield Join(network.spawn(_caught, function, *args))
+    if error is not None:
+        raise error
+    return result
+
+
+def _caught(function: Callable, *args: Any) -> Generator:
+    try:
+        return (yield function(*args)), None
+    except Exception as error:
+        return None, error
+
+
+class _Search:
+    """Looks for a name in this process and all peers, present and future."""
+
+    def __init__(self, network: Network, kind: str, name: str, only: Optional[Location]) -> None:
+        self.network, self.kind, self.name, self.only = network, kind, name, only
+        self.number = next(_numbers)
+        self.task: Optional[Task] = None
+        self.found: Any = None
+
+    def run(self, timeout: Optional[float]) -> Generator:
+        """The search, as a system task: gives what was found, or None when time is up."""
+        network = self.network
+        self.task = network.engine.current
+        network.searches[self.number] = self
+        try:
+            if self.only is not None and network.peer_at(self.only) is None:
+                yield network.connect([self.only], timeout=timeout or settings.message_timeout_s)
+            for peer in list(network.peers.values()):
+                self.ask(peer)
+            if self.found is None:
+                yield Suspend(timeout)
+        except PycosError as error:
+            log.info("%s %r was not found: %s", self.kind, self.name, error)
+        finally:
+            del network.searches[self.number]
+            for peer in list(network.peers.values()):
+                if peer.state == "up":
+                    peer.notify("task.unseek", {"id": self.number})
+        return self.found
+
+    def ask(self, peer: Peer) -> None:
+        """Ask one more peer."""
+        if peer.state == "up" and (self.only is None or self.only in peer.locations):
+            peer.notify("task.seek", {"kind": self.kind, "name": self.name, "id": self.number})
+
+    def answer(self, reference: Any) -> None:
+        """A peer has it."""
+        if self.found is None:
+            self.found = reference
+            self.task.resume()
+
+
+@types.coroutine
+def _locate(kind: str, name: str, location: Optional[Location], timeout: Optional[float]) -> Generator:
+    """What `Task.locate` and its like do. Use with yield."""
+    network = _network
+    local = NAMES.get((kind, name))
+    if local is not None and (location is None or network is None or location in network.locations):
+        return local
+    if network is None:
+        network = Pycos().network
+    if location in network.locations:
+        return None
+    search = _Search(network, kind, name, location)
+    return (yield from _remote(network, search.run, timeout))
+
+
+def _locate_task(name: str, location: Optional[Location] = None, timeout: Optional[float] = None) -> Any:
+    """Reference to the task registered as `name`: in this process, else in any peer, now or in the future, or only in
+    the process at `location`. Use with yield. Gives None when `timeout` seconds (None: for ever) were not enough."""
+    return _locate("task", name, location, timeout)
+
+
+Task.locate = staticmethod(_locate_task)            # type: ignore[attr-defined]
+
+
+def _on_seek(peer: Peer, args: dict, _payload: bytes) -> None:
+    wanted = args["kind"], args["name"]
+    found = NAMES.get(wanted)
+    if found is not None:
+        peer.notify("task.found", {"id": args["id"]}, serialize(found))
+    else:
+        peer.network.seekers.setdefault(wanted, {})[peer.process_id, args["id"]] = peer
+
+
+def _on_unseek(peer: Peer, args: dict, _payload: bytes) -> None:
+    for wanted, asked in list(peer.network.seekers.items()):
+        asked.pop((peer.process_id, args["id"]), None)
+        if not asked:
+            del peer.network.seekers[wanted]
+
+
+def _on_found(peer: Peer, args: dict, payload: bytes) -> None:
+    search = peer.network.searches.get(args["id"])
+    if search is not None:
+        search.answer(deserialize(payload))
+
+
+def _announce(kind: str, name: str, thing: Any) -> None:
+    """A name was registered here: tell the peers that look for it. Any thread."""
+    network = _network
+    if network is not None:
+        network.post(_tell_seekers, network, (kind, name), thing)
+
+
+def _tell_seekers(network: Network, wanted: Tuple[str, str], thing: Any) -> None:
+    for (_, number), peer in network.seekers.pop(wanted, {}).items():
+        peer.notify("task.found", {"id": number}, serialize(thing))
+
+
+NAME_WATCHERS.append(_announce)
+
+
+def _search_there_too(peer: Peer, event: str, _detail: str) -> None:
+    """Watcher of peers: a search includes who comes later; who has gone seeks no more."""
+    network = peer.network
+    if event == "online":
+        for search in list(network.searches.values()):
+            search.ask(peer)
+    elif event == "lost":
+        for asked in network.seekers.values():
+            for key in [key for key in asked if key[0] == peer.process_id]:
+                del asked[key]
+
+
+def serve_tasks(network: Network) -> None:
+    """Let `network` carry messages and references to tasks."""
+    network.searches, network.seekers = {}, {}
+    network.frame_handlers.update({MESSAGE: _on_message, DELIVER: _on_deliver, DELIVERED: _on_delivered})
+    for op, handler in (("task.terminate", _on_terminate), ("task.monitor", _on_monitor), ("task.seek", _on_seek),
+                        ("task.unseek", _on_unseek), ("task.found", _on_found)):
+        network.on_request(op, handler)
+    network.on_peer(_search_there_too)
+
+
+# ======================================================================================================================
+# 23. Facade                                                           Pycos: the process's kernel and network in one
+# ======================================================================================================================
+
+
+class SysTask(Task):
+    """A task that runs in the network engine: it goes on while user tasks compute or block, and must do neither itself.
+    Starts the network. Otherwise like `Task`."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args:
+            target, args = args[0], args[1:]
+        else:
+            target, args, kwargs = kwargs.pop("target"), kwargs.pop("args", ()), kwargs.pop("kwargs", {})
+        self._start(Pycos().network.engine, target, args, kwargs)
+
+
+def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Optional[str] = None, *,
+                  key: Optional[bytes] = None, cluster: str = "pycoslite", role: str = "peer",
+                  announced: Optional[List[str]] = None) -> Network:
+    """Start this process's network; there is one at most. `Pycos` is the comfortable way in.
+
+    `host` is an address to listen at, a list of them, or None for all interfaces; `tcp_port` a number (0: any), an
+    iterable of candidates, or None for `Settings.net_port` if it is free, else any; `key` as of `secret_key`. Raises
+    OSError when it cannot listen. Any thread but the engine's.
+    """
+    global _network
+    with _default_lock:
+        running = _network
+    if running is not None:
+        raise MisuseError("the network of this process is running already: give the options to the first Pycos(...)")
+    network = Network(default_kernel(), key, name or socket.gethostname(), cluster, role)
+    ports = [settings.net_port, 0] if tcp_port is None else [tcp_port] if isinstance(tcp_port, int) else tcp_port
+    network.listen([host] if isinstance(host, str) else host or [], ports, announced)
+    serve_tasks(network)
+    _network = network
+    network.begin()
+    return network
+
+
+def stop_network() -> None:
+    """Say goodbye to all peers and close the network. Any thread but the kernel's, before the kernel is stopped."""
+    global _network
+    network, _network = _network, None
+    if network is not None:
+        closed = threading.Event()
+        network.spawn(network.close).watch(lambda _task: closed.set())
+        closed.wait(3.0)
+
+
+class Pycos(metaclass=Singleton):
+    """The scheduler of this process: kernel and network. Made once; options count the first time only.
+
+    Without options it is local; the network starts with the first option, or when it is first needed. Options: `host`
+    (or `node`, `ip_addr`: address or list of them; all interfaces), `udp_port` (of discovery), `tcp_port` (None: 9705 or any free one; 0: any), `name`
+    (this host's), `discover_peers` (search the local networks at start and be found: True), `peers` (list of `Location` to contact),
+    `secret` (text), `secret_file`, `cluster` (name; clusters never meet), `ext_host` (or `ext_ip_addr`: addresses that others are told).
+    Raises SecretError, OSError. Any thread.
+    """
+
+    _ALIASES = {"node": "host", "ip_addr": "host", "ext_ip_addr": "ext_host"}
+    _OPTIONS = {"host", "udp_port", "tcp_port", "ext_host", "name", "discover_peers", "peers", "secret", "secret_file",
+                "cluster", "role"}
+
+    def __init__(self, **options: Any) -> None:
+        self._options = {self._ALIASES.get(name, name): value for name, value in options.items()}
+        unknown = set(self._options) - self._OPTIONS
+        if unknown:
+            raise TypeError("Pycos() has no option %s; it has: %s" % (
+                ", ".join(sorted(unknown)), ", ".join(sorted(self._OPTIONS))))
+        self._lock = threading.Lock()       # guards: the start of the network
+        self._network: Optional[Network] = None
+        self.kernel = default_kernel()
+        if options:
+            self._start()
+
+    def _start(self) -> None:
+        get = self._options.get
+        host, announced = get("host"), get("ext_host")
+        hosts = [host] if isinstance(host, str) else list(host or [])
+        key = secret_key(get("secret"), get("secret_file"))
+        network = start_network(hosts, get("tcp_port"), get("name"), key=key, cluster=get("cluster", "pycoslite"),
+                                role=get("role", "peer"),
+                                announced=[announced] if isinstance(announced, str) else announced)
+        self._network = network
+        self.discovery = Discovery(network, get("udp_port") or settings.net_port, hosts)
+        log.info('"%s" listens at %s', network.name, ", ".join(map(repr, network.locations)))
+        if get("discover_peers", True):
+            network.post(self.discovery.answer)
+            network.post(self.discovery.search, ROLES["peer"])
+        for location in get("peers") or ():
+            network.spawn(self._contact, location)
+
+    @property
+    def network(self) -> Network:
+        """The network, started when it is not running yet."""
+        with self._lock:
+            if self._network is None:
+                self._start()
+        return self._network                # type: ignore[return-value]
+
+    @property
+    def location(self) -> Optional[Location]:
+        """Where this process can be reached; None without a network."""
+        return self._network.locations[0] if self._network else None
+
+    @property
+    def locations(self) -> List[Location]:
+        """All addresses of this process; empty without a network."""
+        return list(self._network.locations) if self._network else []
+
+    @property
+    def name(self) -> str:
+        """What this process is called by others; empty without a network."""
+        return self._network.name if self._network else ""
+
+    def __repr__(self) -> str:
+        return '"%s" @ %s' % (self.name, self.location)
+
+    @staticmethod
+    def cur_task() -> Optional[Task]:
+        """The running task of this thread; None outside of tasks. Any thread."""
+        for kernel in (_network.engine if _network else None, _default):
+            if kernel is not None and kernel.owner == get_ident() and kernel.current is not None:
+                return kernel.current
+        return None
+
+    def is_alive(self) -> bool:
+        """Whether the kernel runs. Any thread."""
+        return _default is self.kernel and not self.kernel.stopping
+
+    def join(self, show_running: bool = False, timeout: Optional[float] = None) -> bool:
+        """Block until only daemon tasks are left, at most `timeout` seconds; True if so. Not in a task."""
+        if show_running:
+            log.warning("waiting for %s", ", ".join(repr(task) for task in list(self.kernel.tasks.values())) or "nothing")
+        return self.kernel.join(timeout)
+
+    def finish(self) -> None:
+        """Wait for all non-daemon tasks, then shut down. Happens by itself when the program ends. Not in a task."""
+        self.kernel.join()
+        self.terminate()
+
+    def terminate(self) -> None:
+        """End all tasks and shut down; a new `Pycos` can be made after. Not in a task."""
+        stop_default()
+        Singleton.discard(type(self))
+
+    # -- peers ---------------------------------------------------------------------------------------------------------
+
+    def peers(self) -> List[Location]:
+        """Locations of the peers that are online. Any thread."""
+        if self._network is None:
+            return []
+        return [peer.location for peer in list(self._network.peers.values()) if peer.online and peer.location]
+
+    def peer(self, loc: Any, **_tuning: Any) -> Any:
+        """Make the process at `loc` (a `Location`, or a host name for the default port) a peer. Use with yield. Gives 0,
+        or -1 with a line in the log that says why not."""
+        location = loc if isinstance(loc, Location) else Location.parse(loc, settings.net_port)
+        return _remote(self.network, self._contact, location)
+
+    def _contact(self, location: Location) -> Generator:
+        try:
+            yield self.network.connect([location], timeout=settings.message_timeout_s)
+        except PycosError as error:
+            log.warning("no peer: %s", error)
+            return -1
+        return 0
+
+
+AsynCoro = Pycos
+Coro = Coroutine = Task
+
+STOPPERS.append(stop_network)

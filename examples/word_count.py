@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Count lines, words and the commonest identifiers of all the Python files below a directory, on many cores.
 
     python3 examples/word_count.py                              this Python's own library, on all cores of this machine
@@ -10,12 +9,9 @@ outside comments and strings), each with its number, then files/s and MB/s, then
 here and their contents sent in batches, as other machines have other files. A server that is killed meanwhile changes
 nothing but the time: its batches run again elsewhere.
 """
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib
-import errno
 import keyword
 import logging
 import os
@@ -40,7 +36,7 @@ TOKEN = re.compile(rb"""
   | [bfruBFRU]{0,2} (?: ''' (?:[^\\]|\\.)*? ''' | \"\"\" (?:[^\\]|\\.)*? \"\"\"     # a string
                       | ' (?:[^'\\\n]|\\.)* '   | " (?:[^"\\\n]|\\.)* " )
   | [0-9][A-Za-z0-9_]*                                                              # a number
-  | ([A-Za-z_][A-Za-z0-9_]*)                                                        # a name
+  | ([A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)                                      # a name
 """, re.VERBOSE | re.DOTALL)
 
 
@@ -69,12 +65,11 @@ def read_batches(files, unreadable):
     for path, _ in files:
         try:
             if not os.path.isfile(path):                    # reading a pipe would wait for ever
-                raise OSError(errno.ENOENT, "No such file", path)
+                raise OSError("%s is not a file" % path)
             batch.append(Path(path).read_bytes())
+            size += len(batch[-1])
         except OSError as error:
             unreadable.append(str(error))
-            continue
-        size += len(batch[-1])
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -111,16 +106,16 @@ def run(options):
             servers[server].update(part, jobs=1)
             show_progress(totals["size"], whole)
     show_progress(1, 1, end="\n")
-    for path in unreadable:
-        print("cannot read", path, file=sys.stderr)
-    report(totals, names, servers, len(unreadable), time.monotonic() - started)
+    for why in unreadable:
+        print("cannot read:", why, file=sys.stderr)
+    totals["unreadable"] = len(unreadable)
+    report(totals, names, servers, time.monotonic() - started)
 
 
-def report(totals, names, servers, unreadable, elapsed):
+def report(totals, names, servers, elapsed):
     """Print the results; equal counts are ordered by name."""
-    lines = ["%s %d" % (name, totals[name]) for name in ("files", "lines", "words")]
-    lines.append("unreadable %d" % unreadable)
-    found = ((-number, name.decode("ascii")) for name, number in names.items())
+    lines = ["%s %d" % (name, totals[name]) for name in ("files", "lines", "words", "unreadable")]
+    found = ((-number, name.decode("ascii", "backslashreplace")) for name, number in names.items())
     ranked = sorted(pair for pair in found if not keyword.iskeyword(pair[1]))
     lines += ["  %s %d" % (name, -minus) for minus, name in ranked[:10]]
     lines += ["files/s %.0f" % (totals["files"] / elapsed), "MB/s %.1f" % (totals["size"] / 1e6 / elapsed)]

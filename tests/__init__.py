@@ -12,10 +12,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-REAL_HOME = Path.home()             # other interpreters are looked for below it
+# The user's home: other interpreters are looked for below it. In the environment it marks the processes of a test run.
+REAL_HOME = Path(os.environ.get("PYCOSLITE_TEST_REAL_HOME") or Path.home())
 
 
 def _make_home() -> None:
+    os.environ["PYCOSLITE_TEST_REAL_HOME"] = str(REAL_HOME)
     for name in list(os.environ):
         if name.startswith("PYCOSLITE_") and not name.startswith("PYCOSLITE_TEST_"):
             del os.environ[name]
@@ -31,4 +33,5 @@ def _make_home() -> None:
     atexit.register(remove)
 
 
-_make_home()
+if "PYCOSLITE_TEST_REAL_HOME" not in os.environ:        # else a program of this package that a test started
+    _make_home()

@@ -27,12 +27,13 @@ def make_tree(top: Path, copies: int = 1) -> Path:
         (top / "pkg" / ("m%03d.py" % n)).write_bytes(
             b"alpha = beta  # gamma\n"                          # names in comments do not count
             b"if alpha: beta('gamma', \"\"\"gamma\n gamma\"\"\", rb'\\'gamma')\n"
-            b"beta\x0c\xff\xe9t\xe9 = 0x1F\r\n"                 # form feed, not UTF-8, no name in a number
+            b"beta\x0ct\xc3\xa9 = 0x1F # \xff\r\n"                # form feed, UTF-8, not UTF-8, no name in a number
             b"delta")                                           # no newline at the end
     return top
 
 
-EXPECTED = ["files 2", "lines 4", "words 12", "unreadable 0", "  beta 3", "  alpha 2", "  delta 1", "  t 1"]
+EXPECTED = ["files 2", "lines 4", "words 18", "unreadable 0", "  beta 3", "  alpha 2", "  delta 1",
+            "  t\\xc3\\xa9 1"]
 
 
 class WordCountTest(TestCase):
@@ -86,13 +87,26 @@ class WordCountTest(TestCase):
         self.assertIn("is not a directory", self.count("/no/such/place", "--serial", status=2)[-1])
 
     @unittest.skipUnless(READY, "no Cluster yet")
+    def test_killed_server_changes_no_total(self):
+        tree, flag = make_tree(self.temp_dir()), self.temp_dir() / "killed"
+        for n in range(6):
+            (tree / ("big%d.py" % n)).write_bytes(b"big = 'x'\n" * 60000)
+        serial = self.count(tree, "--serial")
+        with running([sys.executable, "-c", WRAPPED % DEADLY, SCRIPT, tree, "-c", "2"], env={"FLAG": flag}) as process:
+            self.assertEqual(process.wait(60), 0, process.output)
+        self.assertTrue(flag.exists())
+        self.assertRegex(process.output, "SIGKILL|signal 9")            # the death is announced
+        totals = process.output[process.output.index("files "):].splitlines()
+        self.assertEqual(self.totals(totals), self.totals(serial))
+
+    @unittest.skipUnless(READY, "no Cluster yet")
     def test_interrupted(self):
         """Ctrl-C while it waits for a server: one line, status 130, nothing left behind."""
         tree = self.temp_dir()
         (tree / "endless.py").write_bytes(b"x = 1\n")
         for mode in ("--serial",), ("-c", "1"):
             with self.subTest(mode):
-                with running([sys.executable, "-c", SLOW, SCRIPT, tree, *mode]) as process:
+                with running([sys.executable, "-c", WRAPPED % SLOW, SCRIPT, tree, *mode]) as process:
                     process.wait_for("counting")
                     process.signal(signal.SIGINT)
                     self.assertEqual(process.wait(), 130, process.output)
@@ -100,15 +114,32 @@ class WordCountTest(TestCase):
                 self.assertNotIn("Traceback", process.output)
 
 
-# Runs the script with a job that says that it has begun and then takes its time.
-SLOW = """
-import runpy, sys
+# Runs the script with another job in place of its own.
+WRAPPED = """
+import os, runpy, sys
 sys.argv = sys.argv[1:]
 script = runpy.run_path(sys.argv[0], run_name="word_count")
+honest = script["count"]
+%s
+script["main"].__globals__["count"] = count
+sys.exit(script["main"]())
+"""
+
+# Says that it has begun, and then takes its time.
+SLOW = """
 def count(batch):
     import time
     print("counting", flush=True)
     time.sleep(60)
-script["main"].__globals__["count"] = count
-sys.exit(script["main"]())
+"""
+
+# The first one kills its server.
+DEADLY = """
+flag = os.environ["FLAG"]
+def count(batch):
+    try:
+        os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return honest(batch)
+    os.kill(os.getpid(), 9)
 """

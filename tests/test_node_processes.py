@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 import unittest
+import zipfile
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import dispycosnode_lite as node
@@ -49,14 +51,19 @@ def become_stubborn() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def hog(control_first: bool = True) -> None:
+def fail() -> None:
+    sys.stderr = open(os.devnull, "w")  # the traceback is not this test's subject
+    raise ValueError("told to fail")
+
+
+def hog() -> None:
     while True:
         pass
 
 
 def start_child(detached: bool) -> int:
     """A process of the user's that outlives its parent if nobody minds; its end of the pipe at stderr stays open."""
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(600)"
+    code = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'x'); time.sleep(600)"
     child = subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE,
                              **({"preexec_fn": os.setpgrp} if detached else {}))
     CHILDREN.append(child)
@@ -74,11 +81,36 @@ def what_is_open() -> Dict[str, Any]:
             "threads": threading.active_count()}
 
 
+ZIPPED = """
+import queue, sys
+from app import dispycosnode_lite as node
+
+def main():
+    events = queue.Queue()
+    processes = node.SpawnedProcesses(node.zipped_server, events.put)
+    processes.start()
+    processes.new_generation(1, sys.argv[1])
+    processes.start_server(1, 1, {"status": 3})
+    while True:
+        event = events.get()
+        if "report" in event:
+            print(event["report"]["name"])
+        if event["event"] == "died":
+            print(event["returncode"])
+            break
+main()
+"""
+ZIPPED_SERVER = """
+
+def zipped_server(spec, control):
+    control.report(name=__name__)
+    return spec["status"]
+"""
+
 STATE: Dict[str, Any] = {}
 CHILDREN: List[Any] = []
 ORDERS: Dict[str, Callable[..., Any]] = {f.__name__: f for f in (
-    leave, become_stubborn, hog, start_child, what_is_open)}
-ORDERS["raise"] = lambda: {}["no such key"]
+    leave, become_stubborn, fail, hog, start_child, what_is_open)}
 ORDERS["sys.exit"] = lambda: sys.exit(4)
 
 
@@ -208,7 +240,7 @@ class BothMethods:
     def test_each_way_to_end_is_reported_with_its_reason(self) -> None:
         for n, (words, returncode, reason) in enumerate([
                 (["leave", 0], 0, "exit status 0"), (["leave", 3], 3, "exit status 3"),
-                (["sys.exit"], 4, "exit status 4"), (["raise"], 1, "exit status 1")], 1):
+                (["sys.exit"], 4, "exit status 4"), (["fail"], 1, "exit status 1")], 1):
             self.processes.new_generation(n, self.directory)
             self.processes.start_server(n, 1, {})
             self.ready(n, 1)
@@ -265,9 +297,14 @@ class BothMethods:
         self.processes.tell(1, 1, {"do": ["leave", 0]})
         self.processes.start_server(1, 1, {})
         self.processes.kill_server(1, 1)
-        self.processes.kill_generation(1)
         self.generation(2, 1)
         self.assertEqual([e for e in self.events.all[count:] if e["generation"] == 1], [])
+
+    def test_kill_generation_is_answered_even_when_it_is_gone(self) -> None:
+        for number in (1, 1, 7):
+            start = len(self.events.all)
+            self.processes.kill_generation(number)
+            self.assertIsNone(self.events.wait(start, event="died", generation=number, n=None)["pid"])
 
     def test_nothing_of_the_supervisor_is_open_in_a_server(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -421,12 +458,151 @@ class SpawnedTest(BothMethods, ProcessesCase):
         self.processes.setup(1, {"data": 1})
         self.assertIn("node_setup needs", self.events.wait(event="setup", generation=1)["error"])
 
+    def test_modules_from_a_zip_file(self) -> None:
+        archive = str(self.temp_dir() / "all.zip")
+        with zipfile.ZipFile(archive, "w") as file:
+            for name in ("pycoslite", "dispycos_lite", "dispycosnode_lite"):
+                text = (support.ROOT / (name + ".py")).read_text()
+                file.writestr("app/%s.py" % name, text + (ZIPPED_SERVER if "node" in name else ""))
+            file.writestr("app/__init__.py", "")
+            file.writestr("app/__main__.py", ZIPPED)
+        done = subprocess.run([sys.executable, archive + "/app", self.directory], stdout=subprocess.PIPE, timeout=WAIT_S,
+                              env=dict(os.environ, PYTHONPATH=archive), cwd=self.directory)
+        self.assertEqual(done.stdout.split(), [b"app.dispycosnode_lite", b"3"])
+
     def test_python_that_cannot_be_started_is_reported(self) -> None:
         self.processes.new_generation(1, os.path.join(self.directory, "missing"))
         self.processes.start_server(1, 1, {})
         died = self.events.wait(event="died", generation=1, n=1)
         self.assertEqual((died["pid"], died["returncode"]), (None, None))
         self.assertIn("could not be started", died["reason"])
+
+
+class NodeDirectoryTest(support.TestCase):
+    """Directories, their locks, and what is left in them."""
+
+    def setUp(self) -> None:
+        self.root = self.temp_dir() / "root"
+
+    def open(self, label: str = "9706") -> node.NodeDirectory:
+        directory = node.NodeDirectory(str(self.root), label)
+        directory.open()
+        self.addCleanup(directory.close)
+        return directory
+
+    def names(self) -> List[str]:
+        return sorted(os.listdir(self.root))
+
+    def test_open_makes_private_directories_and_close_removes_them(self) -> None:
+        directory = self.open()
+        client = directory.client(1)
+        self.assertEqual(client, str(self.root / "node-9706" / "client-1"))
+        self.assertEqual(directory.client(1), client)
+        for path in (self.root, directory.path, client):
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o700)
+        directory.close()
+        directory.close()
+        self.assertEqual(self.names(), [])
+
+    def test_default_root_is_the_users_own(self) -> None:
+        root = node.default_root()
+        self.assertEqual(os.path.dirname(root), os.environ["TMPDIR"])
+        self.assertTrue(root.endswith("pycoslite-%d" % os.getuid()), root)
+
+    def test_two_nodes_share_no_directory(self) -> None:
+        first, second = self.open("9706"), self.open("9710")
+        self.assertNotEqual(first.client(1), second.client(1))
+        sentence = r"another node \(process %d\) works in .*9706" % os.getpid()
+        with self.assertRaisesRegex(pycoslite.MisuseError, sentence):
+            node.NodeDirectory(str(self.root), "9706").open()
+        self.assertTrue(os.path.isdir(first.client(1)))
+
+    def test_directory_open_to_others_is_refused(self) -> None:
+        for mode, explicit, refused in ((0o777, True, True), (0o755, True, False), (0o770, True, True),
+                                        (0o755, False, True), (0o700, False, False)):
+            with self.subTest(mode=oct(mode), explicit=explicit):
+                path = self.temp_dir()
+                path.chmod(mode)
+                if refused:
+                    with self.assertRaisesRegex(pycoslite.MisuseError, r"open to other users \(mode %o\)" % mode):
+                        node.private_directory(str(path), 0o022 if explicit else 0o077)
+                else:
+                    node.private_directory(str(path), 0o022 if explicit else 0o077)
+
+    @support.skip_unless_root
+    def test_directory_of_somebody_else_is_refused(self) -> None:
+        self.root.mkdir(mode=0o700)
+        os.chown(self.root, 12345, 12345)
+        with self.assertRaisesRegex(pycoslite.MisuseError, "belongs to user id 12345.*--dest_path"):
+            self.open()
+
+    def test_link_in_place_of_the_root_is_refused(self) -> None:
+        self.root.symlink_to(self.temp_dir())
+        with self.assertRaisesRegex(pycoslite.MisuseError, "is not a directory"):
+            self.open()
+
+    def test_leftovers_of_dead_nodes_go_and_living_ones_stay(self) -> None:
+        living = self.open("1")
+        kept = living.client(1)
+        for name in ("node-2/client-7/dispycos_server_1", "node-3", "dead-1-1/x", "not ours"):
+            (self.root / name).mkdir(parents=True)
+        (self.root / "node-2.lock").write_text("process 1")
+        self.open("3")
+        self.wait_until(lambda: self.names() == ["node-1", "node-1.lock", "node-3", "node-3.lock", "not ours"],
+                        what="leftovers gone")
+        self.assertTrue(os.path.isdir(kept))
+
+    def test_lock_ends_with_its_process(self) -> None:
+        code = ("import dispycosnode_lite as n, sys; n.NodeDirectory(sys.argv[1], '5').open(); print('held'); "
+                "sys.stdin.read()")
+        with support.running([sys.executable, "-c", code, self.root], "held") as holder:
+            with self.assertRaisesRegex(pycoslite.MisuseError, r"process %d\b" % holder.pid):
+                self.open("5")
+            holder.signal(signal.SIGKILL)
+            holder.wait()
+            self.open("5")
+
+    def test_remove_does_not_follow_links_and_overcomes_permissions(self) -> None:
+        outside = self.temp_dir()
+        (outside / "precious").write_text("x")
+        (outside / "precious").chmod(0o400)
+        directory = self.open()
+        for generation in (1, 2):
+            client = Path(directory.client(generation))
+            (client / "link").symlink_to(outside)
+            (client / "file link").symlink_to(outside / "precious")
+            (client / "locked" / "deeper").mkdir(parents=True)
+            (client / "locked" / "deeper" / "file").write_text("y")
+            (client / "locked" / "deeper").chmod(0)
+            (client / "locked").chmod(0o500)
+            if generation == 1:
+                directory.remove(1)
+                self.assertFalse(client.exists(), "its name is not free at once")
+        directory.close()
+        self.wait_until(lambda: self.names() == [], what="everything gone")
+        self.assertEqual((outside / "precious").read_text(), "x")
+        self.assertEqual((outside / "precious").stat().st_mode & 0o777, 0o400)
+
+    def test_client_directory_that_was_replaced_by_a_link_is_removed_as_a_link(self) -> None:
+        outside = self.temp_dir()
+        (outside / "precious").write_text("x")
+        directory = self.open()
+        os.rmdir(directory.client(1))
+        os.symlink(outside, os.path.join(directory.path, "client-1"))
+        directory.remove(1)
+        self.wait_until(lambda: self.names() == ["node-9706", "node-9706.lock"], what="the link gone")
+        self.assertEqual(os.listdir(outside), ["precious"])
+
+    def test_what_cannot_be_deleted_is_logged(self) -> None:
+        original = node.shutil.rmtree
+
+        def fail(path: str, ignore_errors: bool = False) -> None:
+            raise OSError("the disk is on fire")
+        node.shutil.rmtree = fail
+        self.addCleanup(setattr, node.shutil, "rmtree", original)
+        path = self.temp_dir()
+        with self.expect_log("could not delete all of .*the disk is on fire"):
+            node.remove_tree(str(path))
 
 
 class DeathReasonTest(support.TestCase):

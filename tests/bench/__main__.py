@@ -71,7 +71,8 @@ def _tell(run: Dict, as_json: bool) -> None:
         print(json.dumps(run), flush=True)
     else:
         found = run.get("error") or "%.6g" % run["rate"]
-        print("%-4s %-8s n=%-8d %s" % (run["workload"], run["contestant"], run["n"], found), file=sys.stderr, flush=True)
+        line = "%-4s %-8s n=%-8d %s" % (run["workload"], run["contestant"], run["n"], found)
+        print(line, file=sys.stderr, flush=True)
 
 
 def _list() -> None:

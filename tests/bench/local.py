@@ -269,27 +269,20 @@ class _Direct:
 _RECEIVE = object()     # what a _Direct yields to be given a message
 
 
-def _run_direct(ready) -> None:
-    """Run `_Direct` strands; one that finds a message goes on at once, at most BUDGET times in a turn."""
-    while ready:
-        strand = ready.popleft()
-        advance, value, budget = strand.advance, strand.value, BUDGET
-        try:
-            while True:
-                value = advance(value)
-                if value is _RECEIVE:
-                    if not strand.mailbox:
-                        strand.parked = True
-                        break
-                    value = strand.mailbox.popleft()
-                    budget -= 1
-                    if budget:
-                        continue
-                strand.value = value
-                ready.append(strand)
-                break
-        except StopIteration as stop:
-            strand.result = stop.value
+def _take_turn(strand: _Direct, ready) -> None:
+    """Run one strand; while it finds messages it goes on at once, at most BUDGET times."""
+    advance, value, budget = strand.advance, strand.value, BUDGET
+    while budget:
+        value = advance(value)
+        if value is not _RECEIVE:
+            break
+        if not strand.mailbox:
+            strand.parked = True
+            return
+        value = strand.mailbox.popleft()
+        budget -= 1
+    strand.value = value
+    ready.append(strand)
 
 
 @contestant("L3b", "limit")
@@ -318,7 +311,12 @@ def one_way_limit(n: int) -> Measured:
     start = clock()
     target = _Direct(sink())
     ready = deque((target, _Direct(source())))
-    _run_direct(ready)
+    while ready:
+        strand = ready.popleft()
+        try:
+            _take_turn(strand, ready)
+        except StopIteration as stop:
+            strand.result = stop.value
     return _taken(n, target.result, clock() - start)
 
 

@@ -65,7 +65,8 @@ def run_one(command: List[str], timeout_s: float) -> Dict:
             try:
                 output, errors = process.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
-                return {"error": "killed after %g s" % timeout_s}
+                hung = "killed" if process.poll() is None else "it ended, but processes it started had not"
+                return {"error": "%s after %g s" % (hung, timeout_s)}
             finally:
                 _kill_group(process)
     finally:

@@ -1,12 +1,14 @@
 """J3: how long a client takes from its start to its first result, beside a node that is already running."""
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
 import statistics
 import subprocess
 import sys
+import time
 from typing import List, Optional, Tuple
 
 from .harness import HOST, Child, Measured, WrongResult, child, clock, contestant, expect, follow_parent, ready
@@ -72,14 +74,40 @@ def first_limit(n: int) -> Measured:
 
 # ---- ours ------------------------------------------------------------------------------------------------------------
 
+def _free_ports(count: int) -> int:
+    """The first of so many consecutive ports that are free now."""
+    while True:
+        with contextlib.ExitStack() as held:
+            first = held.enter_context(socket.create_server((HOST, 0))).getsockname()[1]
+            try:
+                for port in range(first + 1, first + count):
+                    held.enter_context(socket.create_server((HOST, port)))
+            except (OSError, OverflowError):        # taken, or beyond the last port there is
+                continue
+        return first
+
+
+def _wait_until_listening(node: Child, port: int) -> None:
+    """Return once the node takes connections on its port; the run's time limit ends a wait in vain."""
+    while node.process.poll() is None:
+        try:
+            socket.create_connection((HOST, port)).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.002)
+    raise WrongResult("the node program ended at once, with status %d" % node.process.returncode)
+
+
 @contestant("J3", "ours")
 def first_ours(n: int) -> Measured:
     """The node program, and clients that name it."""
+    port = _free_ports(1 + WORKERS)
     start = clock()
-    node = Child([sys.executable, os.path.join(ROOT, "dispycosnode_lite.py"), "-c", str(WORKERS), "-i", HOST,
-                  "--daemon"], stdout=subprocess.PIPE, text=True)
-    port = node.wait_for("port").split()[-1]
-    return _measure(n, "ours", port, clock() - start)
+    node = Child([sys.executable, os.path.join(ROOT, "dispycosnode_lite.py"), "--cpus", str(WORKERS), "--ip_addr", HOST,
+                  "--node_ports", "%d-%d" % (port, port + WORKERS), "--udp_port", str(port), "--daemon"],
+                 stdout=subprocess.DEVNULL)
+    _wait_until_listening(node, port)
+    return _measure(n, "ours", str(port), clock() - start)
 
 
 # ---- the standard library's pools: no node, the client starts its own workers ---------------------------------------
