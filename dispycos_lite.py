@@ -18,6 +18,7 @@ import __future__
 import ast
 import builtins
 import collections
+import concurrent.futures
 import dataclasses
 import dis
 import enum
@@ -27,19 +28,23 @@ import importlib.machinery
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import linecache
 import marshal
 import os
 import pickle
 import re
+import socket
 import struct
+import subprocess
 import sys
 import threading
+import time
 import traceback
 import types
 from concurrent.futures import CancelledError
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar,
                     Union)
@@ -68,7 +73,7 @@ class ClusterSettings:
     credit_memory: float = 0.75         # how much of what was measured of a server's pace survives each new measure
     recall_after_s: float = 0.005       # a job that runs for so long gives back what waits behind it, if others idle
     recall_look: int = 64               # servers examined in one search for something to give back
-    max_runs: int = 3                   # a job that may have been begun so often, and took its server along, is given up
+    max_runs: int = 3                   # a job that may have begun so often, and took its server along, is given up
     grace_s: float = 1.0                # after a request to stop, before the server process is replaced
 
     __post_init__ = pycoslite.Settings.__post_init__
@@ -108,7 +113,11 @@ class TimedOut(JobError, pycoslite.OperationTimeout):
 
 
 class ResultError(JobError):
-    """The job ran, and what it returned or raised cannot be sent: the sentence names the object that does not pickle."""
+    """The job ran, and what it returned or raised cannot be sent; the sentence names what does not pickle."""
+
+
+class JobExit(JobError):
+    """The job called ``sys.exit``, or raised something else that is meant to end a program."""
 
 
 class ClusterClosed(JobError):
@@ -377,6 +386,7 @@ _HEAP_TYPE = 1 << 9                     # Py_TPFLAGS_HEAPTYPE: a class made by a
 _ABSENT = object()
 
 _SCALARS = frozenset((int, float, bool, str, bytes, complex, type(None)))
+_CONTAINERS = frozenset((tuple, list, dict))
 _SMALL = 64                             # longer containers are not looked through: the pickler is faster
 
 # What to do instead, by the type of what does not travel.
@@ -463,7 +473,7 @@ def _user_spec(name: str) -> Any:
     return spec if places and all(map(_is_users, places)) else None
 
 
-def _client_name(filename: str) -> str:
+def _shown_name(filename: str) -> str:
     """A source file's name as the servers show it: below <client>/, relative to the entry of sys.path that holds it."""
     if filename.startswith("<"):
         return filename                 # <stdin>, <string>
@@ -580,14 +590,18 @@ def _is_plain(obj: Any, deep: int = 2) -> bool:
     kind = type(obj)
     if kind in _SCALARS:
         return True
-    if kind is dict:
-        return len(obj) <= _SMALL and _SCALARS.issuperset(map(type, obj)) and (
-            _SCALARS.issuperset(map(type, obj.values())) or deep > 0 and _is_plain(list(obj.values()), deep - 1))
-    if kind is not tuple and kind is not list or len(obj) > _SMALL:
+    if kind not in _CONTAINERS or len(obj) > _SMALL:
         return False
     if _SCALARS.issuperset(map(type, obj)):
-        return True
-    return deep > 0 and all([_is_plain(item, deep - 1) for item in obj])
+        if kind is not dict:
+            return True
+        obj = obj.values()
+    elif kind is dict:
+        return False
+    for item in obj:                    # no comprehension: this runs for every job
+        if type(item) not in _SCALARS and (not deep or not _is_plain(item, deep - 1)):
+            return False
+    return True
 
 
 class _Codec:
@@ -706,7 +720,1245 @@ def _decode(blob: Any) -> Tuple[Dict[str, Any], List[bytes]]:
         start += size
     return head, parts
 
-# NEXT PART OF SECTION 3
+
+# ---- what code names ----
+
+_READS = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"))
+_STORES = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
+_CONSTANTS = frozenset(("LOAD_CONST", "LOAD_SMALL_INT"))
+
+
+def _nested(code: types.CodeType) -> List[types.CodeType]:
+    """The code objects directly inside one."""
+    return [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
+
+def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and all those inside it."""
+    yield code
+    for inner in _nested(code):
+        yield from _all_code(inner)
+
+
+class _Names:
+    """What code, with all the code inside it, takes from outside.
+
+    The bytecode tells: co_names alone would not do, as a global `lock` is not meant by ``self.lock``.
+    """
+
+    def __init__(self, code: types.CodeType, now: bool) -> None:
+        self.reads: Dict[str, bool] = {}            # global name -> needed while its definition is built
+        self.stores: Set[str] = set()               # names it assigns with `global`
+        self.attributes = {name for item in _all_code(code) for name in item.co_names}
+        self.imports: List[Tuple[int, str]] = []    # level, dotted name
+        self._scan(code, now)
+
+    def _scan(self, code: types.CodeType, now: bool) -> None:
+        """Add one code object; `now` says that it runs while its definition is built."""
+        constants: List[Any] = [0, None]            # the last two that were loaded
+        for step in dis.get_instructions(code):
+            if step.opname in _READS:
+                self.reads[step.argval] = self.reads.get(step.argval, False) or now
+            elif step.opname in _STORES:
+                self.stores.add(step.argval)
+            elif step.opname in _CONSTANTS:
+                constants = [constants[-1], step.argval]
+            elif step.opname == "IMPORT_NAME":
+                self._add_import(step.argval, *constants)
+        for inner in _nested(code):                 # class bodies and comprehensions run at once, functions later
+            self._scan(inner, now and (not inner.co_flags & inspect.CO_OPTIMIZED or inner.co_name.startswith("<")))
+
+    def _add_import(self, name: str, level: int, parts: Any) -> None:
+        """An import statement; what it takes from the module may be submodules."""
+        self.imports.append((level, name))
+        self.imports += [(level, "%s.%s" % (name, part) if name else part) for part in parts or ()]
+
+
+def _absolute(level: int, name: str, package: str) -> str:
+    """The absolute name of an import with so many leading dots; '' when it leads out of its package."""
+    parents = package.split(".")
+    if not level:
+        return name
+    if not package or level > len(parents):
+        return ""
+    return ".".join(parents[:len(parents) - level + 1] + ([name] if name else []))
+
+
+def _imports_in(tree: ast.AST, package: str) -> Iterator[str]:
+    """Absolute names of all modules that the import statements of a source text may mean."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node.level, node.module or "", package)
+            yield base
+            for alias in node.names:
+                yield base + "." + alias.name
+
+
+# ---- source text: to find it, to make code of it ----
+
+_FUNCTION_NODES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+# What has to be known to compile a piece of a file alone. first: line number of the text; lazy: see _compile; and for
+# functions owner: class around it; prefix: start of its qualified name; free: its free variables; imports: names in it
+# that its module imports; span: first and last column (a lambda only).
+Shape = Dict[str, Any]
+
+
+def _compile(tree: Any, filename: str, lazy: bool) -> types.CodeType:
+    """Compile a syntax tree; `lazy`: its file has ``from __future__ import annotations`` (as this one has, too)."""
+    flags = __future__.annotations.compiler_flag if lazy else 0
+    return compile(tree, filename, "exec", flags=flags, dont_inherit=True)
+
+
+def _parse_piece(text: str, shape: Shape) -> Any:
+    """The syntax node of a def, class or lambda from the lines it stands in, with its line numbers.
+
+    Lines are not dedented, which would change the strings that run over several of them: an indented statement gets
+    an ``if`` around it. A lambda is cut out of its lines by `span` and stays in its column.
+    """
+    first, span = shape["first"], shape.get("span")
+    if span:
+        lines = text.encode().splitlines(True)
+        lines[-1] = lines[-1][:span[1]]
+        lines[0] = lines[0][span[0]:]
+        node: Any = ast.parse("(" + " " * (span[0] - 1) + b"".join(lines).decode() + ")").body[0]
+        node = node.value
+    elif text[:1].isspace():
+        node, first = ast.parse("if 1:\n" + text).body[0], first - 1
+        node = node.body[0]
+    else:
+        node = ast.parse(text).body[0]
+    return ast.increment_lineno(node, first - 1)
+
+
+def _import_nodes(names: Iterable[str]) -> List[ast.stmt]:
+    """Import statements of these names. They do not run: since 3.11 the compiler writes calls of names that the module
+    imports in another way, so without them the bytecode would not be the same."""
+    return ast.parse("\n".join("import " + name for name in names)).body
+
+
+def _compile_function(text: str, shape: Shape, filename: str) -> types.CodeType:
+    """The code object of a def or lambda; nothing runs. Defaults, annotations and decorators are left out.
+
+    It is compiled inside a function whose parameters are its free variables, and inside a class, whose name makes
+    ``__private`` names come out as in the original (a class named _ leaves them alone) and which provides __class__.
+    """
+    node = _parse_piece(text, shape)
+    node.args.defaults, node.args.kw_defaults = [], [None] * len(node.args.kwonlyargs)
+    for argument in ast.walk(node.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    if isinstance(node, ast.Lambda):
+        node = ast.copy_location(ast.Expr(node), node)
+    else:
+        node.decorator_list, node.returns = [], None
+        node.type_params = []           # Python 3.12; an attribute that nobody looks at before
+    outer: Any = ast.parse("def outer(%s):\n class %s: pass" % (", ".join(shape["free"]), shape["owner"] or "_"))
+    outer.body[0].body[0].body = [node]
+    outer.body += _import_nodes(shape["imports"])
+    code = _compile(outer, filename, shape["lazy"])
+    for _ in ("outer", "class", "function"):
+        code = _nested(code)[0]
+    return _renamed(code, "outer.<locals>.%s." % (shape["owner"] or "_"), shape["prefix"])
+
+
+def _renamed(code: types.CodeType, old: str, new: str) -> types.CodeType:
+    """The same code with another start of its qualified names, which are constants of the code around."""
+    def rename(item: Any) -> Any:
+        if isinstance(item, types.CodeType):
+            return _renamed(item, old, new)
+        return new + item[len(old):] if isinstance(item, str) and item.startswith(old) else item
+    changes: Dict[str, Any] = {"co_consts": tuple(map(rename, code.co_consts))}
+    if hasattr(code, "co_qualname"):    # Python 3.11
+        changes["co_qualname"] = rename(code.co_qualname)
+    return code.replace(**changes)
+
+
+def _same_code(one: types.CodeType, two: types.CodeType) -> bool:
+    """Whether two code objects do the same, whatever their lines, file and nesting."""
+    def outline(code: types.CodeType) -> Tuple[Any, ...]:
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        counts = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags & ~inspect.CO_NESTED)
+        return code.co_code, names, counts, [type(constant) for constant in code.co_consts]
+    if outline(one) != outline(two):
+        return False
+    pairs = zip(one.co_consts, two.co_consts)
+    return all(_same_code(a, b) if isinstance(a, types.CodeType) else a == b for a, b in pairs)
+
+
+def _first_line(node: Any) -> int:
+    """The line on which a statement begins, its decorators included: what co_firstlineno says."""
+    return min([node.lineno] + [decorator.lineno for decorator in getattr(node, "decorator_list", ())])
+
+
+def _last_line(code: types.CodeType) -> int:
+    """The last line that code, or code inside it, has an instruction on."""
+    lines = [line for item in _all_code(code) for _, line in dis.findlinestarts(item) if line]
+    return max(lines, default=code.co_firstlineno)
+
+
+def _portable(code: types.CodeType, filename: str) -> types.CodeType:
+    """The same code under the name that its file has at the servers."""
+    constants = [_portable(item, filename) if isinstance(item, types.CodeType) else item for item in code.co_consts]
+    return code.replace(co_filename=filename, co_consts=tuple(constants))
+
+
+def _top_level(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that are in no function and no class; they may be in an if or try."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, _FUNCTION_NODES + (ast.ClassDef,)):
+            yield from _top_level(child)
+
+
+class _SourceFile:
+    """A source file as the running program has it: lines, and a syntax tree that is made when first needed.
+
+    A file may have been edited since the program loaded it. So no text is taken that compiles to other bytecode.
+    """
+
+    def __init__(self, filename: str, namespace: Dict[str, Any]) -> None:
+        self.filename, self.lines = filename, self._read(filename, namespace)
+
+    @staticmethod
+    def _read(filename: str, namespace: Dict[str, Any]) -> List[str]:
+        """The loader knows best (zip files, -m); linecache also knows what was typed into some shells."""
+        loader, spec = namespace.get("__loader__"), namespace.get("__spec__")
+        text = None
+        if filename == namespace.get("__file__") and hasattr(loader, "get_source"):
+            try:
+                text = loader.get_source(spec.name if spec else namespace["__name__"])
+            except (ImportError, OSError, SyntaxError, UnicodeDecodeError):
+                text = None             # then linecache is asked, and after it the sender does without
+        return io.StringIO(text).readlines() if text else linecache.getlines(filename, namespace)
+
+    @functools.cached_property
+    def tree(self) -> ast.Module:
+        """The whole file, parsed; empty if it cannot be."""
+        try:
+            return ast.parse("".join(self.lines))
+        except (SyntaxError, ValueError):
+            return ast.Module(body=[], type_ignores=[])
+
+    @functools.cached_property
+    def lazy(self) -> bool:
+        """Whether the file has ``from __future__ import annotations``."""
+        return any(isinstance(node, ast.ImportFrom) and node.module == "__future__"
+                   and any(alias.name == "annotations" for alias in node.names) for node in self.tree.body)
+
+    @functools.cached_property
+    def imported(self) -> Set[str]:
+        """Names that the module's own level gets by import."""
+        aliases = [alias for node in _top_level(self.tree) if isinstance(node, (ast.Import, ast.ImportFrom))
+                   for alias in node.names]
+        return {(alias.asname or alias.name).partition(".")[0] for alias in aliases}.difference("*")
+
+    def _functions(self) -> Iterator[Tuple[Any, str, str]]:
+        """Every def and lambda, with the name of the innermost class around it, and the start of its qualified name."""
+        stack: List[Tuple[Any, str, str]] = [(self.tree, "", "")]
+        while stack:
+            node, owner, prefix = stack.pop()
+            if isinstance(node, _FUNCTION_NODES):
+                yield node, owner, prefix
+                prefix += getattr(node, "name", "<lambda>") + ".<locals>."
+            elif isinstance(node, ast.ClassDef):
+                owner, prefix = node.name, prefix + node.name + "."
+            stack.extend((child, owner, prefix) for child in ast.iter_child_nodes(node))
+
+    def function(self, code: types.CodeType) -> Optional[Tuple[str, Shape]]:
+        """The text and shape from which another Python compiles `code`; None when the file has no such function (now).
+
+        Of several lambdas that begin on one line that one is taken which gives the same bytecode.
+        """
+        for node, owner, prefix in self._functions():
+            if getattr(node, "name", "<lambda>") == code.co_name and _first_line(node) == code.co_firstlineno:
+                text, shape = self._cut(node, code)
+                shape.update(owner=owner, prefix=prefix)
+                try:
+                    if _same_code(_compile_function(text, shape, code.co_filename), code):
+                        return text, shape
+                except (SyntaxError, ValueError, LookupError, AttributeError):
+                    continue            # lambdas in f-strings have wrong columns before Python 3.12
+        return None
+
+    def _cut(self, node: Any, code: types.CodeType) -> Tuple[str, Shape]:
+        """The lines of a function from its def on, and what has to be known to compile them alone."""
+        free = [name for name in code.co_freevars if name != "__class__"]
+        named = {name for item in _all_code(code) for name in item.co_names}
+        shape: Shape = {"first": node.lineno, "free": free, "lazy": self.lazy, "imports": sorted(self.imported & named)}
+        if isinstance(node, ast.Lambda):
+            shape["span"] = [node.col_offset, node.end_col_offset]
+        return "".join(self.lines[node.lineno - 1:node.end_lineno]), shape
+
+    def klass(self, cls: type) -> Any:
+        """The class statement of a class of the module's top level; None when it is not found, or changed since."""
+        own = [item.__code__ for name, item in vars(cls).items() if isinstance(item, types.FunctionType)
+               and item.__code__.co_name == name and item.__code__.co_filename == self.filename]
+        lines = [code.co_firstlineno for code in own]
+        found = [node for node in _top_level(self.tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+                 and all(node.lineno <= line <= node.end_lineno for line in lines)]
+        if len(found) != 1:
+            return None
+        tree = ast.Module([found[0], *_import_nodes(sorted(self.imported))], [])
+        inside = list(_all_code(_compile(tree, "", self.lazy)))
+        return found[0] if all(any(_same_code(code, other) for other in inside) for code in own) else None
+
+
+def _remember_lines(filename: str, first: int, text: str) -> None:
+    """Let tracebacks show these lines: `text` stands from line `first` on in the client's file."""
+    known = linecache.cache.get(filename)
+    lines = list(known[2]) if known and len(known) == 4 else []
+    new = io.StringIO(text).readlines()
+    lines += [""] * (first - 1 + len(new) - len(lines))
+    lines[first - 1:first - 1 + len(new)] = new
+    if new:
+        linecache.cache[filename] = (1, None, lines, filename)      # no time: never checked against a disk
+
+
+# ---- client: definitions ----
+
+
+def _index(items: List[Any], item: Any) -> int:
+    """The place of `item` in a list, where it is added if need be; by identity."""
+    for place, known in enumerate(items):
+        if known is item:
+            return place
+    items.append(item)
+    return len(items) - 1
+
+
+class _Definition:
+    """One thing that servers have to know: its header, its parts, and the definitions it needs."""
+
+    __slots__ = ("kind", "subject", "title", "head", "parts", "references", "code", "text", "source", "notes", "digest",
+                 "key", "order", "blobs")
+
+    def __init__(self, kind: str, subject: Any, title: str) -> None:
+        self.kind, self.subject, self.title = kind, subject, title
+        self.head: Dict[str, Any] = {"bind": ""}            # "bind": its name in __main__, if it has one
+        self.parts: List[bytes] = []
+        self.references: List["_Definition"] = []
+        self.code = b""                                     # marshalled
+        self.text: Tuple[int, str] = (1, "")                # number of the first line, lines: for tracebacks
+        self.source: Callable[[], Optional[Tuple[str, Shape]]] = lambda: None
+        self.notes: List[str] = []                          # what stays behind
+        self.digest = b""                                   # of its own content
+        self.key = b""                                      # of that and of all it needs
+        self.order: List["_Definition"] = []                # itself and all that it needs
+        self.blobs: Dict[bool, bytes] = {}                  # wire forms made so far: bytecode (True), source (False)
+
+    def close(self) -> None:
+        """Its own content is complete now."""
+        content = _encode(dict(self.head, kind=self.kind), [self.code, *self.parts])
+        self.digest = hashlib.blake2b(content, digest_size=_KEY_BYTES).digest()
+
+    def link(self) -> None:
+        """Set key and order; everything it needs must be closed.
+
+        Definitions may need each other in circles, so a key is the digest of the whole graph as seen from here: every
+        content, with the numbers, in order of discovery, of what it refers to.
+        """
+        number = {id(self): 0}
+        digest, self.order = hashlib.blake2b(digest_size=_KEY_BYTES), [self]
+        for item in self.order:                             # grows meanwhile
+            for reference in item.references:
+                if number.setdefault(id(reference), len(self.order)) == len(self.order):
+                    self.order.append(reference)
+            digest.update(item.digest)
+            digest.update(repr([number[id(reference)] for reference in item.references]).encode())
+        self.key = digest.digest()
+
+    def blob(self, same: bool) -> bytes:
+        """The wire form: bytecode for the same Python (`same`), else source. Raises CannotShip when there is none."""
+        if same not in self.blobs:
+            head = dict(self.head, kind=self.kind, key=self.key.hex(), same=same, first=self.text[0],
+                        references=[reference.key.hex() for reference in self.references])
+            code, text = self.code, self.text[1]
+            if code and not same:
+                code, (text, head["shape"]) = b"", self._source_form()
+            self.blobs[same] = _encode(head, [code, text.encode("utf-8", "surrogatepass"), *self.parts])
+        return self.blobs[same]
+
+    def _source_form(self) -> Tuple[str, Shape]:
+        found = self.source()
+        if found is None:
+            raise CannotShip(
+                "cannot send %s to another version of Python: its source text is not to be had, or has changed since "
+                "it was loaded; define it in a file, or use Python %d.%d at the servers" % (
+                    (self.title,) + sys.version_info[:2]))
+        return found
+
+    def form(self) -> str:
+        """How it travels, in words."""
+        if self.kind == "own":
+            return "by name, every server has it"
+        if not self.code:
+            return "as a pickle"
+        others = "source text for other versions" if self.source() else "other versions are refused"
+        return "bytecode for Python %d.%d, %s" % (sys.version_info[:2] + (others,))
+
+
+# Names of a __main__ that belong to the module itself; the server's has its own.
+_MODULE_NAMES = frozenset(("__name__", "__builtins__", "__doc__", "__package__", "__spec__", "__loader__",
+                           "__annotations__", "__cached__"))
+# Entries of a class dictionary that Python makes by itself.
+_CLASS_NAMES = frozenset(("__dict__", "__weakref__", "_abc_impl", "__abstractmethods__", "__firstlineno__",
+                          "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__match_args__"))
+# Modules whose functions appear in classes that the user did not write them into.
+_GENERATORS = frozenset(("enum", "dataclasses", "reprlib", "collections", "typing"))
+
+
+def _title(obj: Any) -> str:
+    """'work' (prog.py:12): how sentences name a function, class or any other object."""
+    if isinstance(obj, str):
+        return "'%s'" % obj             # a module
+    name = getattr(obj, "__qualname__", None)
+    code = getattr(obj, "__code__", None)
+    if code is not None:
+        return "'%s' (%s:%d)" % (name, os.path.basename(code.co_filename), code.co_firstlineno)
+    return "'%s'" % name if name else "a %s" % _type_name(type(obj))
+
+
+def _is_generated(item: Any) -> bool:
+    """Whether a class attribute is a function that dataclass, Enum and the like put there.
+
+    dataclass compiles text from a file called <string>; but so does ``python3 -c``, hence the look at the name.
+    """
+    return isinstance(item, types.FunctionType) and (item.__globals__.get("__name__") in _GENERATORS or (
+        item.__code__.co_filename == "<string>" and item.__name__.startswith("__")))
+
+
+def _entries(cls: Any) -> Dict[str, Any]:
+    """What the user put into a class: its dictionary without what Python adds."""
+    return {name: value for name, value in vars(cls).items()
+            if name not in _CLASS_NAMES and not isinstance(value, types.MemberDescriptorType)}
+
+
+def _maker(definition: _Definition) -> Callable[[], type]:
+    """The call, as a partial, that makes a class again which has no class statement to run."""
+    cls, entries = definition.subject, _entries(definition.subject)
+    if cls.__bases__ == (tuple,) and "_fields" in entries:
+        return functools.partial(collections.namedtuple, cls.__name__, cls._fields, module=cls.__module__,
+                                 defaults=tuple(cls._field_defaults.values()) or None)
+    if isinstance(cls, enum.EnumMeta):
+        if any(isinstance(item, types.FunctionType) and not _is_generated(item) for item in entries.values()):
+            raise CannotShip("cannot send class %s: it is an Enum with methods, and has no class statement at the top "
+                             "level of a file; move it there" % definition.title)
+        members = [(name, member.value) for name, member in cls.__members__.items()]
+        return functools.partial(cls.__base__, cls.__name__, members, module=cls.__module__, qualname=cls.__qualname__)
+    if "__dataclass_params__" in vars(cls):
+        return _dataclass_maker(cls, entries)
+    return functools.partial(type(cls), cls.__name__, cls.__bases__, entries)
+
+
+def _dataclass_maker(cls: Any, entries: Dict[str, Any]) -> Callable[[], type]:
+    """Fields and methods of a dataclass; what the decorator generated is generated again."""
+    inherited = [field for base in cls.__bases__ for field in getattr(base, "__dataclass_fields__", {}).values()]
+    fields = []
+    for field in cls.__dataclass_fields__.values():
+        if not any(field is other for other in inherited):
+            names = ("default", "default_factory", "init", "repr", "hash", "compare")
+            options = {name: getattr(field, name) for name in names if getattr(field, name) is not dataclasses.MISSING}
+            fields.append((field.name, field.type, options))
+    left_out = {"__annotations__"}.union(field[0] for field in fields)
+    kept = {name: value for name, value in entries.items() if name not in left_out and not _is_generated(value)
+            and (name, value) != ("__hash__", None)}
+    params = {name: getattr(cls.__dataclass_params__, name) for name in
+              ("init", "repr", "eq", "order", "unsafe_hash", "frozen")}
+    return functools.partial(_make_dataclass, cls.__name__, fields, bases=cls.__bases__, namespace=kept, **params)
+
+
+def _make_dataclass(name: str, fields: List[Tuple[str, Any, Dict[str, Any]]], **options: Any) -> type:
+    """Runs at the server: make_dataclass, with fields as (name, type, arguments of `dataclasses.field`)."""
+    made = [(field, kind, dataclasses.field(**arguments)) for field, kind, arguments in fields]
+    return dataclasses.make_dataclass(name, made, **options)
+
+
+class _Graph(_Codec):
+    """The client's definitions while they are found: `declare` notes one, `finish` completes it with all it needs.
+
+    What is found is first only noted and then worked off from a list, so that long chains of functions do not recurse.
+    """
+
+    def __init__(self) -> None:
+        self._known: Dict[Any, Tuple[Any, _Definition]] = {}    # identity -> object (kept: its id stays its own), ...
+        self._new: List[_Definition] = []                       # of this round; a refused round is forgotten
+        self._names: List[Any] = []                             # their identities
+        self._files: Dict[str, _SourceFile] = {}
+        self._codes: Dict[Tuple[types.CodeType, str], bytes] = {}
+        self.subjects: Dict[bytes, Any] = {}                    # key -> object: for results that contain it
+        self.made: Set[str] = set()                             # classes of __main__ that travel as kind "made"
+
+    def referred(self, key: bytes) -> Any:
+        """See `_Codec`: the client's own object, when a result names it."""
+        return self.subjects[key]
+
+    def refer(self, obj: Any, references: List[Any]) -> Any:
+        """See `_Codec`: what travels by definition gets a word, all the rest is named by pickle."""
+        if isinstance(obj, types.ModuleType):
+            return _word(self.module_word(obj.__name__, references))
+        if getattr(obj, "__module__", None) == "builtins":
+            return NotImplemented
+        place = self._place(obj)
+        if place is None:
+            definition = self.definition_of(obj)
+            return NotImplemented if definition is None else _word("#%d" % _index(references, definition))
+        module, name = place
+        if module == "__main__":
+            root = self.definition_of(getattr(sys.modules["__main__"], name.partition(".")[0]))
+            if root is not None:
+                _index(references, root)
+            return _word("$" + name)
+        word = self.module_word(module, references)
+        return _word(word + ":" + name) if word.startswith("@") else NotImplemented
+
+    def declare(self, kind: str, subject: Any, identity: Any = None) -> _Definition:
+        """The definition of something; a new one is filled by `finish`. Without identity it is always a new one."""
+        if identity in self._known:
+            return self._known[identity][1]
+        definition = _Definition(kind, subject, _title(subject))
+        self._new.append(definition)
+        if identity is not None:
+            self._known[identity] = subject, definition
+            self._names.append(identity)
+        return definition
+
+    def definition_of(self, obj: Any) -> Optional[_Definition]:
+        """The definition under which a function or class travels; None if servers import it, or it is neither."""
+        function = isinstance(obj, types.FunctionType)
+        if not function and not (isinstance(obj, type) and obj.__flags__ & _HEAP_TYPE):
+            return None
+        place = self._place(obj)
+        if place is not None and (place[0] != "__main__" or "." in place[1]):
+            return None
+        return self.declare("function" if function else "class", obj, id(obj))
+
+    def _place(self, obj: Any) -> Optional[Tuple[str, str]]:
+        """Like `_lookup`, but what is inside a class that is made from its dictionary cannot be found through it."""
+        place = _lookup(obj, sys.modules["__main__"])
+        if place is not None and place[0] == "__main__":
+            root, _, rest = place[1].partition(".")
+            return None if rest and root in self.made else place
+        return place
+
+    def module_word(self, name: str, references: List[Any]) -> str:
+        """The word for a module; adds the modules that are to be sent for it. Raises CannotShip for the user's in C."""
+        parts = name.split(".")
+        for part in (".".join(parts[:n]) for n in range(1, len(parts) + 1)):
+            if _own_word(part):
+                _index(references, self.declare("own", part, ("module", part)))
+                continue
+            spec = _user_spec(part)
+            if spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
+                raise CannotShip("module '%s' (%s) is compiled, not Python source; install it in site-packages, here "
+                                 "and at the servers" % (part, spec.origin))
+            if spec is not None:
+                _index(references, self.declare("module", part, ("module", part)))
+        return "@" + _own_word(name) if _own_word(name) else name
+
+    def finish(self) -> List[_Definition]:
+        """Complete all that was declared, and return it. Raises CannotShip, and then forgets the whole round."""
+        try:
+            for definition in self._new:                        # grows meanwhile
+                _FILLERS[definition.kind](self, definition)
+                definition.close()
+            for definition in self._new:
+                definition.link()
+                self.subjects[definition.key] = definition.subject
+            done, self._new, self._names = self._new, [], []
+            return done
+        except BaseException:
+            self.forget_round()
+            raise
+
+    def forget_round(self) -> None:
+        """Drop what was declared since the last `finish`."""
+        for name in self._names:
+            self._known.pop(name, None)
+        self._new, self._names = [], []
+
+    def source_file(self, filename: str, namespace: Dict[str, Any]) -> _SourceFile:
+        """The source file of that name; read once."""
+        if filename not in self._files:
+            self._files[filename] = _SourceFile(filename, namespace)
+        return self._files[filename]
+
+    def marshalled(self, code: types.CodeType) -> bytes:
+        """Bytecode under its file's name at the servers. Kept, as equal code does not always marshal to equal bytes."""
+        identity = code, code.co_filename
+        if identity not in self._codes:
+            self._codes[identity] = marshal.dumps(_portable(code, _shown_name(code.co_filename)))
+        return self._codes[identity]
+
+    def snapshot(self, definition: _Definition, value: Any, pieces: Iterable[Tuple[str, Any]]) -> bytes:
+        """Pickle a value. Raises CannotShip for the first of its pieces ("its global 'x'", value) that does not."""
+        try:
+            return self.pickle(value, definition.references).getvalue()
+        except Exception as error:                              # user code runs in pickle: anything may come
+            reasons = (self._fault(what, piece) for what, piece in pieces)
+            reason = next(filter(None, reasons), str(error))
+            raise CannotShip("cannot send %s: %s" % (definition.title, reason)) from error
+
+    def _fault(self, what: str, value: Any) -> str:
+        """Why a value cannot travel; '' if it can."""
+        try:
+            self.pickle(value, [])
+        except Exception as error:                              # as above
+            return _because(what, value, error)
+        return ""
+
+    def bind(self, definition: _Definition, main: Dict[str, Any], names: _Names) -> None:
+        """Note what the code's names mean in the client's __main__, so that they mean the same at the server."""
+        package = main.get("__package__") or ""
+        definition.head.update(package=package, imports=[], globals=[])
+        for name in [*names.reads, *sorted(names.stores.difference(names.reads))]:
+            if name in main and name not in _MODULE_NAMES:
+                how, what, mark = self._meaning(definition, name, main[name], names)
+                definition.head["globals"].append(
+                    [name, how, what, mark, name in names.stores, names.reads.get(name, False)])
+        for level, imported in names.imports:
+            module = _absolute(level, imported, package)
+            if _own_word(module) or _user_spec(module) is not None:
+                self.module_word(module, definition.references)
+
+    def _meaning(self, definition: _Definition, name: str, value: Any, names: _Names) -> Tuple[str, Any, str]:
+        """How a global travels: (kind, where it is found, mark that tells one value from a later one)."""
+        if isinstance(value, types.ModuleType):
+            word = self._module_global(definition, name, value, names)
+            return "module", word, word
+        other = self.definition_of(value)
+        if other is not None:
+            return "reference", _index(definition.references, other), ""
+        data = self.snapshot(definition, value, [("its global '%s'" % name, value)])
+        definition.parts.append(data)
+        return "data", len(definition.parts) - 1, hashlib.blake2b(data, digest_size=_KEY_BYTES).hexdigest()
+
+    def _module_global(self, definition: _Definition, name: str, module: types.ModuleType, names: _Names) -> str:
+        """The word of a module that code names, with the loaded submodules that it reaches by attributes.
+
+        ``import xml.dom`` binds only `xml`; that xml.dom has to be imported is seen from the attribute in the code.
+        """
+        prefix = module.__name__ + "."
+        try:
+            for loaded in list(sys.modules):
+                if loaded.startswith(prefix) and names.attributes.issuperset(loaded[len(prefix):].split(".")):
+                    definition.head["imports"].append(self.module_word(loaded, definition.references))
+            return "os.path" if module is os.path else self.module_word(module.__name__, definition.references)
+        except CannotShip as error:
+            raise CannotShip("cannot send %s: its global '%s' is %s" % (definition.title, name, error)) from None
+
+
+def _main_name(obj: Any) -> str:
+    """The name of a function or class at the top level of __main__; '' if it is anywhere else."""
+    module, name = _lookup(obj, sys.modules["__main__"]) or ("", "")
+    return name if module == "__main__" and "." not in name else ""
+
+
+def _fill_function(graph: _Graph, definition: _Definition) -> None:
+    """A function by value: code, state, and the globals it names if they are those of __main__."""
+    function, code = definition.subject, definition.subject.__code__
+    home = function.__globals__.get("__name__", "__main__")
+    if vars(sys.modules.get(home, builtins)) is not function.__globals__:
+        home = "__main__"               # made by exec with a dictionary of its own: it lives in __main__ at the server
+    definition.head.update(
+        name=function.__name__, qualname=function.__qualname__, module=function.__module__, cells={},
+        file=_shown_name(code.co_filename), bind=_main_name(function))
+    definition.parts.append(b"")        # keeps the first place for the state
+    if home == "__main__":
+        graph.bind(definition, function.__globals__, _Names(code, False))
+    definition.head["home"] = graph.module_word(home, definition.references)
+    definition.parts[0] = _function_state(graph, definition, function)
+    definition.code = graph.marshalled(code)
+    file = graph.source_file(code.co_filename, function.__globals__)
+    first = code.co_firstlineno
+    definition.text = first, "".join(file.lines[first - 1:_last_line(code)])
+    definition.source = lambda: file.function(code)
+
+
+def _function_state(graph: _Graph, definition: _Definition, function: Any) -> bytes:
+    """Pickle of docstring, attributes, defaults and closure; cells that hold functions or classes become references.
+
+    A function is often in its own cell (recursion), and a class in the cells of its methods.
+    """
+    cells = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            continue                    # not assigned yet
+        other = graph.definition_of(value)
+        if other is not None:
+            definition.head["cells"][name] = _index(definition.references, other)
+        else:
+            cells[name] = value
+    state = function.__doc__, function.__dict__, function.__defaults__, function.__kwdefaults__, cells
+    pieces = [("its closure variable '%s'" % name, value) for name, value in cells.items()]
+    pieces += [("the default of its parameter '%s'" % name, value) for name, value in _named_defaults(function)]
+    pieces += [("its attribute '%s'" % name, value) for name, value in function.__dict__.items()]
+    return graph.snapshot(definition, state, pieces)
+
+
+def _named_defaults(function: Any) -> List[Tuple[str, Any]]:
+    """Parameters with their default values."""
+    count, defaults = function.__code__.co_argcount, function.__defaults__ or ()
+    named = zip(function.__code__.co_varnames[count - len(defaults):count], defaults)
+    return [*named, *(function.__kwdefaults__ or {}).items()]
+
+
+def _fill_class(graph: _Graph, definition: _Definition) -> None:
+    """A class: its statement if it has one at the top level of __main__, else the call that makes it again."""
+    cls, main = definition.subject, sys.modules["__main__"]
+    files = [item.__code__.co_filename for item in vars(cls).values()
+             if isinstance(item, types.FunctionType) and not _is_generated(item)]
+    filename = getattr(main, "__file__", None) or (files + ["<unknown>"])[0]
+    bind = _main_name(cls)
+    definition.head.update(name=cls.__name__, qualname=cls.__qualname__, module=cls.__module__, bind=bind,
+                           file=_shown_name(filename))
+    file = graph.source_file(filename, vars(main))
+    node = file.klass(cls) if bind else None
+    if node is None:
+        definition.kind = "made"
+        graph.made.add(bind)
+        definition.parts.append(graph.snapshot(definition, _maker(definition), [
+            ("its attribute '%s'" % name, item) for name, item in _entries(cls).items()]))
+        return
+    definition.title = "'%s' (%s:%d)" % (cls.__name__, os.path.basename(filename), node.lineno)
+    first = _first_line(node)
+    text = "".join(file.lines[first - 1:node.end_lineno])
+    code = _compile(ast.Module([node], []), filename, file.lazy)
+    changeable = _changeable(cls)
+    definition.parts.append(graph.snapshot(definition, changeable, changeable.items()))
+    graph.bind(definition, vars(main), _Names(code, True))
+    definition.code, definition.text = graph.marshalled(code), (first, text)
+    definition.source = lambda: (text, {"first": first, "lazy": file.lazy})
+
+
+def _changeable(cls: Any) -> Dict[str, Any]:
+    """Plain attributes of a class as the program has them now: it may have changed them after the class statement."""
+    if isinstance(cls, enum.EnumMeta):
+        return {}
+    return {name: value for name, value in vars(cls).items() if not name.startswith("__") and _is_plain(value)}
+
+
+def _fill_module(graph: _Graph, definition: _Definition) -> None:
+    """A module of the user's tree: source, bytecode, and the modules of the tree that it imports."""
+    name, spec = definition.subject, _user_spec(definition.subject)
+    package = spec.submodule_search_locations is not None
+    filename = _shown_name(spec.origin) if spec.has_location else _CLIENT + name.replace(".", "/")
+    text, code = _module_content(name, spec)
+    if text is None and code is None:
+        raise CannotShip("cannot send module %s (%s): it has neither source nor bytecode; install it at the servers" % (
+            definition.title, spec.origin))
+    definition.head.update(name=name, package=package, file=filename)
+    definition.code = marshal.dumps(_portable(code, filename)) if code is not None else b""
+    if text is not None:
+        definition.text, definition.source = (1, text), lambda: (text, {})
+    for imported in sorted(set(_imports_in(ast.parse(text or ""), name if package else name.rpartition(".")[0]))):
+        if _own_word(imported) or _user_spec(imported) is not None:
+            try:
+                graph.module_word(imported, definition.references)
+            except CannotShip as error:         # it may be optional (try: import _speedups): the server will tell
+                definition.notes.append(str(error))
+
+
+def _module_content(name: str, spec: Any) -> Tuple[Optional[str], Optional[types.CodeType]]:
+    """Source text and bytecode of a module, as far as its loader has them; a package may be a mere folder."""
+    if not spec.has_location:
+        return "", None
+    text = spec.loader.get_source(name) if hasattr(spec.loader, "get_source") else None
+    return text, spec.loader.get_code(name) if hasattr(spec.loader, "get_code") else None
+
+
+def _fill_own(_: _Graph, definition: _Definition) -> None:
+    """One of our modules, under the name that the client has it."""
+    definition.head.update(name=definition.subject, word=_own_word(definition.subject))
+
+
+def _fill_object(graph: _Graph, definition: _Definition) -> None:
+    """Any other callable."""
+    definition.parts.append(graph.snapshot(definition, definition.subject, [("it", definition.subject)]))
+
+
+_FILLERS: Dict[str, Callable[[_Graph, _Definition], None]] = {
+    "function": _fill_function, "class": _fill_class, "module": _fill_module, "own": _fill_own, "object": _fill_object}
+
+
+class Packer:
+    """Makes of a client's functions, classes and arguments what servers need to run them. Any thread may call it.
+
+    One for a computation. A function is looked at when it is first submitted. Later changes of its globals, its module
+    or its closure are not seen; a function that is defined anew is a new one. What has a state (callable instances,
+    bound methods, partials) is packed at every call. Definitions are kept as long as the packer.
+    """
+
+    def __init__(self) -> None:
+        self._graph = _Graph()
+        self._lock = threading.RLock()                          # guards the graph and the two tables
+        self._keys: Dict[Any, bytes] = {}                       # functions seen; the oldest go first
+        self._definitions: Dict[bytes, _Definition] = {}
+
+    def function(self, fn: Any) -> bytes:
+        """The key (16 bytes) under which servers know a callable; a function seen before costs one dictionary look-up.
+
+        Raises CannotShip before anything is sent: it names the function, the variable that cannot travel, its type,
+        file and line.
+        """
+        try:
+            return self._keys[fn]
+        except (KeyError, TypeError):                           # TypeError: not hashable, so never remembered
+            pass
+        if not callable(fn):
+            raise CannotShip("cannot send a %s as a function: it cannot be called" % _type_name(type(fn)))
+        key = self.component(fn)
+        if isinstance(fn, (types.FunctionType, types.BuiltinFunctionType, type)):
+            with self._lock:
+                while len(self._keys) >= _REMEMBERED:
+                    del self._keys[next(iter(self._keys))]
+                self._keys[fn] = key
+        return key
+
+    def component(self, obj: Any) -> bytes:
+        """The key of a function, class, module or any object that pickles: what a computation is made with.
+
+        Raises CannotShip.
+        """
+        with self._lock:
+            if isinstance(obj, types.ModuleType):
+                references: List[_Definition] = []
+                self._graph.module_word(obj.__name__, references)
+                definition = references[-1] if references else self._graph.declare("object", obj)
+            else:
+                definition = self._graph.definition_of(obj) or self._graph.declare("object", obj)
+            self._finish()
+            return definition.key
+
+    def _finish(self) -> None:
+        for definition in self._graph.finish():
+            self._definitions.setdefault(definition.key, definition)
+
+    def closure_of(self, key: bytes) -> List[bytes]:
+        """Keys of all definitions that one needs, itself last: to be sent in this order."""
+        return list(dict.fromkeys(item.key for item in reversed(self._definitions[key].order)))
+
+    def blob(self, key: bytes, magic: bytes) -> bytes:
+        """The wire form of a definition for a server whose Python has the magic number `magic`.
+
+        Raises CannotShip when that is another Python and there is no source text.
+        """
+        with self._lock:
+            return self._definitions[key].blob(magic == _MAGIC)
+
+    def dumps(self, obj: Any) -> Tuple[bytes, Tuple[bytes, ...]]:
+        """Pickle a job's ``(args, kwargs)``: the bytes for `Namespace.loads`, and the keys of what they need there.
+
+        Functions, classes and modules inside travel too. Raises CannotShip that names the argument and its type.
+        """
+        if type(obj) is tuple and len(obj) == 2:                # what most jobs have, found out in one call of C
+            args, kwargs = obj
+            if not kwargs and type(args) is tuple and len(args) <= _SMALL and _SCALARS.issuperset(map(type, args)):
+                return pickle.dumps(obj, _PICKLE_PROTOCOL), ()
+        if _is_plain(obj):
+            return pickle.dumps(obj, _PICKLE_PROTOCOL), ()
+        with self._lock:
+            references: List[Any] = []
+            try:
+                file = self._graph.pickle(obj, references)
+            except Exception as error:                          # user code runs in pickle: anything may come
+                self._graph.forget_round()
+                raise self._refused(obj, error) from error
+            if not references:
+                return file.getvalue(), ()
+            self._finish()
+            keys = tuple(definition.key for definition in references)
+            return self._graph.close_payload(file, keys), keys
+
+    def _refused(self, obj: Any, error: Exception) -> CannotShip:
+        """Which of the arguments it was."""
+        args, kwargs = obj if isinstance(obj, tuple) and list(map(type, obj)) == [tuple, dict] else ((obj,), {})
+        named = [("argument %d" % number, value) for number, value in enumerate(args, 1)]
+        for what, value in named + [("argument '%s'" % name, value) for name, value in kwargs.items()]:
+            try:
+                self._graph.pickle(value, [])
+            except Exception as failure:                        # as above
+                return CannotShip("cannot send %s: %s" % (what, _because("it", value, failure)))
+            finally:
+                self._graph.forget_round()
+        return CannotShip("cannot send the arguments: %s" % error)
+
+    def loads(self, data: Any) -> Any:
+        """The object that a server's `Namespace.dumps` made `data` from. Raises what unpickling raises."""
+        return self._graph.loads(data)
+
+    def unpack_exception(self, data: Any) -> BaseException:
+        """The exception that a server's `Namespace.pack_exception` packed, with a RemoteTraceback as `__cause__`."""
+        return self._graph.unpack_exception(data)
+
+    def explain(self, key: bytes) -> List[str]:
+        """What goes to the servers with a definition, in which form, and what stays: lines for `explain_send`."""
+        lines = []
+        with self._lock:
+            for item in reversed(self._definitions[key].order):
+                lines.append("%s %s goes %s" % (item.kind, item.title, item.form()))
+                modules = [entry[2] for entry in item.head.get("globals", ()) if entry[1] == "module"]
+                sent = {"@" + str(other.head.get("word")) for other in item.references if other.kind == "own"}
+                sent.update(other.head["name"] for other in item.references if other.kind == "module")
+                lines += ["    it imports %s there, which is not sent" % name
+                          for name in dict.fromkeys(modules + item.head.get("imports", [])) if name not in sent]
+                lines += ["    not sent: " + note for note in item.notes]
+        return lines
+
+
+def explain_send(fn: Any) -> List[str]:
+    """Say, line by line, what would travel to the servers if `fn` were submitted, in which form, and what would stay.
+
+    For a function that cannot be sent it is one line: the sentence of its CannotShip. Nothing is sent. Any thread.
+    """
+    packer = Packer()
+    try:
+        return packer.explain(packer.function(fn))
+    except CannotShip as error:
+        return [str(error)]
+
+
+# ---- server: definitions become functions, classes and modules again ----
+
+
+class _Received:
+    """A definition as it arrived."""
+
+    __slots__ = ("key", "head", "code", "text", "parts", "references")
+
+    def __init__(self, blob: Any) -> None:
+        self.head, parts = _decode(blob)
+        try:
+            self.key = bytes.fromhex(self.head["key"])
+            self.references = [bytes.fromhex(key) for key in self.head["references"]]
+            self.code, self.text, self.parts = parts[0], parts[1].decode("utf-8", "surrogatepass"), parts[2:]
+        except (LookupError, TypeError, ValueError) as error:
+            raise pycoslite.ProtocolError("a definition cannot be read: %r" % error) from None
+
+
+def _run(code: types.CodeType, namespace: Dict[str, Any]) -> None:
+    """The only place that runs what a client sent; the client has proved that it knows the secret."""
+    exec(code, namespace)
+
+
+class _Finder:
+    """Import hook for the modules a client sent, and their loader: import does packages, circles, relative names."""
+
+    def __init__(self) -> None:
+        self._modules: Dict[str, _Received] = {}
+        self._own: Dict[str, Dict[str, types.ModuleType]] = {}      # package -> our modules that it contains
+
+    def add(self, received: _Received) -> None:
+        """Offer a module. It takes the place of a loaded one of that name: the client's version counts for its jobs."""
+        name = received.head["name"]
+        self._modules[name] = received
+        sys.modules.pop(name, None)
+
+    def add_own(self, name: str, module: types.ModuleType) -> None:
+        """Offer one of our modules under the client's name for it."""
+        package, _, last = name.rpartition(".")
+        self._own.setdefault(package, {})[last] = sys.modules.setdefault(name, module)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Called by import."""
+        if name not in self._modules:
+            return None
+        head = self._modules[name].head
+        loader: Any = self
+        spec = importlib.machinery.ModuleSpec(name, loader, origin=head["file"], is_package=head["package"])
+        spec.has_location = True
+        return spec
+
+    def create_module(self, spec: Any) -> None:
+        """Called by import: an ordinary module will do."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Called by import."""
+        received = self._modules[module.__name__]
+        _remember_lines(received.head["file"], 1, received.text)
+        code = marshal.loads(received.code) if received.code else compile(
+            received.text, received.head["file"], "exec", dont_inherit=True)
+        vars(module).update(self._own.get(module.__name__, {}))
+        _run(code, vars(module))
+
+    def get_source(self, name: str) -> str:
+        """Called by inspect and linecache."""
+        return self._modules[name].text
+
+
+class Namespace(_Codec):
+    """A server's side: one client's __main__, built from the definitions that arrive. One thread at a time.
+
+    `install` makes it ``sys.modules["__main__"]`` and hooks the client's modules into import, for the rest of the
+    process; tests that share a process with the client pass False, and import what they have on disk.
+
+    Globals are shared by all jobs of a server, which may change them. So a value that was set once is not set again
+    when another function brings the same one, and a name that jobs assign (``global x``) keeps what it has.
+    """
+
+    def __init__(self, install: bool = True) -> None:
+        self.main = types.ModuleType("__main__")
+        vars(self.main)["__builtins__"] = builtins
+        self._finder = _Finder() if install else None
+        self._received: Dict[bytes, _Received] = {}
+        self._declared: Dict[str, bytes] = {}               # name in __main__ -> newest definition of it
+        self._objects: Dict[bytes, Any] = {}                # built; functions are there before their state is
+        self._keys: Dict[int, bytes] = {}                   # id of such an object -> its key
+        self._marks: Dict[str, str] = {}                    # name in __main__ -> mark of the value it was set to last
+        # The following are empty unless something is being built.
+        self._building: List[bytes] = []                    # begun, innermost last
+        self._built: List[bytes] = []                       # since the outermost call began
+        self._set: List[str] = []                           # names set since then
+        self._cells: Dict[bytes, List[Any]] = {}            # closure cells that wait for a class
+        self._unbound: List[Tuple[_Received, List[Any]]] = []       # globals that are to be set
+        if install:
+            sys.modules["__main__"] = self.main
+            finder: Any = self._finder
+            sys.meta_path.insert(0, finder)
+
+    def define(self, blob: Any) -> bytes:
+        """Take one definition (bytes-like) and return its key. Nothing of it runs before it is needed.
+
+        Raises pycoslite.ProtocolError when the bytes are no definition.
+        """
+        received = _Received(blob)
+        head = received.head
+        if received.key in self._received:
+            return received.key
+        self._received[received.key] = received
+        if head["bind"]:
+            self._declared[head["bind"]] = received.key
+        if self._finder is not None and head["kind"] == "module":
+            self._finder.add(received)
+        elif self._finder is not None and head["kind"] == "own":
+            self._finder.add_own(head["name"], _own_module(head["word"]))
+        return received.key
+
+    def function(self, key: bytes) -> Any:
+        """The callable (or class, module, object) of that key; built at the first call, with all it needs.
+
+        Raises what its building raises (ImportError, an error in a class statement), and tries again the next time;
+        PycosError when a definition has not arrived.
+        """
+        try:
+            return self._objects[key]
+        except KeyError:
+            pass                        # not in here: what building raises is no consequence of this
+        return self._whole(self._build, key)
+
+    def loads(self, data: Any) -> Any:
+        """The arguments that `Packer.dumps` made `data` (bytes-like) from. Raises what unpickling raises."""
+        return pickle.loads(data) if data[-1] == _STOP else self._whole(super().loads, data)
+
+    def dumps(self, obj: Any) -> bytes:
+        """A result for `Packer.loads`. Raises CannotShip, naming the type, when it does not pickle."""
+        if _is_plain(obj):
+            return pickle.dumps(obj, _PICKLE_PROTOCOL)
+        references: List[bytes] = []
+        try:
+            return self.close_payload(self.pickle(obj, references), references)
+        except Exception as error:                          # user code runs in pickle: anything may come
+            raise CannotShip("cannot send the result: %s" % _because("it", obj, error)) from error
+
+    def main_attribute(self, dotted: str) -> Any:
+        """See `_Codec`; builds what has arrived and was not needed so far."""
+        key = self._declared.get(dotted.partition(".")[0])
+        if key is not None and key not in self._building:
+            self.referred(key)
+        return _attribute(self.main, dotted)
+
+    def module(self, name: str) -> types.ModuleType:
+        """See `_Codec`."""
+        return self.main if name == "__main__" else importlib.import_module(name)
+
+    def referred(self, key: bytes) -> Any:
+        """See `_Codec`; with its globals set, as unpickling may call it."""
+        if key not in self._objects:
+            if key in self._building:
+                raise pycoslite.PycosError("'%s' is needed to make itself" % self._received[key].head.get("name"))
+            self._build(key)
+            self._bind_all()
+        return self._objects[key]
+
+    def refer(self, obj: Any, references: List[Any]) -> Any:
+        """See `_Codec`: what came from the client is named as the client names it."""
+        if isinstance(obj, types.ModuleType):
+            own = _own_word(obj.__name__)
+            return _word("@" + own if own else obj.__name__)
+        place = _lookup(obj, self.main)
+        if place is None:
+            key = self._keys.get(id(obj))
+            return NotImplemented if key is None else _word("#%d" % _index(references, key))
+        module, name = place
+        if module == "__main__":
+            return _word("$" + name)
+        return _word("@%s:%s" % (_own_word(module), name)) if _own_word(module) else NotImplemented
+
+    def _whole(self, work: Callable[[Any], Any], argument: Any) -> Any:
+        """Do something that builds; afterwards all that it built is complete, or else nothing of it is remembered."""
+        if self._building or self._built:
+            return work(argument)                           # not the outermost call: a job's code unpickles something
+        try:
+            result = work(argument)
+            self._bind_all()
+            return result
+        except BaseException:
+            for key in self._built:
+                self._keys.pop(id(self._objects.pop(key, None)), None)
+            for name in self._set:
+                self._marks.pop(name, None)
+            raise
+        finally:
+            self._building, self._built, self._set, self._unbound, self._cells = [], [], [], [], {}
+
+    def _build(self, key: bytes) -> Any:
+        """Make what a definition describes."""
+        received = self._received.get(key)
+        if received is None:
+            raise pycoslite.PycosError("definition %s, which a job needs, has not arrived" % key.hex())
+        self._building.append(key)
+        try:
+            return _BUILDERS[received.head["kind"]](self, received)
+        finally:
+            self._building.remove(key)
+
+    def _have(self, key: bytes) -> Any:
+        """The object of a key, made if need be; _ABSENT while it is being made."""
+        if key in self._objects:
+            return self._objects[key]
+        return _ABSENT if key in self._building else self._build(key)
+
+    def register(self, received: _Received, obj: Any) -> Any:
+        """Builders call this with what a definition became: it gets its key, and its name in __main__."""
+        key = received.key
+        self._objects[key] = obj
+        self._keys[id(obj)] = key
+        self._built.append(key)
+        for cell in self._cells.pop(key, ()):
+            cell.cell_contents = obj
+        if received.head["bind"]:
+            self._assign(received.head["bind"], obj, received.head["key"])
+        return obj
+
+    def _assign(self, name: str, value: Any, mark: str) -> None:
+        setattr(self.main, name, value)
+        self._marks[name] = mark
+        self._set.append(name)
+
+    def fill_cell(self, cell: Any, key: bytes) -> None:
+        """Put the object of `key` into a closure cell, now or as soon as it is made."""
+        value = self._have(key)
+        if value is _ABSENT:
+            self._cells.setdefault(key, []).append(cell)
+        else:
+            cell.cell_contents = value
+
+    def bind(self, received: _Received, now: bool) -> None:
+        """Set the globals that a definition's code names: those needed to build it (`now`), or the others, later."""
+        head = received.head
+        if head.get("package"):
+            vars(self.main)["__package__"] = head["package"]
+        for name in head.get("imports", ()):
+            self.module(name)
+        self._unbound += [(received, entry) for entry in head.get("globals", ()) if bool(entry[5]) == now]
+        if now:
+            self._bind_all()
+
+    def _bind_all(self) -> None:
+        while self._unbound:
+            self._bind_one(*self._unbound.pop())
+
+    def _bind_one(self, received: _Received, entry: List[Any]) -> None:
+        """Give one name of __main__ its value, unless it has that one, or jobs assign it."""
+        name, how, what, mark, stored, _ = entry
+        mark = received.head["references"][what] if how == "reference" else mark
+        if self._marks.get(name) == mark or stored and name in vars(self.main):
+            return
+        if how == "data":
+            value = self.unpickle(received.parts[what], received.references)
+        elif how == "module":
+            value = _own_module(what[1:]) if what.startswith("@") else self.module(what)
+        else:
+            value = self._have(received.references[what])
+        if value is not _ABSENT:        # a class that is being made gets its name by itself
+            self._assign(name, value, mark)
+
+
+def _build_function(space: Namespace, received: _Received) -> Any:
+    """A function: first the bare object, so that it can be found from its own cells; then its state and globals."""
+    head = received.head
+    if head["same"]:
+        code = marshal.loads(received.code)
+    else:
+        code = _compile_function(received.text, head["shape"], head["file"])
+    _remember_lines(head["file"], head.get("shape", head)["first"], received.text)
+    cells = {name: types.CellType() for name in code.co_freevars}
+    home = head["home"]
+    namespace = vars(_own_module(home[1:]) if home.startswith("@") else space.module(home))
+    function: Any = types.FunctionType(code, namespace, head["name"], None, tuple(cells.values()))
+    function.__module__, function.__qualname__ = head["module"], head["qualname"]
+    space.register(received, function)
+    for name, reference in head["cells"].items():
+        space.fill_cell(cells[name], received.references[reference])
+    state = space.unpickle(received.parts[0], received.references)
+    function.__doc__, attributes, function.__defaults__, function.__kwdefaults__, contents = state
+    function.__dict__.update(attributes)
+    for name, value in contents.items():
+        cells[name].cell_contents = value
+    space.bind(received, False)
+    return function
+
+
+def _build_class(space: Namespace, received: _Received) -> Any:
+    """A class whose statement runs here again; what only its methods name is set later, as that may need the class."""
+    head = received.head
+    if head["same"]:
+        code = marshal.loads(received.code)
+    else:
+        tree = ast.Module([_parse_piece(received.text, head["shape"])], [])
+        code = _compile(tree, head["file"], head["shape"]["lazy"])
+    _remember_lines(head["file"], head["first"], received.text)
+    space.bind(received, True)
+    _run(code, vars(space.main))
+    cls = space.register(received, getattr(space.main, head["name"]))
+    for name, value in space.unpickle(received.parts[0], received.references).items():
+        if vars(cls).get(name, _ABSENT) != value:
+            setattr(cls, name, value)
+    space.bind(received, False)
+    return cls
+
+
+def _build_made(space: Namespace, received: _Received) -> Any:
+    """A class that is made by a call."""
+    cls = space.unpickle(received.parts[0], received.references)()
+    cls.__module__, cls.__qualname__ = received.head["module"], received.head["qualname"]
+    return space.register(received, cls)
+
+
+def _build_module(space: Namespace, received: _Received) -> Any:
+    """A module: imported by its name, which the finder or the disk has."""
+    return space.register(received, space.module(received.head["name"]))
+
+
+def _build_own(space: Namespace, received: _Received) -> Any:
+    """One of our modules: this process's copy."""
+    return space.register(received, _own_module(received.head["word"]))
+
+
+def _build_object(space: Namespace, received: _Received) -> Any:
+    """Any other callable."""
+    return space.register(received, space.unpickle(received.parts[0], received.references))
+
+
+_BUILDERS: Dict[str, Callable[[Namespace, _Received], Any]] = {
+    "function": _build_function, "class": _build_class, "made": _build_made, "module": _build_module,
+    "own": _build_own, "object": _build_object}
+
 
 # ======================================================================================================================
 # 4. Messages (pure)                                                      what client, node and server say to each other
@@ -734,13 +1986,13 @@ VALUE, EXCEPTION, UNPICKLABLE, TERMINATED = range(4)                    # outcom
 ERROR = 4                               # outcome the cluster state adds: no result, the payload is a JobError
 
 _JOB = struct.Struct(">QIB16s")
-_STARTED = struct.Struct(">QIQ")
+_START = struct.Struct(">QIQ")
 _RESULT = struct.Struct(">QIB")
 _RUN = struct.Struct(">QI")             # one run of one job: its id and attempt
 _COUNT = struct.Struct(">I")
 
 pack_job = _JOB.pack                    # (job id, attempt, kind, function key) -> header; the arguments follow it
-pack_started = _STARTED.pack            # (job id, attempt, task id) -> frame
+pack_started = _START.pack              # (job id, attempt, task id) -> frame
 pack_result = _RESULT.pack              # (job id, attempt, outcome) -> header; the payload follows it
 pack_recall = _COUNT.pack               # (count) -> frame
 pack_run = _RUN.pack                    # (job id, attempt) -> frame of CANCEL, item of RETURNED
@@ -766,7 +2018,7 @@ def unpack_job(body: Bytes) -> Tuple[int, int, int, bytes, memoryview]:
 
 def unpack_started(body: Bytes) -> Tuple[int, int, int]:
     """Return (job id, attempt, task id) of a STARTED frame. Raises ProtocolError."""
-    return _unpack(_STARTED, "STARTED", body)
+    return _unpack(_START, "STARTED", body)
 
 
 def unpack_result(body: Bytes) -> Tuple[int, int, int, memoryview]:
@@ -818,7 +2070,7 @@ OPS = {
                         "platform?": str, "position?": int, "holder?": str}),
     # The turn of a client that waited. servers: [{n, pid, process, port, name}].
     "node.granted": Op("node", {"servers": list, "directory": str, "name": str, "cpus": int, "platform": str}, None),
-    # A server process came ('up') or ended ('down': reason; begun: id of the last job it began, where the node knows).
+    # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that).
     "node.server": Op("node", {"n": int, "state": str, "pid?": int, "port?": int, "process?": str, "reason?": str,
                                "begun?": int}, None),
     # A file of the client (the payload), stored below its directory. mtime in seconds since the epoch.
@@ -930,7 +2182,8 @@ class Terms:
 
     __slots__ = ("where", "retries", "timeout", "priority", "plain")
 
-    def __init__(self, where: Any = None, retries: int = 0, timeout: Optional[float] = None, priority: float = 0) -> None:
+    def __init__(self, where: Any = None, retries: int = 0, timeout: Optional[float] = None,
+                 priority: float = 0) -> None:
         self.where, self.retries, self.timeout, self.priority = where, retries, timeout, priority
         self.plain = where is None and timeout is None
 
@@ -1133,14 +2386,10 @@ class Place:
         """Return the server that holds the fewest CPU jobs and has room, None if there is none."""
         free = self.free
         while free:
-            load, bias, ticket, server = free[0]
-            held = len(server.held)
-            if ticket != server.ticket or held >= server.limit:
-                heappop(free)
-            elif load != held:
-                heapreplace(free, (held, bias, ticket, server))
-            else:
+            _, _, ticket, server = free[0]
+            if ticket == server.ticket and len(server.held) < server.limit:
                 return server
+            heappop(free)
         return None
 
     def best_io(self) -> Optional[Server]:
@@ -1347,8 +2596,7 @@ class _Dispatch:
     def _reserve(self, lacking: Dict[Place, None]) -> None:
         """Keep one server of each of these places, and no other, from getting jobs, so that it will be idle."""
         for server, place in list(self._reserved.items()):
-            if place not in lacking or not server.serves():
-                self._reserved.pop(server)
+            if (place not in lacking or not server.serves()) and self._reserved.pop(server, None):
                 self._open(server)
         for place in lacking:
             if place not in self._reserved.values():
@@ -1537,7 +2785,7 @@ class _Lives(_Dispatch):
             self._close_if_done()
 
     def cancel(self, job_id: int, now: float, fate: Optional[JobError] = None) -> bool:
-        """Stop a job; `fate` is what it ends with, Cancelled if None. Returns False if it has ended or is being stopped.
+        """Stop a job; `fate` is what it ends with, Cancelled if None. Returns False if it has ended or is stopping.
 
         One that waits ends at once, one that waits at a server too; one that runs when it has stopped or, after
         `grace_s`, together with its server. A result that comes before that is accepted.
@@ -1713,12 +2961,9 @@ class _Fleet(_Lives):
         self._out.append((STATUS, SchedulerStatus.ServerDiscovered, server.location))
 
     def _remove(self, server: Server, code: Optional[int]) -> None:
-        """Take a server out of all places, and tell: that it closed, if that was not said before, and `code`."""
-        if server.state in (_UP, _SUSPENDED):
-            self._out.append((STATUS, SchedulerStatus.ServerClosed, server.location))
-        _move_place(server, "down")
+        """Take a server out of all places, and tell that it closed, if that was not said before, and `code`."""
         self._reserved.pop(server, None)
-        self._open(server)
+        self._shut(server, "down")
         del server.node.servers[server.n], self.anywhere.servers[server]
         for key in _keys(server):
             del self._by_key[key][server]
@@ -1748,9 +2993,21 @@ class _Fleet(_Lives):
         if self._suspects:
             self._attend()
 
+    def _shut(self, server: Server, event: str) -> bool:
+        """Carry out an event after which a server takes no jobs for good; tell it once if it ever took any."""
+        took = server.state in (_UP, _SUSPENDED)
+        if not _move_place(server, event):
+            return False
+        if took:
+            self._out.append((STATUS, SchedulerStatus.ServerClosed, server.location))
+        self._open(server)
+        return True
+
     def _restart(self, server: Server, reason: str) -> None:
-        if self._change(server, "restart", SchedulerStatus.ServerClosed, self.now):
+        if self._shut(server, "restart"):
             self._out.append((RESTART_SERVER, server, reason, True))
+        if self._suspects:
+            self._attend()
 
     def _emptied(self, server: Server) -> None:
         """If a closing server has nothing left, have it ended."""
@@ -1762,7 +3019,7 @@ class _Fleet(_Lives):
             self._out.append((RESTART_SERVER, server, "it was closed", server.again))
 
     def _release_if_empty(self, node: Node) -> None:
-        if not any(server.held or server.io for server in node.servers.values()):
+        if node.state == _CLOSING and not any(server.held or server.io for server in node.servers.values()):
             self._release(node)
 
     def _release(self, node: Node) -> None:
@@ -1905,10 +3162,13 @@ class ClusterState(_Fleet):
     def close_server(self, server: Server, now: float, terminate: bool = False, restart: bool = False) -> None:
         """Let a server finish what it runs (terminate: stop it), then end its process (restart: replace it)."""
         server.again = restart
-        if self._change(server, "close", SchedulerStatus.ServerClosed, now):
+        self.now = now
+        if self._shut(server, "close"):
             if terminate:
                 self._stop_all(list(server.held.values()) + list(server.io.values()), "its server is closed")
             self._emptied(server)
+        if self._suspects:
+            self._attend()
 
     def close_node(self, node: Node, now: float, terminate: bool = False) -> None:
         """Close all servers of a node, then release it."""
@@ -1943,11 +3203,7 @@ class ClusterState(_Fleet):
             assert waiting[id(place.io_queue)] == place.io_queue.live, place.where
             self._validate_place(place)
         for job in self._suspects.values():
-            servers = self._place(job.terms.where).servers
-            assert job.state == _QUEUED and self.jobs[job.id] is job and job.suspect, job.id
-            assert not any(server in self.idle for server in servers), "suspect %d could be sent" % job.id
-            assert any(server in self._reserved for server in servers) or not any(
-                server.serves() for server in servers), "no server will be idle for suspect %d" % job.id
+            self._validate_suspect(job)
         known = [server for node in self.nodes.values() for server in node.servers.values()]
         assert set(known) == set(self.anywhere.servers) and set(known) >= set(self._reserved)
         for server in known:
@@ -1955,6 +3211,14 @@ class ClusterState(_Fleet):
 
     def _all_places(self) -> List[Place]:
         return [self.anywhere] + list(self.places.values())
+
+    def _validate_suspect(self, job: Job) -> None:
+        servers = self._place(job.terms.where).servers
+        assert job.state == _QUEUED and self.jobs[job.id] is job and job.suspect, job.id
+        assert not any(server in self.idle for server in servers), "suspect %d could be sent" % job.id
+        kept = any(server in self._reserved and server.serves() for server in servers)
+        assert kept or not any(server.serves() and not server.reserved for server in servers), (
+            "no server will be idle for suspect %d" % job.id)
 
     def _validate_sent(self, job: Job) -> None:
         server = job.server
@@ -1967,14 +3231,17 @@ class ClusterState(_Fleet):
 
     @staticmethod
     def _validate_place(place: Place) -> None:
-        listed = {entry[3] for entry in place.free if entry[2] == entry[3].ticket}
-        listed_io = {entry[3] for entry in place.io_free if entry[2] == entry[3].io_ticket}
+        listed = [entry[3::-3] for entry in place.free if entry[2] == entry[3].ticket]
+        listed_io = [entry[3::-3] for entry in place.io_free if entry[2] == entry[3].io_ticket]
         for server in place.servers:
+            load, load_io = len(server.held), len(server.io)
             assert place.where is None or place in server.places and place.where in _keys(server), str(server)
-            assert server in listed or len(server.held) >= server.limit, "%s is not offered" % server
-            assert server in listed_io or not server.limit, "%s is not offered for I/O" % server
-        assert place.queue.peek() is None or place.best() is None, "a job could be sent to %r" % (place.where,)
-        assert place.io_queue.peek() is None or place.best_io() is None, "an I/O job could be sent to %r" % (place.where,)
+            assert load >= server.limit or listed.count((server, load)) == 1, "%s is not offered" % server
+            assert not server.limit or listed_io.count((server, load_io)) == 1, "%s is not offered for I/O" % server
+        best, loads = place.best(), [len(server.held) for server in place.servers if len(server.held) < server.limit]
+        assert (len(best.held) if best else None) == min(loads, default=None), "%s is not the best" % best
+        assert best is None or place.queue.peek() is None, "a job could be sent to %s" % best
+        assert place.best_io() is None or place.io_queue.peek() is None, "an I/O job could be sent to %r" % place.where
 
     def _validate_server(self, server: Server) -> None:
         held, limit = server.held, server.limit
@@ -1988,8 +3255,354 @@ class ClusterState(_Fleet):
 
 
 # ======================================================================================================================
-# 6. Scheduler driver                                                                                     engine context
+# 6. Scheduler driver                                                                  engine context, unless it says else
 # ======================================================================================================================
+#
+# Carries out what `ClusterState` decides, and tells it what happens: frames and requests of nodes and servers, peers that
+# come and go, jobs handed in. Results are only noted here; they are unpickled, and futures settled, in the user kernel,
+# because both run code of the user, which must never run with the engine's lock held.
+
+_RESERVE_TIMEOUT_S = 10.0               # a node answers a reservation at once, with its servers or a place in the queue
+_LAST_WORDS_S = 0.5                     # results a dead server had sent may still be on their way for so long
+
+Notice = Callable[[str], None]
+
+
+class _Load:
+    """What the driver keeps with a job: its future, its pickled arguments, and the definitions these need."""
+
+    __slots__ = ("future", "data", "needs")
+
+    def __init__(self, future: Any, data: bytes, needs: Tuple[bytes, ...]) -> None:
+        self.future, self.data, self.needs = future, data, needs
+
+
+class _NodeLink:
+    """A node that was reserved, or is waited for."""
+
+    __slots__ = ("peer", "granted", "servers")
+
+    def __init__(self, peer: Any) -> None:
+        self.peer = peer
+        self.granted = False
+        self.servers: Dict[int, Any] = {}           # n -> what the node said of it last
+
+
+class _ServerLink:
+    """The connection to a server: its peer, and the definitions it has been sent."""
+
+    __slots__ = ("peer", "defined", "magic", "node", "n")
+
+    def __init__(self, peer: Any, node: _NodeLink, n: int) -> None:
+        self.peer, self.node, self.n = peer, node, n
+        self.defined: Set[bytes] = set()
+        self.magic = bytes.fromhex(peer.info.get("magic", ""))
+
+
+class SchedulerDriver:
+    """One client's scheduler. `status(code, info)` is called for each change in the cluster, in the engine; `settle(job,
+    outcome, payload)` for each job that has ended, in the user kernel. Methods are for the engine, except `submit`,
+    `use_node` and `close`."""
+
+    def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
+        self.network, self.packer, self.settle, self.status, self.client = network, packer, settle, status, client
+        self.state = ClusterState()
+        self.nodes: Dict[bytes, _NodeLink] = {}     # by process id
+        self.servers: Dict[bytes, _ServerLink] = {}
+        self._done: List[tuple] = []                # settled and not handed over yet
+        self._planned = False                       # `carry_out` is on its way
+        self._timer: Any = None
+        self._carry = {SEND_JOB: self._send_job, RECALL_JOBS: self._recall, CANCEL_JOB: self._cancel_job,
+                       JOB_DONE: self._job_done, STATUS: status, RESTART_SERVER: self._restart,
+                       RELEASE_NODE: self._release}
+        network.on_frame(RESULT, self._on_result)
+        network.on_frame(STARTED, self._on_started)
+        network.on_frame(RETURNED, self._on_returned)
+        network.on_request("node.granted", self._on_granted)
+        network.on_request("node.server", self._on_server)
+        network.on_peer(self._on_peer)
+
+    def now(self) -> float:
+        """The time of what is being handled: that of the last look at the network, so that what came together counts as
+        one batch."""
+        return self.network.engine.polled
+
+    # -- from any thread -----------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Take a job. Any thread."""
+        self.network.post(self._submit, job)
+
+    def cancel(self, job_id: int) -> None:
+        """Stop a job, wherever it is. Any thread."""
+        self.network.post(self._event, self.state.cancel, job_id)
+
+    def _submit(self, job: Job) -> None:
+        try:
+            self.state.submit(job, self.network.engine.clock())
+        except ClusterClosed as error:
+            self._job_done(job, ERROR, error)
+        self._plan()
+
+    def _event(self, event: Callable, *args: Any) -> None:
+        event(*args, self.network.engine.clock())
+        self._plan()
+
+    # -- carrying out --------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        """Have `carry_out` run once what is being handled has been handled."""
+        if not self._planned:
+            self._planned = True
+            self.network.engine.inbox.append((self.carry_out, ()))
+
+    def carry_out(self) -> None:
+        """Do what the state machine wants done."""
+        self._planned = False
+        carry = self._carry
+        for instruction in self.state.take():
+            carry[instruction[0]](*instruction[1:])
+        self._arm()
+
+    def _arm(self) -> None:
+        """Keep one timer at the state machine's next deadline."""
+        deadline, timer = self.state.next_deadline(), self._timer
+        if timer is not None:
+            if deadline is not None and timer[0] <= deadline:
+                return                              # early is fine: it looks again then
+            timer[1].cancel()
+            self._timer = None
+        if deadline is not None:
+            delay_s = max(0.0, deadline - self.network.engine.clock())
+            self._timer = deadline, self.network.call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._event(self.state.tick)
+
+    def _send_job(self, server: Server, job: Job, attempt: int) -> None:
+        link: _ServerLink = server.link
+        load: _Load = job.load
+        if job.key not in link.defined:
+            self._define(link, self.packer.closure_of(job.key))
+        for digest in load.needs:
+            if digest not in link.defined:
+                self._define(link, self.packer.closure_of(digest))
+        link.peer.send_frame(JOB, pack_job(job.id, attempt, job.kind, job.key), load.data)
+
+    def _define(self, link: _ServerLink, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            if digest not in link.defined:
+                link.defined.add(digest)
+                link.peer.send_frame(DEFINE, self.packer.blob(digest, link.magic))
+
+    @staticmethod
+    def _recall(server: Server, count: int) -> None:
+        server.link.peer.send_frame(RECALL, pack_recall(count))
+
+    @staticmethod
+    def _cancel_job(server: Server, job: Job, attempt: int) -> None:
+        server.link.peer.send_frame(CANCEL, pack_run(job.id, attempt))
+
+    def _job_done(self, job: Job, outcome: int, payload: Any) -> None:
+        if not self._done:
+            self.network.host.post(self._hand_over)
+        self._done.append((job, outcome, payload))
+
+    def _hand_over(self) -> None:
+        """Settle what has ended. User kernel."""
+        done, self._done = self._done, []
+        for job, outcome, payload in done:
+            self.settle(job, outcome, payload)
+
+    def _restart(self, server: Server, reason: str, again: bool) -> None:
+        link: _ServerLink = server.link
+        link.node.peer.notify("node.restart", {"n": server.n, "reason": reason, "again": again})
+
+    def _release(self, node: Node) -> None:
+        link = self.nodes.pop(node.id, None)
+        if link is not None:
+            link.peer.notify("node.release", {})
+            for server in node.servers.values():
+                self._drop_server(server.link)
+
+    # -- frames of servers ---------------------------------------------------------------------------------------------
+
+    def _on_result(self, peer: Any, body: Bytes) -> None:
+        job_id, attempt, outcome, payload = unpack_result(body)
+        if peer.process_id in self.servers:
+            self.state.ended(job_id, attempt, outcome, payload, self.now())
+            self._plan()
+
+    def _on_started(self, peer: Any, body: Bytes) -> None:
+        self.state.started(*unpack_started(body), self.now())
+        self._plan()
+
+    def _on_returned(self, peer: Any, body: Bytes) -> None:
+        link = self.servers.get(peer.process_id)
+        server = self._record(link) if link is not None else None
+        if server is not None:
+            self.state.returned(server, unpack_returned(body), self.now())
+            self._plan()
+
+    def _record(self, link: _ServerLink) -> Optional[Server]:
+        """The state's record of a server; None when it is not there (any more)."""
+        node = self.state.nodes.get(link.node.peer.process_id)
+        server = node.servers.get(link.n) if node is not None else None
+        return server if server is not None and server.link is link else None
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def use_node(self, locations: List[Any], peer: Any = None) -> Iterator:
+        """Connect to a node, reserve it, and use its servers when its turn comes. A system task; returns 'granted' or
+        'waiting', or raises PycosError with a sentence."""
+        if peer is None:
+            peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
+        if peer.process_id in self.nodes:
+            return "granted" if self.nodes[peer.process_id].granted else "waiting"
+        if peer.info.get("role") != "node":
+            raise pycoslite.PycosError("%s is no node program but a %s: name the port that dispycosnode_lite.py prints" % (
+                peer, peer.info.get("role")))
+        link = self.nodes[peer.process_id] = _NodeLink(peer)
+        try:
+            reply, _ = yield peer.request("node.reserve", {
+                "client": self.client, "python": list(sys.version_info[:3]),
+                "magic": importlib.util.MAGIC_NUMBER.hex(), "cpus": 0}, timeout=_RESERVE_TIMEOUT_S)
+        except pycoslite.PycosError:
+            self.nodes.pop(peer.process_id, None)
+            raise
+        if reply["state"] == "granted":
+            self._grant(link, reply)
+        else:
+            pycoslite.log.warning("node %s serves another client (%s): waiting for its turn, number %d in its queue",
+                                  peer, reply["holder"], reply["position"])
+        return reply["state"]
+
+    def _on_granted(self, peer: Any, args: dict, _payload: bytes) -> None:
+        link = self.nodes.get(peer.process_id)
+        if link is None:
+            peer.notify("node.release", {})         # the turn came after the client lost interest
+        elif not link.granted:
+            self._grant(link, checked("node.granted", args))
+
+    def _grant(self, link: _NodeLink, facts: dict) -> None:
+        """The node is ours: connect to its servers."""
+        link.granted = True
+        peer = link.peer
+        avail = DispycosNodeAvailInfo(location=peer.location)
+        info = DispycosNodeInfo(facts["name"], peer.location.addr, facts["cpus"], facts["platform"], avail)
+        self._event(self.state.node_up, peer.process_id, info)
+        for server in facts["servers"]:
+            self._server_came(link, server)
+
+    def _on_server(self, peer: Any, args: dict, _payload: bytes) -> None:
+        link = self.nodes.get(peer.process_id)
+        if link is None:
+            return
+        args = checked("node.server", args)
+        if args["state"] == "up":
+            self._server_came(link, args)
+        else:
+            self._server_died(link, args["n"], args.get("reason", "it ended"), args.get("begun"))
+
+    def _server_came(self, link: _NodeLink, facts: dict) -> None:
+        link.servers[facts["n"]] = facts
+        self.network.spawn(self._use_server, link, facts)
+
+    def _use_server(self, link: _NodeLink, facts: dict) -> Iterator:
+        """Connect to a server process and put it to work. A system task."""
+        locations = [pycoslite.Location(location.addr, facts["port"]) for location in link.peer.locations]
+        try:
+            peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
+            if peer.process_id.hex() != facts["process"]:
+                raise pycoslite.PeerLost("another process answers there")
+            yield peer.request("server.attach", {}, timeout=_RESERVE_TIMEOUT_S)
+        except pycoslite.PycosError as error:
+            if link.servers.get(facts["n"]) is facts:
+                pycoslite.log.warning("server %s of node %s cannot be used: %s", facts["n"], link.peer, error)
+            return
+        if link.servers.get(facts["n"]) is facts and link.peer.process_id in self.state.nodes:
+            server_link = self.servers[peer.process_id] = _ServerLink(peer, link, facts["n"])
+            server = self.state.server_up(link.peer.process_id, facts["n"], peer.process_id, locations[0],
+                                          self.network.engine.clock())
+            server.link = server_link
+            self._plan()
+
+    def _server_died(self, link: _NodeLink, n: int, reason: str, begun: Optional[int]) -> None:
+        """The node reports the end of a server; what that had sent before is taken first."""
+        link.servers.pop(n, None)
+        node = self.state.nodes.get(link.peer.process_id)
+        server = node.servers.get(n) if node is not None else None
+        if server is None:
+            return
+        pycoslite.log.warning("server %s of node %s %s", n, link.peer.name, reason)
+        self.network.spawn(self._bury, link, server, reason, begun)
+
+    def _bury(self, link: _NodeLink, server: Server, reason: str, begun: Optional[int]) -> Iterator:
+        peer, clock = server.link.peer, self.network.engine.clock
+        deadline = clock() + _LAST_WORDS_S
+        while peer.link is not None and clock() < deadline:
+            yield pycoslite.Suspend(0.005)
+        self._drop_server(server.link)
+        if link.peer.process_id in self.state.nodes and self._is_current(server):
+            self._event(functools.partial(self._server_down, link, server, reason, begun))
+
+    def _is_current(self, server: Server) -> bool:
+        return self._record(server.link) is server
+
+    def _server_down(self, link: _NodeLink, server: Server, reason: str, begun: Optional[int], now: float) -> None:
+        self.state.server_down(link.peer.process_id, server.n, reason, now, begun)
+
+    def _drop_server(self, link: _ServerLink) -> None:
+        """Its process has ended: do not look for it any more."""
+        if self.servers.pop(link.peer.process_id, None) is not None:
+            link.peer.lost("its process has ended", expected=True)
+
+    # -- peers ---------------------------------------------------------------------------------------------------------
+
+    def _on_peer(self, peer: Any, event: str, detail: str) -> None:
+        node = self.nodes.get(peer.process_id)
+        if node is not None:
+            self._on_node_peer(node, event, detail)
+        link = self.servers.get(peer.process_id)
+        if link is not None and event != "online":
+            self._on_server_silent(link, event, detail)
+
+    def _on_node_peer(self, link: _NodeLink, event: str, detail: str) -> None:
+        process_id = link.peer.process_id
+        if event == "lost":
+            del self.nodes[process_id]
+            pycoslite.log.warning("node %s is lost: %s", link.peer, detail)
+            known = self.state.nodes.get(process_id)
+            for server in list(known.servers.values()) if known is not None else ():
+                self._drop_server(server.link)
+            self._event(self.state.node_down, process_id, detail)
+        elif process_id in self.state.nodes:
+            self._event(self.state.node_silent if event == "offline" else self.state.node_heard, process_id)
+
+    def _on_server_silent(self, link: _ServerLink, event: str, detail: str) -> None:
+        """A server cannot be reached though its node can, and the node does not say that it died: it hangs."""
+        server = self._record(link)
+        if event == "lost":
+            self.servers.pop(link.peer.process_id, None)
+        if server is not None and link.node.peer.online:
+            pycoslite.log.warning("%s cannot be reached (%s): it is started anew", server, detail)
+            self._event(self.state.restart_server, server, "it could not be reached: %s" % detail)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self, terminate: bool = False) -> None:
+        """Take no more jobs; release the nodes when those that run have ended (`terminate`: now)."""
+        self._event(functools.partial(self._close_state, terminate))
+        if terminate:
+            self.carry_out()
+            for node_id in list(self.state.nodes):
+                self._release(self.state.nodes[node_id])
+        for process_id in [key for key, link in self.nodes.items() if not link.granted]:
+            self.nodes.pop(process_id).peer.notify("node.release", {})
+
+    def _close_state(self, terminate: bool, now: float) -> None:
+        self.state.close(now, terminate=terminate)
 
 # ======================================================================================================================
 # 7. Client (Computation)
@@ -1998,6 +3611,324 @@ class ClusterState(_Fleet):
 # ======================================================================================================================
 # 8. Cluster (Executor)                                                                                       any thread
 # ======================================================================================================================
+
+NODE_PORT = pycoslite.settings.net_port + 1     # where a node program listens unless it is told otherwise
+_SEARCH_S = 0.3                         # a node on the local networks answers a search within milliseconds
+_EMBEDDED_START_S = 20.0                # a node program on this machine, even a busy one, has started by then
+_AHEAD_BYTES = 64 << 20                 # arguments `map` keeps unfinished ...
+_AHEAD_JOBS = 4096                      # ... and jobs
+
+
+_EMBEDDED_START = ("import importlib, sys; sys.path.insert(0, sys.argv.pop(1)); "
+                   "sys.exit(importlib.import_module(sys.argv.pop(1)).main())")
+
+_server_name = ""                       # set in a server process
+
+
+def current_server() -> str:
+    """Name of the server process that runs the calling job, as in 'host/1'; '' outside of a server. Any thread."""
+    return _server_name
+
+
+def enter_server(name: str) -> None:
+    """This process is a server of that name. For the node program."""
+    global _server_name
+    _server_name = name
+
+
+def job_kind(fn: Any) -> int:
+    """FUNCTION, or TASK for a generator function or async function."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return TASK if inspect.isgeneratorfunction(fn) or inspect.iscoroutinefunction(fn) else FUNCTION
+
+
+def _client_name() -> str:
+    """What nodes tell others that wait: program and process."""
+    return "%s, process %d of %s" % (os.path.basename(sys.argv[0]) or "python", os.getpid(), socket.gethostname())
+
+
+def _module_root() -> str:
+    """The sys.path entry from which this module and its siblings are imported, be they vendored or in a zip."""
+    root = os.path.dirname(os.path.abspath(__file__))
+    for _ in filter(None, (__package__ or "").split(".")):
+        root = os.path.dirname(root)
+    return root
+
+
+def _module_name(sibling: str) -> str:
+    """Full name of a module beside this one."""
+    return "%s.%s" % (__package__, sibling) if __package__ else sibling
+
+
+def _client_network(locations: List[Any], secret: Any, secret_file: Optional[str], cluster: str) -> Tuple[Any, bool]:
+    """The network to use, and whether it was started here. Without named nodes a missing secret is no hindrance: a key
+    made up now does for the cores of this machine."""
+    running = pycoslite.running_network()
+    if running is not None:
+        return running, False
+    try:
+        key = pycoslite.secret_key(secret, secret_file)
+    except pycoslite.SecretError as error:
+        if locations:
+            raise
+        pycoslite.log.warning("no nodes can be looked for: %s", error)
+        return pycoslite.start_network("127.0.0.1", 0, key=os.urandom(32), cluster=cluster, role="client"), True
+    local = locations and all(location.addr in ("localhost", "::1") or location.addr.startswith("127.")
+                              for location in locations)
+    return pycoslite.start_network("127.0.0.1" if local else None, 0, key=key, cluster=cluster, role="client"), True
+
+
+def _outcome(packer: Packer, outcome: int, payload: Any) -> Tuple[Any, Optional[BaseException]]:
+    """Value and exception of a job that has ended. Unpickles, so not in the engine."""
+    try:
+        if outcome == VALUE:
+            return packer.loads(payload), None
+        if outcome == EXCEPTION:
+            return None, packer.unpack_exception(payload)
+    except Exception as error:              # user code runs when its classes are unpickled
+        return None, ResultError("the job has a result that cannot be unpickled here: %s: %s" % (
+            type(error).__name__, error))
+    if outcome == UNPICKLABLE:
+        return None, ResultError(bytes(payload).decode("utf8", "replace"))
+    return None, payload if outcome == ERROR else Cancelled("the job was stopped at its server")
+
+
+def _result(future: "ClusterFuture", deadline: Optional[float]) -> Any:
+    """The result of a future, or concurrent.futures.TimeoutError after the deadline."""
+    return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+class ClusterFuture(concurrent.futures.Future):
+    """Future of a job. `cancel` stops it wherever it is, running or not; a result that comes too late is dropped."""
+
+    def __init__(self, driver: SchedulerDriver, job_id: int, size: int) -> None:
+        super().__init__()
+        self._driver, self.job_id = driver, job_id
+        self.size = size                        # bytes of its pickled arguments
+
+    def cancel(self) -> bool:
+        """Cancel the job; True unless it has ended already. A running one is asked to stop, then killed with its server
+        process after `ClusterSettings.grace_s`. Any thread."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._driver.cancel(self.job_id)
+        return cancelled
+
+    def why(self) -> str:
+        """A sentence that says what the job is doing or waiting for. Any thread."""
+        return self._driver.state.why(self.job_id)
+
+
+class Cluster(concurrent.futures.Executor):
+    """The cores of all nodes as a `concurrent.futures.Executor`; the one obvious way in.
+
+        with Cluster() as cluster:
+            print(sum(cluster.map(work, range(1000))))
+
+    `nodes` are the nodes to use ('host' or 'host:port'); without any, those found on the local networks are used, and if
+    there are none, the cores of this machine (`cpus` of them, None: all) by a node program of its own. `secret`,
+    `secret_file` and `cluster` as for `pycoslite.Pycos`. Raises PycosError with a sentence when no named node can be used.
+    All methods may be called from any thread, but not in a task.
+    """
+
+    def __init__(self, nodes: Iterable[str] = (), cpus: Optional[int] = None, *, secret: Any = None,
+                 secret_file: Optional[str] = None, cluster: str = "pycoslite") -> None:
+        locations = [pycoslite.Location.parse(node, NODE_PORT) for node in nodes or ()]
+        self._cluster, self._cpus = cluster, cpus
+        self._lock = threading.Lock()               # guards: _packer, _job_ids, and the order of submits
+        self._ended = threading.Condition()         # guards: _open
+        self._open: Set[ClusterFuture] = set()      # not done yet
+        self._packer = Packer()
+        self._job_ids = itertools.count(1)
+        self._terms: Dict[int, Terms] = {}          # by retries: one object serves all jobs
+        self._closed = False
+        self._embedded: Any = None                  # Popen of a node program of our own
+        self._discovery: Any = None
+        self._network, self._started_network = _client_network(locations, secret, secret_file, cluster)
+        self._driver = SchedulerDriver(self._network, self._packer, self._settle, self._on_status, _client_name())
+        try:
+            self._find_nodes(locations)
+        except BaseException:
+            self.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def _find_nodes(self, locations: List[Any]) -> None:
+        if locations:
+            self._use_named(locations)
+        elif self._network.locations[0].addr == "127.0.0.1" or not self._use_found():
+            self._use_embedded()
+
+    def _use_named(self, locations: List[Any]) -> None:
+        """Use the nodes that were named; those that cannot be used make a warning, or the error if there is no other."""
+        problems = []
+        attempts = [self._attempt([location]) for location in locations]
+        for attempt in attempts:
+            try:
+                attempt.result()
+            except pycoslite.PycosError as error:
+                problems.append(error)
+        if len(problems) == len(attempts):
+            raise type(problems[0])("; ".join(map(str, problems)))
+        for error in problems:
+            pycoslite.log.warning("going on without a node: %s", error)
+
+    def _attempt(self, locations: List[Any], peer: Any = None) -> concurrent.futures.Future:
+        """Begin to use a node; the future has the outcome."""
+        done: concurrent.futures.Future = concurrent.futures.Future()
+
+        def attempt() -> Iterator:
+            try:
+                done.set_result((yield self._driver.use_node(locations, peer)))
+            except Exception as error:
+                done.set_exception(error)
+        self._network.spawn(attempt)
+        return done
+
+    def _use_found(self) -> bool:
+        """Search the local networks; True when at least one node was found. Later ones are used as they come."""
+        found = threading.Event()
+
+        def watch(peer: Any, event: str, _detail: str) -> None:
+            if event == "online" and peer.info.get("role") == "node":
+                self._attempt([], peer).add_done_callback(lambda done: done.exception() is None and found.set())
+        self._network.on_peer(watch)
+        self._discovery = pycoslite.Discovery(self._network, pycoslite.settings.net_port, [])
+        self._network.post(self._discovery.search, pycoslite.ROLES["node"])
+        return found.wait(_SEARCH_S)
+
+    def _use_embedded(self) -> None:
+        """Start a node program for this machine's cores that lives as long as this cluster."""
+        command = [sys.executable, "-c", _EMBEDDED_START, _module_root(), _module_name("dispycosnode_lite"), "--embedded"]
+        if self._cpus is not None:
+            command += ["--cpus", str(self._cpus)]
+        network = self._network
+        self._embedded = process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        arrived = threading.Event()
+
+        def watch(peer: Any, event: str, _detail: str) -> None:
+            if event == "online" and peer.info.get("pid") == process.pid and not arrived.is_set():
+                self._attempt([], peer).add_done_callback(lambda done: arrived.set())
+                pycoslite.log.warning("no node was named or found: using %s cores of this machine",
+                                      peer.info.get("cpus"))
+        network.on_peer(watch)
+        spec = {"key": network.key and network.key.hex(), "cluster": network.cluster, "dial": network.port}
+        process.stdin.write(json.dumps(spec).encode() + b"\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + _EMBEDDED_START_S
+        while not arrived.wait(0.05):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise pycoslite.PycosError("the node program for this machine did not start (exit status %s): run "
+                                           "dispycosnode_lite.py by hand to see why" % process.poll())
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable, *args: Any, retries: int = 0, **kwargs: Any) -> ClusterFuture:       # type: ignore
+        """Run `fn(*args, **kwargs)` on some server; `fn` is a function, a generator function or an async function. The
+        future gives its result; what it raises comes back as its own type, with the remote traceback as cause.
+        `retries`: how often it may be run again when its server dies. Raises CannotShip when the function or an argument
+        cannot travel, ClusterClosed after shutdown."""
+        with self._lock:
+            if self._closed:
+                raise ClusterClosed("the cluster is shut down and takes no more jobs: submit before shutdown()")
+            key = self._packer.function(fn)
+            data, needs = self._packer.dumps((args, kwargs))
+            job_id = next(self._job_ids)
+            future = ClusterFuture(self._driver, job_id, len(data))
+            self._open.add(future)
+            terms = self._terms.get(retries) or self._terms.setdefault(retries, Terms(retries=retries))
+            self._driver.submit(Job(job_id, key, job_kind(fn), terms, _Load(future, data, needs)))
+        return future
+
+    def map(self, fn: Callable, *iterables: Iterable, timeout: Optional[float] = None, chunksize: int = 1,
+            retries: int = 0) -> Iterator:
+        """Results of `fn` for the items of `iterables`, in order. Lazy: items are taken as servers get through them, so
+        the iterables may be endless. `timeout`: seconds from this call until a result must be there, else
+        concurrent.futures.TimeoutError. `chunksize` has no effect: short jobs are batched on their way anyway."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._results(fn, zip(*iterables), deadline, retries)
+
+    def _results(self, fn: Callable, items: Iterable[tuple], deadline: Optional[float], retries: int) -> Iterator:
+        ahead: collections.deque = collections.deque()
+        try:
+            room = _AHEAD_BYTES
+            for args in items:
+                future = self.submit(fn, *args, retries=retries)
+                size = future.size
+                ahead.append(future)
+                room -= size
+                while ahead and (room < 0 or len(ahead) >= _AHEAD_JOBS or ahead[0].done()):
+                    room += ahead[0].size
+                    yield _result(ahead.popleft(), deadline)
+            while ahead:
+                yield _result(ahead.popleft(), deadline)
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _settle(self, job: Job, outcome: int, payload: Any) -> None:
+        """A job has ended: give its future the result. User kernel."""
+        future: ClusterFuture = job.load.future
+        try:
+            if future.set_running_or_notify_cancel():
+                value, error = _outcome(self._packer, outcome, payload)
+                if error is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(error)
+        finally:
+            with self._ended:
+                self._open.discard(future)
+                if not self._open:
+                    self._ended.notify_all()
+
+    def _on_status(self, code: int, info: Any) -> None:
+        """A change in the cluster. Engine."""
+        pycoslite.log.debug("cluster status %d: %s", code, info)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs and give the nodes back. `wait`: first let all jobs end; else those that have not ended are
+        lost. `cancel_futures`: cancel them."""
+        with self._lock:
+            self._closed = True
+        if cancel_futures:
+            for future in list(self._open):
+                future.cancel()
+        if wait:
+            with self._ended:
+                self._ended.wait_for(lambda: not self._open)
+        closed = threading.Event()
+        self._network.post(self._close, not wait, closed)
+        closed.wait(_EMBEDDED_START_S)
+        if self._embedded is not None:
+            self._end_embedded(self._embedded)
+        if self._started_network:
+            pycoslite.stop_network()
+
+    def _close(self, terminate: bool, closed: threading.Event) -> None:
+        if self._discovery is not None:
+            self._discovery.close()
+        self._driver.close(terminate)
+        self._network.engine.inbox.append((closed.set, ()))
+
+    @staticmethod
+    def _end_embedded(process: subprocess.Popen) -> None:
+        """Its standard input ends, and so does it."""
+        process.stdin.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool:
+        """Leave the with block: wait for all jobs, or after an exception (Ctrl-C) drop them."""
+        self.shutdown(wait=exc_type is None, cancel_futures=exc_type is not None)
+        return False
 
 # ======================================================================================================================
 # 9. Scheduler program

@@ -12,6 +12,7 @@ Sections (the banners below carry the same numbers and titles):
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import difflib
 import functools
@@ -19,8 +20,10 @@ import gc
 import getpass
 import importlib
 import json
+import logging
 import math
 import os
+import platform
 import re
 import selectors
 import shutil
@@ -34,7 +37,8 @@ import threading
 import time
 import traceback
 from typing import (
-    Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Type, Union)
+    Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple,
+    Type, Union)
 
 try:
     import fcntl
@@ -97,6 +101,7 @@ class NodeOptions:
     serve: int                                  # clients before the program ends, -1: no limit
     start_method: Optional[str]                 # None: the system's best
     daemon: bool
+    embedded: bool                              # started by a client for itself, over the standard input
     debug: bool
     warnings: Tuple[str, ...] = ()              # to be shown at the start
 
@@ -116,7 +121,7 @@ class NodeOptions:
 
 def _number(lowest: Optional[int] = None, highest: Optional[int] = None) -> Callable[[str], int]:
     """A parser of whole numbers within limits."""
-    def parse(text: str) -> int:
+    def _parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
@@ -126,7 +131,7 @@ def _number(lowest: Optional[int] = None, highest: Optional[int] = None) -> Call
         if highest is not None and number > highest:
             raise ValueError("%d is too large, the most is %d" % (number, highest))
         return number
-    return parse
+    return _parse
 
 
 _port = _number(1, 65535)
@@ -158,11 +163,11 @@ def _text(text: str) -> str:
 
 def _choice(*words: str) -> Callable[[str], str]:
     """A parser that takes some words only."""
-    def parse(text: str) -> str:
+    def _parse(text: str) -> str:
         if text not in words:
             raise ValueError("%r is not one of %s" % (text, ", ".join(words)))
         return text
-    return parse
+    return _parse
 
 
 def _switch(text: str) -> bool:
@@ -235,6 +240,9 @@ OPTIONS = (
             "longest file taken from a client, in bytes or with a unit k, M, G, T (default: no limit)"),
     _Option(_PROGRAM, "--daemon", "daemon", "", _switch, False, "--daemon takes no value",
             "do not read commands from the standard input (default: read them)"),
+    _Option(_PROGRAM, "--embedded", "embedded", "", _switch, False, "--embedded takes no value",
+            "serve one client on this machine that says on the standard input how to reach it; clients use this "
+            "themselves"),
     _Option(_PROGRAM, "--start_method", "start_method", "METHOD", _choice("fork", "spawn"), None, "fork or spawn",
             "how servers are started: fork or spawn (default: fork where the system can)"),
     _Option(_PROGRAM, "-d --debug", "debug", "", _switch, False, "--debug takes no value",
@@ -522,7 +530,7 @@ class Server:
     def down(self, reason: str) -> None:
         """It died."""
         self.state, self.reason, self.up_since = "down", reason, None
-        self.port = self.process = self.restart_reason = None
+        self.port = self.process = None
 
     def facts(self) -> ServerFacts:
         """What its client may know."""
@@ -709,6 +717,10 @@ class NodeState:
                 return known
         return None
 
+    def serving(self) -> Optional[int]:
+        """Number of the generation that has a client."""
+        return self._current().number if self.holder else None
+
     def _current(self) -> Generation:
         """The spare or serving one; there is one unless the node is stopping."""
         return next(g for g in self.generations.values() if g.phase != "ending")
@@ -786,6 +798,210 @@ class NodeState:
 # ======================================================================================================================
 # 3. Server process                                                                               runs the client's code
 # ======================================================================================================================
+#
+# A server has two halves. Frames of its client are taken in the engine, which the watcher thread may drive while a job
+# computes: jobs are put in line there, given back on RECALL, struck out on CANCEL. The user kernel, in the main thread,
+# runs them: plain functions and CPU tasks one after the other in order, I/O tasks at once. What both touch are deques,
+# whose single operations the interpreter makes atomic, so that a job is taken by exactly one of them.
+
+_FLUSH_AFTER_S = 0.001                  # results of jobs shorter than this go out together
+
+
+class _Job(NamedTuple):
+    id: int
+    attempt: int
+    kind: int
+    key: bytes
+    data: Any
+
+
+class _Round(pycoslite.Request):
+    """Lets the kernel come round once: results go out and messages come in before the task goes on."""
+
+    __slots__ = ()
+
+    def begin(self, kernel: Any, task: Any) -> bool:
+        task.wait = self
+        kernel.post(self._go_on, task)
+        return False
+
+    def _go_on(self, task: Any) -> None:
+        if task.wait is self:
+            task.unpark(None)
+
+
+class JobServer:
+    """Runs the jobs of one client in this process; made before any client is known, the first that attaches has it."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.kernel = network.host
+        self.client: Any = None                 # its peer
+        self.space: Any = None                  # its code and globals
+        self._blobs: Deque[Any] = collections.deque()      # definitions not taken yet
+        self._line: Deque[_Job] = collections.deque()      # CPU jobs that have not begun
+        self._tasks: Dict[int, Any] = {}        # job id -> its task, while that runs
+        self._runner = self.kernel.spawn(self._run_jobs)
+        network.on_request("server.attach", self._on_attach)
+        for code, handler in ((dispycos_lite.DEFINE, self._on_define), (dispycos_lite.JOB, self._on_job),
+                              (dispycos_lite.RECALL, self._on_recall), (dispycos_lite.CANCEL, self._on_cancel)):
+            network.on_frame(code, functools.partial(self._of_client, handler))
+
+    # -- engine --------------------------------------------------------------------------------------------------------
+
+    def _on_attach(self, peer: Any, _args: dict, _payload: bytes) -> dict:
+        if self.client not in (None, peer):
+            raise pycoslite.PycosError("this server process belongs to another client already")
+        self.client = peer
+        return {}
+
+    def _of_client(self, handler: Callable[[Any], None], peer: Any, body: Any) -> None:
+        if peer is self.client:
+            handler(body)
+        else:
+            pycoslite.log.warning("%s sent a job and is not this server's client: ignored", peer)
+
+    def _on_define(self, body: Any) -> None:
+        self._blobs.append(body)
+
+    def _on_job(self, body: Any) -> None:
+        job = _Job(*dispycos_lite.unpack_job(body))
+        if job.kind == dispycos_lite.IO:
+            self.kernel.call(self._start_io, job)
+        else:
+            self._line.append(job)
+            if len(self._line) == 1:
+                self._runner.resume()
+
+    def _on_recall(self, body: Any) -> None:
+        count = dispycos_lite.unpack_recall(body)
+        runs = []
+        try:
+            while len(runs) < count:
+                job = self._line.pop()
+                runs.append((job.id, job.attempt))
+        except IndexError:                      # the main thread has taken the rest
+            pass
+        self.client.send_frame(dispycos_lite.RETURNED, dispycos_lite.pack_returned(runs))
+
+    def _on_cancel(self, body: Any) -> None:
+        run = dispycos_lite.unpack_run(body)
+        for job in list(self._line):
+            if (job.id, job.attempt) == run:
+                try:
+                    self._line.remove(job)
+                except ValueError:              # has just begun
+                    break
+                self._report(job, dispycos_lite.TERMINATED, b"")
+                return
+        task = self._tasks.get(run[0])
+        if task is not None:
+            task.terminate()
+
+    # -- user kernel ---------------------------------------------------------------------------------------------------
+
+    def _run_jobs(self, task: Any = None) -> Iterator:
+        """The task that runs CPU jobs, in order."""
+        task.set_daemon()
+        line, clock = self._line, self.kernel.clock
+        while True:
+            if not line:
+                yield task.suspend()
+            since = clock()
+            while line and clock() - since < _FLUSH_AFTER_S:
+                try:
+                    job = line.popleft()
+                except IndexError:              # recalled meanwhile
+                    break
+                if job.kind == dispycos_lite.FUNCTION:
+                    self._call(job)
+                else:
+                    running = self._start(job)
+                    if running is not None:
+                        yield running.finish()
+            yield _Round()
+
+    def _call(self, job: _Job) -> None:
+        """Run a plain function."""
+        try:
+            function, args, kwargs = self._prepare(job)
+            value = function(*args, **kwargs)
+        except BaseException as error:
+            self._failed(job, error)
+        else:
+            self._succeeded(job, value)
+
+    def _start_io(self, job: _Job) -> None:
+        self._start(job)
+
+    def _start(self, job: _Job) -> Any:
+        """Start the task of a job; None when it could not begin."""
+        try:
+            function, args, kwargs = self._prepare(job)
+            task = self.kernel.spawn(function, *args, **kwargs)
+        except BaseException as error:
+            self._failed(job, error)
+            return None
+        self._tasks[job.id] = task
+        task.watch(functools.partial(self._ended, job))
+        self.client.send_frame(dispycos_lite.STARTED, dispycos_lite.pack_started(job.id, job.attempt, task.id))
+        return task
+
+    def _ended(self, job: _Job, task: Any) -> None:
+        del self._tasks[job.id]
+        outcome = task.outcome
+        error = getattr(outcome, "error", None)
+        if isinstance(outcome, pycoslite.MonitorStatus) and error is not None:
+            self._failed(job, error)
+        else:
+            self._succeeded(job, outcome)
+
+    def _prepare(self, job: _Job) -> tuple:
+        """Function, args and kwargs of a job."""
+        space = self.space
+        if space is None:
+            space = self.space = dispycos_lite.Namespace()
+        while self._blobs:
+            space.define(self._blobs.popleft())
+        args, kwargs = space.loads(job.data)
+        return space.function(job.key), args, kwargs
+
+    def _succeeded(self, job: _Job, value: Any) -> None:
+        try:
+            data = self.space.dumps(value)
+        except pycoslite.PycosError as error:
+            self._report(job, dispycos_lite.UNPICKLABLE, str(error).encode())
+        else:
+            self._report(job, dispycos_lite.VALUE, data)
+
+    def _failed(self, job: _Job, error: BaseException) -> None:
+        if isinstance(error, SystemExit):       # raised at the client it would end that
+            error = dispycos_lite.JobExit("the job called sys.exit(%s)" % ("" if error.code is None else repr(error.code)),
+                                          job.id, job.attempt, dispycos_lite.current_server())
+        elif not isinstance(error, Exception):
+            error = dispycos_lite.JobExit("the job ended with %s: %s" % (type(error).__name__, error), job.id, job.attempt,
+                                          dispycos_lite.current_server())
+        space = self.space or dispycos_lite.Namespace()
+        self._report(job, dispycos_lite.EXCEPTION, space.pack_exception(error))
+
+    def _report(self, job: _Job, outcome: int, payload: bytes) -> None:
+        self.client.send_frame(dispycos_lite.RESULT,
+                               dispycos_lite.pack_result(job.id, job.attempt, outcome), payload)
+
+
+def server_main(spec: Message, control: "Control") -> int:
+    """A server process, from its fork (or spawn) to its end by the supervisor. `spec` has key (hex or None), cluster,
+    hosts, announced, ports, name and n."""
+    pycoslite.main_kernel()
+    network = pycoslite.start_network(
+        spec["hosts"], spec["ports"], spec["name"], key=spec["key"] and bytes.fromhex(spec["key"]),
+        cluster=spec["cluster"], role="server", announced=spec["announced"])
+    dispycos_lite.enter_server(spec["label"])
+    JobServer(network)
+    control.report(ready=True, port=network.port, process=network.process_id.hex())
+    network.host.loop()
+    return 0
+
 
 # ======================================================================================================================
 # 4. Processes                                                nursery, templates, servers: the only fork, spawn and kill
@@ -1005,7 +1221,7 @@ def _become(program: Callable[[], int]) -> NoReturn:
         if isinstance(ended.code, int):
             status = ended.code
         elif ended.code is not None:            # sys.exit("the reason"), as the interpreter does it
-            print(ended.code, file=sys.stderr)
+            sys.stderr.write("%s\n" % ended.code)
     except BaseException:                       # nothing may get out of here: the original's stack is below
         traceback.print_exc()
     finally:
@@ -1943,16 +2159,372 @@ class NodeDirectory:
 
     def _discard(self, paths: List[str]) -> None:
         """Delete in a thread: a client may leave a million files, and nobody has to wait for that."""
-        def delete() -> None:
+        def _delete() -> None:
             for path in paths:
                 remove_tree(path)
         if paths:
-            threading.Thread(target=delete, name="removal of old files", daemon=True).start()
+            threading.Thread(target=_delete, name="removal of old files", daemon=True).start()
 
 # ======================================================================================================================
 # 5. Node driver                                                                                          engine context
 # ======================================================================================================================
 
+PORTS_TRIED = 64                        # consecutive ones, when none are listed, before any free port will do
+
+
+class NodeDriver:
+    """Carries out what `NodeState` decides, and tells it what clients ask for and what processes do. `stopped` is set
+    when the program may end."""
+
+    def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
+        self.options, self.network, self.processes, self.directory = options, network, processes, directory
+        self.state = NodeState(options.cpus, options.serve)
+        self.stopped = threading.Event()
+        self.quitting = False                   # end as soon as there is no client
+        self._timer: Any = None
+        self._carry: Dict[type, Callable[[Any], None]] = {
+            ForkGeneration: self._fork, StartServer: self._start_server, KillGeneration: self._kill_generation,
+            KillServer: lambda that: processes.kill_server(that.generation, that.n),
+            Grant: lambda that: self._tell(that.client, "node.granted", self._granted(that)),
+            Wait: lambda that: self._tell(that.client, "node.waiting", self._waiting(that)),
+            Refuse: lambda that: self._tell(that.client, "node.refused", {"reason": that.reason}),
+            TellServer: self._tell_server, Stop: lambda that: self.stopped.set()}
+        for op, handler in (("node.reserve", self._on_reserve), ("node.restart", self._on_restart),
+                            ("node.release", self._on_release), ("node.file", self._on_file)):
+            network.on_request(op, handler)
+        network.on_peer(self._on_peer)
+
+    def begin(self) -> None:
+        """Make the first servers."""
+        self.do(self.state.fork_spare())
+
+    def report(self, event: Message) -> None:
+        """What `Processes` has to tell. Any thread."""
+        self.network.post(self._on_event, event)
+
+    # -- carrying out --------------------------------------------------------------------------------------------------
+
+    def do(self, instructions: Iterable[Instruction]) -> None:
+        """Carry out, in order; then see to it that `tick` comes in time."""
+        for instruction in instructions:
+            self._carry[type(instruction)](instruction)
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self.state.next_deadline()
+        self._timer = None if deadline is None else self.network.call_later(
+            max(0.0, deadline - self.now()), lambda: self.do(self.state.tick(self.now())))
+
+    def now(self) -> float:
+        """The engine's time."""
+        return self.network.engine.clock()
+
+    def _fork(self, that: ForkGeneration) -> None:
+        self.processes.new_generation(that.generation, self.directory.client(that.generation))
+
+    def _start_server(self, that: StartServer) -> None:
+        options, network = self.options, self.network
+        port = options.ports()[that.n] if network.port == options.ports()[0] else network.port + that.n
+        ports = [port] if options.tcp_ports else [at for at in range(port, port + PORTS_TRIED) if at < 65536] + [0]
+        self.processes.start_server(that.generation, that.n, {
+            "key": network.key and network.key.hex(), "cluster": network.cluster, "hosts": list(self.hosts()),
+            "announced": list(options.ext_hosts), "ports": ports, "name": "%s_server-%d" % (options.name, that.n),
+            "label": "%s/%d" % (options.name, that.n), "debug": options.debug})
+
+    def hosts(self) -> Tuple[str, ...]:
+        """Where servers listen: where the node does."""
+        return ("127.0.0.1",) if self.options.embedded else self.options.hosts
+
+    def _kill_generation(self, that: KillGeneration) -> None:
+        self.processes.kill_generation(that.generation)
+
+    def _tell(self, client: str, op: str, args: dict) -> None:
+        peer = self.network.peers.get(bytes.fromhex(client))
+        if peer is not None:
+            peer.notify(op, args)
+
+    def _tell_server(self, that: TellServer) -> None:
+        self._tell(that.client, "node.server", _facts(that.server))
+
+    def _granted(self, that: Grant) -> dict:
+        return {"state": "granted", "directory": self.directory.client(that.generation), "name": self.options.name,
+                "cpus": that.cpus, "platform": platform.platform(),
+                "servers": [_facts(server) for server in that.servers]}
+
+    @staticmethod
+    def _waiting(that: Wait) -> dict:
+        return {"state": "waiting", "position": that.position, "holder": that.holder}
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    def _on_reserve(self, peer: Any, args: dict, _payload: bytes) -> dict:
+        """The instruction for the client itself becomes the reply, the others are carried out."""
+        args = dispycos_lite.checked("node.reserve", args)
+        client = peer.process_id.hex()
+        instructions = self.state.reserve(client, args["client"], args["cpus"])
+        answer = next(item for item in instructions
+                      if isinstance(item, (Grant, Wait, Refuse)) and item.client == client)
+        self.do(item for item in instructions if item is not answer)
+        if isinstance(answer, Refuse):
+            raise pycoslite.PycosError(answer.reason)
+        log.info("client %s: %s", args["client"], "has the node" if isinstance(answer, Grant) else "waits")
+        return self._granted(answer) if isinstance(answer, Grant) else self._waiting(answer)
+
+    def _on_restart(self, peer: Any, args: dict, _payload: bytes) -> None:
+        args = dispycos_lite.checked("node.restart", args)
+        self.do(self.state.restart(peer.process_id.hex(), args["n"], args["reason"]))
+
+    def _on_release(self, peer: Any, _args: dict, _payload: bytes) -> None:
+        self.release(peer.process_id.hex())
+
+    def release(self, client: str) -> None:
+        """The client is done, or lost."""
+        self.do(self.state.release(self.now(), client))
+        if self.quitting and self.state.holder is None:
+            self.do(self.state.stop("this node is being shut down"))
+
+    def _on_file(self, peer: Any, args: dict, payload: bytes) -> dict:
+        """Store a file below the client's directory."""
+        args = dispycos_lite.checked("node.file", args)
+        holder, limit = self.state.holder, self.options.max_file_size
+        if holder is None or holder.client != peer.process_id.hex():
+            raise pycoslite.PycosError("files are taken from the client that has the node only")
+        if limit and len(payload) > limit:
+            raise pycoslite.PycosError("the file %s of %d bytes is longer than the %d this node takes "
+                                       "(--max_file_size)" % (args["name"], len(payload), limit))
+        path = pycoslite.confined_path(self.directory.client(self.state.serving()), args["name"])
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fresh = "%s.part-%d" % (path, os.getpid())
+        with open(fresh, "wb") as file:
+            file.write(payload)
+        os.chmod(fresh, stat.S_IMODE(args["mode"]) & 0o777)
+        os.utime(fresh, (args["mtime"], args["mtime"]))
+        os.replace(fresh, path)
+        return {}
+
+    def _on_peer(self, peer: Any, event: str, detail: str) -> None:
+        if event == "lost":
+            holder = self.state.holder
+            if holder is not None and holder.client == peer.process_id.hex():
+                log.info("client %s is gone: %s", holder.name, detail)
+            self.release(peer.process_id.hex())
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Message) -> None:
+        handler = _EVENTS[event["event"]]
+        self.do(handler(self, event))
+
+    def _on_started(self, event: Message) -> List[Instruction]:
+        return [] if event["n"] is None else self.state.server_started(event["generation"], event["n"], event["pid"])
+
+    def _on_report(self, event: Message) -> List[Instruction]:
+        facts = event["report"]
+        return self.state.server_ready(self.now(), event["generation"], event["n"], facts["port"], facts["process"])
+
+    def _on_died(self, event: Message) -> List[Instruction]:
+        generation, n, reason = event["generation"], event["n"], event["reason"]
+        if n is not None:
+            out = self.state.server_died(self.now(), generation, n, reason)
+            if out:
+                log.warning("server %d %s", n, reason)
+            return out
+        known = generation in self.state.generations
+        out = self.state.generation_died(self.now(), generation, reason)
+        if known and generation not in self.state.generations:
+            self.directory.remove(generation)
+        return out
+
+    def _on_setup(self, _event: Message) -> List[Instruction]:
+        return []
+
+    def _on_lost(self, event: Message) -> List[Instruction]:
+        log.error("the node ends: %s", event["reason"])
+        self.stopped.set()
+        return []
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close_client(self) -> None:
+        """Take the node from the client that has it."""
+        holder = self.state.holder
+        if holder is not None:
+            self._tell(holder.client, "node.refused", {"reason": "the node's owner took the node back"})
+            self.release(holder.client)
+
+    def quit(self) -> None:
+        """Take no new client; end once the present one is done."""
+        self.quitting = True
+        self.state.refusal = "this node is about to end"
+        if self.state.holder is None:
+            self.do(self.state.stop(self.state.refusal))
+
+
+_EVENTS: Dict[str, Callable[[NodeDriver, Message], List[Instruction]]] = {
+    "started": NodeDriver._on_started,
+    "report": NodeDriver._on_report,
+    "setup": NodeDriver._on_setup,
+    "died": NodeDriver._on_died,
+    "lost": NodeDriver._on_lost,
+}
+
+
+def _facts(server: ServerFacts) -> dict:
+    """As it goes over the wire: without what is not known."""
+    return {name: value for name, value in dataclasses.asdict(server).items() if value is not None}
+
+
 # ======================================================================================================================
 # 6. Console and main()
 # ======================================================================================================================
+
+COMMANDS = {
+    "status": "what the node does (also an empty line)",
+    "close": "take the node from its client; the next one gets it",
+    "quit": "take no new client, end when the present one is done (also: exit)",
+    "terminate": "end now",
+}
+
+
+class Console:
+    """Commands from the standard input, in a thread of their own; at the end of the input the node just goes on."""
+
+    def __init__(self, driver: NodeDriver) -> None:
+        self._driver = driver
+        self._handlers = {"": self._status, "status": self._status, "close": self._close, "quit": self._quit,
+                          "exit": self._quit, "terminate": driver.stopped.set}
+
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._read, name="console", daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            handler = self._handlers.get(line.strip().lower())
+            if handler is None:
+                self._say("commands: " + "; ".join("%s - %s" % item for item in COMMANDS.items()))
+            else:
+                handler()
+
+    def _say(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def _status(self) -> None:
+        status = self._driver.state.status()
+        lines = ["served %d clients; now %s; waiting: %s" % (
+            status["served"], status["holder"] or "free", ", ".join(status["waiting"]) or "nobody")]
+        lines += ["  server %(n)d: %(state)s, process %(pid)s, port %(port)s" % server for server in status["servers"]]
+        self._say("\n".join(lines))
+
+    def _close(self) -> None:
+        self._driver.network.post(self._driver.close_client)
+
+    def _quit(self) -> None:
+        self._driver.network.post(self._driver.quit)
+
+
+def _embedded_spec() -> Message:
+    """What a client that starts this program for itself says on the standard input, in one line; when the input ends,
+    so has the client."""
+    return json.loads(sys.stdin.readline() or "{}")
+
+
+def _end_with_input(driver: NodeDriver) -> None:
+    sys.stdin.read()
+    driver.stopped.set()
+
+
+def _start_network(options: NodeOptions, spec: Message) -> Any:
+    """Listen, as the options (or the client that embeds this node) say."""
+    if options.embedded:
+        key, hosts, ports = spec["key"] and bytes.fromhex(spec["key"]), ("127.0.0.1",), [0]
+    else:
+        key = pycoslite.secret_key(options.secret if options.auth else False, options.secret_file)
+        first = options.ports()[0]
+        hosts, ports = options.hosts, [first] if options.tcp_ports else [*range(first, first + PORTS_TRIED), 0]
+    return pycoslite.start_network(list(hosts), ports, options.name, key=key, role="node",
+                                   cluster=spec.get("cluster", "pycoslite"), announced=list(options.ext_hosts),
+                                   facts={"cpus": options.cpus})
+
+
+def _contact(network: Any, location: Any) -> Iterator:
+    """Make a scheduler or client a peer, however long it takes to start. A system task."""
+    pause_s = 0.5
+    while True:
+        try:
+            yield network.connect([location], timeout=pycoslite.settings.message_timeout_s)
+            return
+        except pycoslite.AuthenticationError as error:
+            log.error("%s", error)
+            return
+        except pycoslite.PycosError as error:
+            log.info("%s; trying again", error)
+        yield pycoslite.Suspend(pause_s)
+        pause_s = min(2 * pause_s, 10.0)
+
+
+def run_node(options: NodeOptions) -> int:
+    """Be a node until told to end; the exit status. In the main thread, before any other thread is started."""
+    method = START_METHODS[options.start_method or list(START_METHODS)[-1]]     # the last one is the best there is
+    processes = method(server_main, lambda event: driver.report(event))
+    processes.start()
+    spec = _embedded_spec() if options.embedded else {}
+    try:
+        network = _start_network(options, spec)
+        directory = NodeDirectory(options.dest_path, str(network.port))
+        directory.open()
+    except (OSError, pycoslite.PycosError) as error:
+        processes.close()
+        pycoslite.stop_network()
+        pycoslite.stop_default()
+        sys.stderr.write("dispycosnode_lite: %s\n" % error)
+        return 1
+    driver = NodeDriver(options, network, processes, directory)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: driver.stopped.set())
+    network.post(driver.begin)
+    _open_ways_in(options, spec, driver)
+    try:
+        while not driver.stopped.wait(3600):    # a wait with an end can be interrupted on every system
+            pass
+    finally:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+        processes.close()
+        pycoslite.stop_network()
+        pycoslite.stop_default()
+        directory.close()
+    return 0
+
+
+def _open_ways_in(options: NodeOptions, spec: Message, driver: NodeDriver) -> None:
+    """Let clients find the node, and people talk to it."""
+    network = driver.network
+    peers = [pycoslite.Location("127.0.0.1", spec["dial"])] if options.embedded else options.peers
+    for location in peers:
+        network.spawn(_contact, network, location)
+    if options.embedded:
+        threading.Thread(target=_end_with_input, args=(driver,), name="client's line", daemon=True).start()
+        return
+    discovery = pycoslite.Discovery(network, options.udp_port, list(options.hosts))
+    network.post(discovery.answer)
+    sys.stdout.write("node %s: %d servers (%s), listening at %s%s\n" % (
+        options.name, options.cpus, options.cpus_note, ", ".join(map(repr, network.locations)),
+        "" if network.key else ", OPEN TO EVERYONE"))
+    sys.stdout.flush()
+    if not options.daemon and sys.stdin is not None:
+        Console(driver).start()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the node program with these arguments (None: the command line's); returns its exit status."""
+    options = parse_options(argv)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING,
+                        format="%(asctime)s %(levelname)s %(message)s" if options.debug else "%(message)s")
+    for warning in options.warnings:
+        log.warning("%s", warning)
+    return run_node(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

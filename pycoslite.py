@@ -29,6 +29,7 @@ Sections (the banners below carry the same numbers and titles):
      9. Poller and wake-up
     10. Requests and tasks
     11. Kernel
+    15. Async sockets and TLS
     17. Secrets
     18. Network engine
     19. Links and peers
@@ -58,6 +59,7 @@ import logging
 import math
 import os
 import pickle
+import queue
 import random
 import select
 import selectors
@@ -163,6 +165,17 @@ class MisuseError(PycosError):
 PROTOCOL = 5                            # of pickle; every Python from 3.8 on reads it
 
 log = logging.getLogger("pycoslite")     # no handler: warnings and errors reach stderr, the rest only who asks for it
+
+
+def confined_path(base: str, name: str) -> str:
+    """The path of `name`, which came from another process, below the directory `base`. Raises MisuseError unless it is
+    relative and stays there, whatever symbolic links there are. Any thread."""
+    base = os.path.realpath(base)
+    drive = os.path.splitdrive(name)[0] or ":" in name and os.name == "nt"
+    path = os.path.realpath(os.path.join(base, name)) if "\0" not in name and not drive else ""
+    if not path.startswith(base + os.sep) or os.path.isabs(name) or os.pardir in name.replace("\\", "/").split("/"):
+        raise MisuseError("the file name %r does not stay below the directory it belongs to" % name)
+    return path
 
 
 class Singleton(type):
@@ -1419,7 +1432,10 @@ class MonitorStatus(Exception):
     """How a task ended: `info` (the task, or a text where there is none), `type` (StopIteration, or the exception's
     class), `value` (the exit value, or the traceback's text). Monitors get it as a message; a failed task has it as
     exit value. Also an exception with ``args == (info, (type, value))``, as older programs expect (MonitorException).
+    In the task's own process `error` is the exception itself.
     """
+
+    error: Optional[BaseException] = None
 
     def __init__(self, info: Any, type: Any, value: Any = None) -> None:
         super().__init__(info, (type, value))
@@ -1905,7 +1921,7 @@ class Kernel:
 
     def timeout(self) -> Optional[float]:
         """How long the kernel may sleep: 0 when there is work, None when only a descriptor can bring some."""
-        if self.ready or self.inbox:
+        if self.ready or self.inbox or self.stopping:
             return 0
         deadline = self.timers.next_deadline()
         return None if deadline is None else max(0.0, deadline - self.clock())
@@ -1963,7 +1979,9 @@ class Kernel:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         level = logging.DEBUG if task.watchers else logging.ERROR       # someone is told: no need to shout
         log.log(level, "task %r ended with an uncaught exception:\n%s", task, trace)
-        self._end(task, MonitorStatus(task, type(error), trace))
+        status = MonitorStatus(task, type(error), trace)
+        status.error = error
+        self._end(task, status)
         return False
 
     def _end(self, task: Task, outcome: Any) -> None:
@@ -2065,6 +2083,16 @@ def _start_default() -> Kernel:
         return _default
 
 
+def main_kernel() -> Kernel:
+    """A kernel for this program's tasks that the calling thread runs itself, with `Kernel.loop`; before the first task."""
+    global _default
+    with _default_lock:
+        if _default is not None:
+            raise MisuseError("the kernel of this process runs already, in a thread of its own")
+        _default = Kernel()
+        return _default
+
+
 def _at_exit(function: Callable[[], None]) -> None:
     """Call `function` in the main thread once the program's own code has ended, while threads and children can still be
     started: that is before `atexit`, which since 3.12 is too late for both. 3.8 has only `atexit`, and no such limit."""
@@ -2108,6 +2136,1074 @@ def _forget_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+# ======================================================================================================================
+# 15. Async sockets and TLS                                            tried first; only what would block makes a task wait
+# ======================================================================================================================
+#
+# A blocking method returns an operation, the request a task yields. Its system call is made at once; if that would
+# block, the operation takes its place in the descriptor's watch (one reader, one writer) and the task is parked:
+#
+#   begin      tried; parked if it would block
+#   retry      the poller says ready: tried again, which ends it or leaves it where it is
+#   expired    the timer ran out: what had been done so far, or socket.timeout
+#   abandon    an exception is thrown into the task
+#   closed     another task closed the descriptor: end of file for a reader, an OSError for a writer
+#
+# All but `begin` give the place in the watch back. A descriptor stays in the poller between two waits (level triggered);
+# it is taken out only when it reports something nobody waits for. Everything here belongs to the kernel's thread.
+
+_WANTS: Dict[type, int] = {BlockingIOError: 0}      # error that means "would block" -> what to wait for; 0: own direction
+_RAISES: Any = object()                 # as `at_close`: closing the descriptor is an error for this operation
+
+
+class _Watch:
+    """One descriptor's place in the poller of the kernel whose tasks wait for it, and the operations that wait."""
+
+    __slots__ = ("fd", "kernel", "mask", "reader", "writer")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.kernel: Optional[Kernel] = None    # in whose poller it is
+        self.mask = 0                           # for what
+        self.reader: Any = None
+        self.writer: Any = None
+
+    def wait(self, kernel: Kernel, operation: "_Operation") -> None:
+        """Retry `operation` once what it wants is ready."""
+        wants = operation.wants
+        if self.kernel is not kernel:
+            self._enter(kernel, wants)
+        elif wants & ~self.mask:
+            kernel.poller.modify(self.fd, self.mask | wants)
+            self.mask |= wants
+        if operation.reads:
+            self.reader = operation
+        else:
+            self.writer = operation
+
+    def _enter(self, kernel: Kernel, wants: int) -> None:
+        if self.reader is not None or self.writer is not None:
+            raise MisuseError("descriptor %d is waited for in another kernel already" % self.fd)
+        self.leave()
+        kernel.poller.register(self.fd, wants, self.ready)
+        self.kernel = kernel
+        self.mask = wants
+
+    def leave(self) -> None:
+        """Take the descriptor out of the poller; it comes back with the next wait."""
+        kernel, self.kernel, self.mask = self.kernel, None, 0
+        if kernel is not None:
+            kernel.poller.unregister(self.fd)
+
+    def ready(self, events: int) -> None:
+        """The poller's handler."""
+        reader, writer, unwanted = self.reader, self.writer, events
+        if reader is not None and reader.wants & events:
+            unwanted &= ~reader.wants
+            reader.retry()
+        if writer is not None and writer.wants & events:
+            unwanted &= ~writer.wants
+            writer.retry()
+        if unwanted & self.mask:
+            if reader is None and writer is None:       # its errors would be reported again and again
+                self.leave()
+            else:
+                self.mask &= ~unwanted
+                self.kernel.poller.modify(self.fd, self.mask)
+
+    def closed(self) -> None:
+        """The descriptor is closed: end the waits."""
+        for operation in (self.reader, self.writer):
+            if operation is not None:
+                operation.closed()
+
+
+def _fail(task: Task, error: BaseException) -> bool:
+    """Answer of a `begin` that failed: `error` is raised at the task's yield."""
+    task.carried = error
+    task.step = task._throwing
+    return True
+
+
+class _Operation(Request):
+    """A system call on a stream (an AsyncSocket or AsyncFile); subclasses define `attempt`, which makes it."""
+
+    __slots__ = ("stream", "timeout", "wants", "task")
+    reads = True                        # takes the reader's place, else the writer's
+    restarts = False                    # whenever something moved the timeout begins anew
+    at_close: Any = _RAISES
+
+    def attempt(self) -> Any:
+        """The result; raises what is a key of `_WANTS` when there is none yet."""
+        raise NotImplementedError
+
+    def late(self) -> Any:
+        """What running out of time gives."""
+        raise socket.timeout("timed out")
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        watch = self.stream.watch
+        if (watch.reader if self.reads else watch.writer) is not None:
+            return _fail(task, self._taken())
+        try:
+            task.carried = self.attempt()
+            return True
+        except Exception as error:              # whatever it is, it belongs to the task, not to the kernel
+            wants = _WANTS.get(error.__class__)
+            if wants is None:
+                return _fail(task, error)
+        return self._park(kernel, task, wants)
+
+    def _taken(self) -> MisuseError:
+        return MisuseError("a task is %s %r already: one reader and one writer at a time, let them take turns with a "
+                           "Lock" % ("reading from" if self.reads else "writing to", self.stream))
+
+    def _park(self, kernel: Kernel, task: Task, wants: int) -> bool:
+        self.task = task
+        self.wants = wants or (READ if self.reads else WRITE)
+        try:
+            self.stream.watch.wait(kernel, self)
+        except Exception as error:              # what cannot be polled, or is waited for elsewhere
+            return _fail(task, error)
+        if self.timeout:
+            kernel.timers.push(kernel.clock() + self.timeout, task)
+        task.wait = self
+        return False
+
+    def retry(self) -> None:
+        """The descriptor is ready."""
+        task = self.task
+        try:
+            result = self.attempt()
+        except Exception as error:              # as in `begin`
+            wants = _WANTS.get(error.__class__)
+            if wants is None:
+                self._leave()
+                task.unpark_with(error)
+            else:
+                self._stay(wants)
+        else:
+            self._leave()
+            task.unpark(result)
+
+    def _stay(self, wants: int) -> None:
+        """Not done yet; TLS may want to write in order to read, and the other way round."""
+        self.wants = wants or (READ if self.reads else WRITE)
+        kernel = self.task.kernel
+        self.stream.watch.wait(kernel, self)
+        if self.restarts and self.timeout:
+            kernel.timers.cancel(self.task)
+            kernel.timers.push(kernel.clock() + self.timeout, self.task)
+
+    def _leave(self) -> None:
+        if self.reads:
+            self.stream.watch.reader = None
+        else:
+            self.stream.watch.writer = None
+
+    def expired(self, task: Task) -> Any:
+        self._leave()
+        return self.late()
+
+    def abandon(self, task: Task) -> None:
+        self._leave()
+
+    def closed(self) -> None:
+        """Another task closed the stream."""
+        self._leave()
+        if self.at_close is _RAISES:
+            self.task.unpark_with(_closed_meanwhile())
+        else:
+            self.task.unpark(self.at_close)
+
+
+def _closed_meanwhile() -> OSError:
+    return OSError(errno.ECONNABORTED, "closed by another task while this one waited for it")
+
+
+class _Aside(Request):
+    """A call made in a helper thread, because the system has no way to make it without blocking."""
+
+    __slots__ = ("function", "args", "task")
+
+    def __init__(self, function: Callable, *args: Any) -> None:
+        self.function = function
+        self.args = args
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.task = task
+        task.wait = self
+        _helpers.start(self._run)
+        return False
+
+    def _run(self) -> None:
+        try:
+            self._tell(self.function(*self.args), None)
+        except Exception as error:              # it belongs to the task
+            self._tell(None, error)
+
+    def _tell(self, value: Any, error: Optional[Exception]) -> None:
+        self.task.kernel.post(self.done, value, error)
+
+    def done(self, value: Any, error: Optional[Exception]) -> None:
+        """The call has ended (kernel thread); nobody may be interested any more."""
+        if self.task.wait is self:
+            if error is None:
+                self.task.unpark(value)
+            else:
+                self.task.unpark_with(error)
+
+
+class _Helpers:
+    """A few threads for the calls of `_Aside`, started when needed, ended with the default kernel. Any thread."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin without threads; also in a forked child, which has none."""
+        self._lock = threading.Lock()           # guards what follows
+        self._jobs: Any = queue.SimpleQueue()
+        self._threads: List[threading.Thread] = []
+        self._waiting = 0                       # calls that are under way or queued
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Make `call()` in one of the threads."""
+        with self._lock:
+            self._waiting += 1
+            if len(self._threads) < min(self._waiting, self.most):
+                thread = threading.Thread(target=self._serve, args=(self._jobs,), daemon=True,
+                                          name="pycoslite helper %d" % (len(self._threads) + 1))
+                self._threads.append(thread)
+                thread.start()
+        self._jobs.put(call)
+
+    def _serve(self, jobs: Any) -> None:
+        for call in iter(jobs.get, None):
+            call()
+            with self._lock:
+                self._waiting -= 1
+
+    def stop(self) -> None:
+        """End the threads; one that is stuck in its call is left behind."""
+        with self._lock:
+            threads, self._threads = self._threads, []
+            for _ in threads:
+                self._jobs.put(None)
+        for thread in threads:
+            thread.join(1.0)
+
+
+_helpers = _Helpers(most=4)
+STOPPERS.append(_helpers.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.forget)
+
+
+def _run_operation(operation: _Operation) -> Any:
+    """Make an operation's call in this thread, which waits for it: what a blocking socket does."""
+    while True:
+        try:
+            with operation.stream.guard:
+                return operation.attempt()
+        except OSError as error:
+            wants = _WANTS.get(error.__class__)
+            if wants is None:
+                raise
+        wants = wants or (READ if operation.reads else WRITE)
+        if not _wait_here(operation.stream.watch.fd, wants, operation.timeout):
+            return operation.late()
+
+
+def _wait_here(fd: int, events: int, timeout: Optional[float]) -> bool:
+    """Block this thread until `fd` is ready; False when `timeout` seconds (0 or None: no limit) were not enough."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ if events == READ else selectors.EVENT_WRITE)
+        return bool(selector.select(timeout or None))
+
+
+_HERE: Dict[type, Callable] = {         # how a thread that is no task does what a task would yield
+    Value: lambda request: request.value,
+    _Aside: lambda request: request.function(*request.args),
+    _Timed: lambda request: time.sleep(request.timeout),
+}
+
+
+def _run_here(request: Any) -> Any:
+    """Run an operation, or a generator of operations, in this thread."""
+    if not isinstance(request, types.GeneratorType):
+        return _HERE.get(request.__class__, _run_operation)(request)
+    step, value = request.send, None
+    while True:
+        try:
+            asked = step(value)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            step, value = request.send, _run_here(asked)
+        except Exception as error:              # of the operation: it belongs to who yielded it
+            step, value = request.throw, error
+
+
+class _Call(_Operation):
+    """One system call that needs nothing but its arguments."""
+
+    __slots__ = ("function", "args", "at_close")
+
+    def __init__(self, stream: Any, function: Callable, *args: Any, at_close: Any = _RAISES) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.function = function
+        self.args = args
+        self.at_close = at_close
+
+    def attempt(self) -> Any:
+        return self.function(*self.args)
+
+
+class _WriteCall(_Call):
+    __slots__ = ()
+    reads = False
+
+
+class _Recv(_Operation):
+    __slots__ = ("size",)
+    at_close = b""
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.size = size
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        # What came last was less than asked for, so there was no more. With nothing else to do until the poller has
+        # been asked, trying is a wasted system call and exception; otherwise it may save a trip through the loop.
+        stream = self.stream
+        if stream.drained and not kernel.ready and stream.watch.reader is None:
+            return self._park(kernel, task, READ)
+        return _Operation.begin(self, kernel, task)
+
+    def attempt(self) -> bytes:
+        stream = self.stream
+        data = stream.sock.recv(self.size)
+        stream.drained = stream.plain and len(data) < self.size
+        return data
+
+
+_CHUNK_BYTES = 1 << 20                  # most that is asked for at once: memory follows what came, not what was promised
+
+
+class _RecvAll(_Operation):
+    """So many bytes and no fewer; `chunks` has what came so far."""
+
+    __slots__ = ("left", "chunks")
+    restarts = True
+    at_close = b""
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.left = size
+        self.chunks: List[bytes] = []
+
+    def attempt(self) -> bytes:
+        recv = self.stream.sock.recv
+        while self.left:
+            data = recv(self.left if self.left < _CHUNK_BYTES else _CHUNK_BYTES)
+            if not data:
+                return b""
+            self.left -= len(data)
+            if not self.left and not self.chunks:
+                return data
+            self.chunks.append(data)
+        return b"".join(self.chunks)
+
+    def late(self) -> bytes:
+        if self.chunks:
+            return b"".join(self.chunks)
+        return super().late()
+
+
+class _RecvMsg(_RecvAll):
+    """Length and body of one message. What came of it stays with the stream when the wait ends early."""
+
+    __slots__ = ("limit", "in_body")
+
+    def __init__(self, stream: Any, limit: int) -> None:
+        super().__init__(stream, _U32.size)
+        self.limit = limit
+        self.in_body = False
+
+    def attempt(self) -> bytes:
+        if self.stream.message is not None:
+            self.left, self.chunks, self.in_body = self.stream.message
+            self.stream.message = None
+        if not self.in_body:
+            header = super().attempt()
+            if not header:
+                return b""
+            self.left, self.chunks, self.in_body = _U32.unpack(header)[0], [], True
+            if self.left > self.limit:
+                raise ProtocolError("a message of %d bytes was announced, the limit is %d: raise it with "
+                                    "recv_msg(limit=...) or close this connection" % (self.left, self.limit))
+        return super().attempt()
+
+    def late(self) -> bytes:
+        self._keep()
+        return _Operation.late(self)
+
+    def abandon(self, task: Task) -> None:
+        self._keep()
+        super().abandon(task)
+
+    def _keep(self) -> None:
+        if self.chunks or self.in_body:
+            self.stream.message = (self.left, self.chunks, self.in_body)
+
+
+class _SendAll(_Operation):
+    """All of `rest`; `sent` counts what has gone."""
+
+    __slots__ = ("rest", "sent")
+    reads = False
+    restarts = True
+
+    def __init__(self, stream: Any, data: Any) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.rest = data if data.__class__ is bytes else memoryview(data).cast("B")
+        self.sent = 0
+
+    def attempt(self) -> None:
+        send, rest = self.stream.sock.send, self.rest
+        while rest:
+            count = send(rest)
+            if count == len(rest):
+                return
+            self.sent += count
+            rest = self.rest = memoryview(rest)[count:]
+
+    def late(self) -> int:
+        return self.sent or super().late()
+
+
+class _SendParts(_SendAll):
+    """Several buffers end to end, uncopied."""
+
+    __slots__ = ()
+
+    def __init__(self, stream: Any, parts: list) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.rest = parts
+        self.sent = 0
+
+    def attempt(self) -> None:
+        while self.rest:
+            count = self.stream.sock.sendmsg(self.rest)
+            self.sent += count
+            self.rest = _beyond(self.rest, count)
+
+
+def _beyond(parts: list, count: int) -> list:
+    """What is left of `parts` (memoryviews of bytes) after their first `count` bytes."""
+    for index, part in enumerate(parts):
+        if count < len(part):
+            return [part[count:], *parts[index + 1:]]
+        count -= len(part)
+    return []
+
+
+class _SendFile(_Operation):
+    """From a file's descriptor to the socket inside the system."""
+
+    __slots__ = ("source", "offset", "left", "sent")
+    reads = False
+    restarts = True
+
+    def __init__(self, stream: Any, source: int, offset: int, count: int) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.source = source
+        self.offset = offset
+        self.left = count
+        self.sent = 0
+
+    def attempt(self) -> int:
+        while self.left:
+            count = os.sendfile(self.stream.watch.fd, self.source, self.offset + self.sent,
+                                min(self.left, 1 << 30))
+            if not count:                       # the file has become shorter
+                break
+            self.sent += count
+            self.left -= count
+        return self.sent
+
+    def late(self) -> int:
+        return self.sent or super().late()
+
+
+_CONNECTING = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY}
+
+
+class _SockConnect(_Operation):
+    """Connect to a numeric address; gives 0, or EAGAIN for a Unix socket whose listener's queue is full."""
+
+    __slots__ = ("address", "started")
+    reads = False
+
+    def __init__(self, stream: Any, address: Any) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+        self.address = address
+        self.started = False
+
+    def attempt(self) -> int:
+        sock = self.stream.sock
+        if self.started:
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        else:
+            number = sock.connect_ex(self.address)
+            if number == errno.EAGAIN and sock.family == getattr(socket, "AF_UNIX", None):
+                return errno.EAGAIN
+            if number in _CONNECTING:
+                self.started = True
+                raise BlockingIOError(number, os.strerror(number))
+        if number:
+            raise OSError(number, "%s: %r" % (os.strerror(number), self.address))
+        return 0
+
+
+class _Accept(_Operation):
+    __slots__ = ()
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.timeout = stream.timeout
+
+    def attempt(self) -> tuple:
+        while True:
+            try:
+                conn, address = self.stream.sock.accept()
+            except ConnectionAbortedError:      # gave up while it was in the queue
+                continue
+            return AsyncSocket(conn), address
+
+
+class _AcceptTLS(_Accept):
+    """The next connection whose handshake is done; handshakes run side by side in tasks of their own."""
+
+    __slots__ = ()
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.task = task
+        return super().begin(kernel, task)
+
+    def attempt(self) -> tuple:
+        greeter = self.stream.greeter
+        while not greeter.done:
+            conn, address = super().attempt()
+            greeter.greet(self.task.kernel, conn, address)
+        return greeter.done.popleft()
+
+
+class _Greeter:
+    """Handshakes of a TLS listener: a client that keeps silent holds up nobody, and is dropped in the end."""
+
+    __slots__ = ("listener", "done", "pending")
+
+    def __init__(self, listener: "AsyncSocket") -> None:
+        self.listener = listener
+        self.done: deque = deque()              # (AsyncSocket, address) for accept()
+        self.pending: Dict[Task, AsyncSocket] = {}
+
+    def greet(self, kernel: Kernel, conn: "AsyncSocket", address: Any) -> None:
+        """Start the handshake of a new connection; with too many under way the oldest gives way."""
+        if len(self.pending) >= settings.pending_handshakes:
+            next(iter(self.pending)).terminate()
+        task = kernel.spawn(self._greet, conn, address)
+        kernel.count_daemon(task, True)
+        self.pending[task] = conn
+        task.watch(self._ended)
+
+    def _greet(self, conn: "AsyncSocket", address: Any) -> Generator:
+        timeout = conn.gettimeout()
+        conn.settimeout(settings.handshake_s)
+        try:
+            yield from conn.start_tls(self.listener.tls.context(True), server_side=True)
+        except OSError as error:                # ssl.SSLError is one, too
+            _log_refusal(address, error)
+            return False
+        conn.settimeout(timeout)
+        self.done.append((conn, address))
+        return True
+
+    def _ended(self, task: Task) -> None:
+        conn = self.pending.pop(task)
+        if task.outcome is not True:
+            conn.close()
+        waiting = self.listener.watch.reader
+        if waiting is not None and self.done:
+            waiting.retry()
+
+    def close(self) -> None:
+        """Drop every connection that accept() has not given out."""
+        for task in list(self.pending):
+            task.terminate()
+        while self.done:
+            self.done.popleft()[0].close()
+
+
+def _log_refusal(address: Any, error: Exception) -> None:
+    log.warning("TLS connection from %s refused: %s", address, error)
+
+
+# The newest TLS is used anyway, the version is what the other end must have at least; older ones than 1.2 are no more.
+_TLS_VERSIONS = {"PROTOCOL_TLS": "TLSv1_2", "PROTOCOL_TLS_CLIENT": "TLSv1_2", "PROTOCOL_TLS_SERVER": "TLSv1_2",
+                 "PROTOCOL_TLSv1_2": "TLSv1_2", "TLSv1_2": "TLSv1_2", "TLSv1_3": "TLSv1_3"}
+
+
+@functools.lru_cache(maxsize=None)
+def _load_ssl() -> Any:
+    """The ssl module, which takes its time to import: only who uses TLS pays for it."""
+    import ssl
+    _WANTS[ssl.SSLWantReadError] = READ
+    _WANTS[ssl.SSLWantWriteError] = WRITE
+    return ssl
+
+
+def _tls_version(version: Any) -> Any:
+    ssl = _load_ssl()
+    name = "TLSv1_2" if version is None else _TLS_VERSIONS.get(getattr(version, "name", ""))
+    if name is None:
+        raise ValueError("%r is not a version of TLS that is spoken here: TLS 1.2 or newer (None, ssl.TLSVersion.TLSv1_2 or "
+                         "ssl.TLSVersion.TLSv1_3)" % (version,))
+    return getattr(ssl.TLSVersion, name)
+
+
+def tls_context(server_side: bool, certfile: str, keyfile: Optional[str] = None, cafile: Optional[str] = None,
+                version: Any = None) -> "ssl.SSLContext":  # type: ignore[name-defined]  # noqa: F821
+    """A TLS context in which both ends show a certificate and verify the other's.
+
+    `certfile` (PEM) holds the certificate to show and its key, unless that is in `keyfile`. It must be signed by one of
+    those in `cafile`; without it by those in `certfile` itself, so that copies of one self-signed pair trust each other
+    and nothing else. Names are not compared: who holds a trusted certificate belongs to the cluster. `version`: the
+    oldest TLS accepted, None for 1.2. Raises OSError, ssl.SSLError or ValueError. Any thread.
+    """
+    ssl = _load_ssl()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = _tls_version(version)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(certfile, keyfile)
+    context.load_verify_locations(cafile or certfile)
+    return context
+
+
+class _Tls:
+    """What a socket needs for TLS, as both kinds of end."""
+
+    __slots__ = ("given", "make")
+
+    def __init__(self, certfile: Optional[str], keyfile: Optional[str], version: Any, given: Any) -> None:
+        self.given = given                      # the user's own context
+        if given is None:
+            if certfile is None:
+                raise ValueError("keyfile without certfile: a key is of no use without its certificate")
+            for path in filter(None, (certfile, keyfile)):
+                open(path, "rb").close()        # now, and not at the first connection
+            _tls_version(version)
+        self.make = functools.lru_cache(2)(functools.partial(
+            tls_context, certfile=certfile, keyfile=keyfile, version=version))
+
+    def context(self, server_side: bool) -> Any:
+        """The context for one kind of end."""
+        return self.given or self.make(server_side)
+
+
+class _Stream:
+    """What is common to the ways a descriptor is shared with tasks: its socket, its watch, its end."""
+
+    # For the operations: `sock` (the socket itself), `watch`, `plain` (a stream without TLS), `drained` (its last recv
+    # took all there was), `message` (begun by a recv_msg that ended early), `guard` (of a blocking socket's threads),
+    # `tls` and `greeter` (None without TLS), `original` (timeout the socket came with).
+    __slots__ = ("sock", "watch", "timeout", "plain", "drained", "message", "guard", "tls", "greeter", "original",
+                 "__weakref__")
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when closed. Any thread."""
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        """Close it: a task that waits to read gets end of file, one that waits to write an OSError. TLS says goodbye
+        without waiting for the answer. Any thread; from another than the tasks' it happens soon, and not at once."""
+        kernel = self.watch.kernel
+        if kernel is None or kernel.owner is None or kernel.owner == get_ident():
+            self._close()
+        else:
+            kernel.post(self._close)
+
+    def _close(self) -> None:
+        if self.sock.fileno() < 0:
+            return
+        self.watch.leave()
+        if self.greeter is not None:
+            self.greeter.close()
+        if hasattr(self.sock, "unwrap"):
+            try:
+                self.sock.unwrap()
+            except (OSError, ValueError):       # the answer has not come yet, there was no handshake, it is broken
+                pass
+        self.sock.close()
+        self.watch.closed()
+
+    def detach(self) -> int:
+        """Let go of the descriptor without closing it, and return it. Raises MisuseError while a task waits for it."""
+        return self.unwrap().detach()
+
+    def unwrap(self) -> socket.socket:
+        """The socket itself, as it was given (TLS, once agreed, stays); this object is of no use any more. Raises
+        MisuseError while a task waits for it."""
+        if self.watch.reader is not None or self.watch.writer is not None:
+            raise MisuseError("a task waits for %r: end it before the socket is taken away" % self)
+        self.watch.leave()
+        sock, self.sock = self.sock, socket.socket.__new__(type(self.sock))     # one without a descriptor
+        sock.settimeout(self.original)
+        return sock
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_exc: Any) -> None:
+        self.close()
+
+    def __lt__(self, other: Any) -> bool:
+        if not isinstance(other, _Stream):
+            return NotImplemented
+        return self.fileno() < other.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in _Stream.__slots__:
+            raise AttributeError(name)
+        return getattr(self.sock, name)
+
+    def __repr__(self) -> str:
+        return "<%s %d>" % (AsyncSocket.__name__, self.fileno())
+
+    def __del__(self) -> None:                  # dropped without close: the socket warns, the poller must forget it
+        watch = getattr(self, "watch", None)
+        if watch is not None and watch.kernel is not None and watch.reader is None and watch.writer is None:
+            watch.leave()
+
+
+class AsyncSocket(_Stream):
+    """A socket for tasks: ``AsyncSocket(socket.socket())``. Any family and kind; one reading and one writing task at once.
+
+    Methods marked "use with yield" (or ``yield from``, or await) make only their own task wait. Every other attribute
+    is the socket's (bind, listen, setsockopt, shutdown ...). `blocking`: see `setblocking`. With `certfile` (and
+    `keyfile`, see `tls_context`; `ssl_version` is the oldest accepted) or a `context` (ssl.SSLContext) of your own,
+    what it connects to and accepts speaks TLS, and both ends are verified; a socket that is connected already takes
+    `start_tls`. An AsyncSocket as `sock` is shared with the new one. Any thread may make one. Raises OSError,
+    ValueError, MisuseError.
+    """
+
+    __slots__ = ()
+    _default_timeout: Optional[float] = 0
+    _default_version: Any = None
+
+    def __init__(self, sock: Any, blocking: bool = False, keyfile: Optional[str] = None, certfile: Optional[str] = None,
+                 ssl_version: Any = None, context: Any = None) -> None:
+        if isinstance(sock, AsyncSocket):
+            log.warning("%r is an AsyncSocket already: the new one shares its socket", sock)
+            for name in _Stream.__slots__[:-1]:
+                setattr(self, name, getattr(sock, name))
+            self.setblocking(blocking)
+            return
+        _check_wrappable(sock)
+        self.sock = sock
+        self.watch = _Watch(sock.fileno())
+        self.timeout = AsyncSocket._default_timeout
+        self.original = sock.gettimeout()
+        self.plain = sock.type == socket.SOCK_STREAM and not hasattr(sock, "unwrap")
+        self.drained = False
+        self.message = self.guard = self.tls = self.greeter = None
+        if certfile or keyfile or context:
+            self._use_tls(_Tls(certfile, keyfile, ssl_version or AsyncSocket._default_version, context))
+        sock.setblocking(False)
+        if blocking:
+            self.setblocking(True)
+
+    def _use_tls(self, tls: _Tls) -> None:
+        if not self.plain or _is_connected(self.sock):
+            raise MisuseError("TLS begins with connect() or accept() of a stream socket; one that is connected already "
+                              "takes 'yield sock.start_tls(context, server_side)'")
+        self.tls = tls
+        self.greeter = _Greeter(self)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def recv(self, bufsize: int) -> Any:
+        """Up to `bufsize` bytes, b"" at the end of the stream. Use with yield. Raises OSError, socket.timeout."""
+        return _Recv(self, bufsize)
+
+    def recvall(self, size: int) -> Any:
+        """Exactly `size` bytes; b"" when the stream ends before. Use with yield. The timeout begins anew with every
+        piece; when it runs out what has come is the result, and socket.timeout is raised if that is nothing. A task
+        that is interrupted by an exception loses what has come."""
+        if size < 0:
+            raise ValueError("recvall(%d): a size cannot be negative" % size)
+        return _RecvAll(self, size)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0) -> Any:
+        """Put up to `nbytes` bytes (0: as many as fit) into a writable buffer; gives their number, 0 at the end of the
+        stream. Use with yield."""
+        return _Call(self, self.sock.recv_into, buffer, nbytes, at_close=0)
+
+    def recvfrom(self, bufsize: int) -> Any:
+        """One datagram: (data, address). Use with yield. Raises OSError, socket.timeout."""
+        return _Call(self, self.sock.recvfrom, bufsize, at_close=(b"", None))
+
+    def recv_msg(self, limit: Optional[int] = None) -> Any:
+        """One message that `send_msg` sent; b"" when it is empty, or the stream ended before its end. Use with yield.
+        After socket.timeout or another exception the next call goes on with the same message. Raises ProtocolError
+        when it has more than `limit` bytes (None: `Settings.frame_bytes`)."""
+        return _RecvMsg(self, settings.frame_bytes if limit is None else limit)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def send(self, data: Any) -> Any:
+        """Send what can be sent of `data` now; gives the number of bytes. Use with yield."""
+        return _WriteCall(self, self.sock.send, data)
+
+    def sendall(self, data: Any) -> Any:
+        """Send all of `data` (bytes-like, not copied: leave it alone until then); gives None. Use with yield. The
+        timeout begins anew whenever some of it went; when it runs out the number of bytes that went is the result, and
+        socket.timeout is raised if there were none."""
+        return _SendAll(self, data)
+
+    def sendto(self, data: Any, address: Any) -> Any:
+        """Send one datagram; gives the number of bytes. Use with yield. Host names are looked up first, which makes
+        the task wait."""
+        if _is_name(self.sock.family, address):
+            return self._sendto_name(data, address)
+        return _WriteCall(self, self.sock.sendto, data, address)
+
+    @types.coroutine
+    def _sendto_name(self, data: Any, address: tuple) -> Generator:
+        addresses = yield _look_up(self.sock, address)
+        return (yield _WriteCall(self, self.sock.sendto, data, addresses[0]))
+
+    def send_msg(self, data: Any) -> Any:
+        """Send `data` as one message: its length in four bytes, then itself, as `sendall`. Use with yield."""
+        view = memoryview(data).cast("B")
+        if len(view) >= 1 << 32:
+            raise ValueError("a message of %d bytes is too long: 4 GiB is what its length field can tell" % len(view))
+        header = _U32.pack(len(view))
+        if len(view) <= _SMALL or not self.plain or not hasattr(self.sock, "sendmsg"):
+            return _SendAll(self, header + view)
+        return _SendParts(self, [memoryview(header), view])
+
+    @types.coroutine
+    def sendfile(self, file: Any, offset: int = 0, count: Optional[int] = None) -> Generator:
+        """Send `count` bytes (None: the rest) of a binary file from `offset` on; gives the number of bytes sent. Use
+        with yield. Inside the system where it can do that, and in pieces otherwise. Timeout as for `sendall`."""
+        file.seek(0, os.SEEK_END)
+        size = max(0, file.tell() - offset)
+        left = size if count is None else min(size, count)
+        sent = 0
+        if self.plain and hasattr(os, "sendfile"):
+            try:
+                sent = yield _SendFile(self, file.fileno(), offset, left)
+            except OSError as error:            # a kind of file, or of socket, that this cannot do
+                if error.errno not in (errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP):
+                    raise
+            else:
+                left = 0
+        file.seek(offset + sent)
+        while left:
+            data = file.read(min(left, 1 << 16))
+            if not data or (yield _SendAll(self, data)) is not None:
+                break
+            sent += len(data)
+            left -= len(data)
+        return sent
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    @types.coroutine
+    def connect(self, address: Any) -> Generator:
+        """Connect, with TLS up to the end of its handshake; gives 0. Use with yield. Host names are looked up without
+        holding up other tasks, and every address found is tried. Raises ConnectionRefusedError and other OSErrors,
+        socket.timeout, ssl.SSLError."""
+        addresses = [address]
+        if _is_name(self.sock.family, address):
+            addresses = yield _look_up(self.sock, address)
+        for candidate in addresses:
+            try:
+                while (yield _SockConnect(self, candidate)):
+                    yield _Timed(0.01)          # a Unix listener's queue is full, and nothing tells when it is not
+                break
+            except OSError as failure:
+                error = failure
+        else:
+            raise error
+        if self.tls is not None:
+            yield from self.start_tls(self.tls.context(False), server_hostname=_host_of(address))
+        return 0
+
+    @types.coroutine
+    def create_connection(self, host_port: Any, timeout: Optional[float] = None, source_address: Any = None) -> Generator:
+        """Bind to `source_address` and set `timeout`, if given, then `connect`; gives None. Use with yield."""
+        if source_address is not None:
+            self.sock.bind(source_address)
+        if timeout is not None:
+            self.settimeout(timeout)
+        yield from self.connect(host_port)
+        yield Value(None)                       # a task's yield gives the last value if there is no other
+
+    @types.coroutine
+    def start_tls(self, context: Any, server_side: bool = False, server_hostname: Optional[str] = None) -> Generator:
+        """Speak TLS on this connected socket from now on; gives None when the handshake is done. Use with yield.
+        `context`: an ssl.SSLContext, see `tls_context`. Raises ssl.SSLError (an OSError) when the other end or its
+        certificate is not accepted, socket.timeout, MisuseError while a task waits for the socket."""
+        if self.watch.reader is not None or self.watch.writer is not None:
+            raise MisuseError("a task waits for %r: TLS cannot begin in the midst of that" % self)
+        _load_ssl()
+        self.sock = context.wrap_socket(self.sock, server_side=server_side, do_handshake_on_connect=False,
+                                        server_hostname=None if server_side else server_hostname)
+        self.plain = self.drained = False
+        yield _Call(self, self.sock.do_handshake)
+
+    def accept(self) -> Any:
+        """The next connection: (AsyncSocket, address). Use with yield. With TLS its handshake is done; who fails in it
+        is dropped with a line in the log."""
+        return _Accept(self) if self.tls is None else _AcceptTLS(self)
+
+    # -- settings ------------------------------------------------------------------------------------------------------
+
+    def settimeout(self, timeout: Optional[float]) -> None:
+        """Seconds that each operation may wait before it raises socket.timeout; 0 or None: no limit. Raises ValueError."""
+        if timeout is not None and timeout < 0:
+            raise ValueError("a timeout of %r seconds is over already" % (timeout,))
+        self.timeout = timeout
+
+    def gettimeout(self) -> Optional[float]:
+        """What `settimeout` was given; 0 for a new socket."""
+        return self.timeout
+
+    @staticmethod
+    def setdefaulttimeout(timeout: Optional[float]) -> None:
+        """The timeout of sockets made from now on."""
+        AsyncSocket._default_timeout = timeout
+
+    @staticmethod
+    def getdefaulttimeout() -> Optional[float]:
+        """The timeout of new sockets."""
+        return AsyncSocket._default_timeout
+
+    @staticmethod
+    def set_ssl_version(version: Any) -> None:
+        """The oldest TLS that new sockets accept: an ssl.TLSVersion (or ssl.PROTOCOL_TLS...), None for 1.2. Raises
+        ValueError for one that is too old."""
+        _tls_version(version)
+        AsyncSocket._default_version = version
+
+    @staticmethod
+    def get_ssl_version() -> Any:
+        """What `set_ssl_version` was given; None at first."""
+        return AsyncSocket._default_version
+
+    def setblocking(self, blocking: bool) -> None:
+        """True: for threads that are no tasks. The same methods then block the calling thread and return their result;
+        what `accept` gives is blocking too. False: for tasks, as at first."""
+        self.guard = threading.Lock() if blocking else None
+        self.__class__ = _BlockingSocket if blocking else AsyncSocket   # no test in any call for it
+
+
+def _here(name: str) -> Callable:
+    """Method of the blocking socket: the asynchronous one, run in the calling thread."""
+    method = getattr(AsyncSocket, name)
+
+    @functools.wraps(method)
+    def call(self: AsyncSocket, *args: Any, **kwargs: Any) -> Any:
+        return _run_here(method(self, *args, **kwargs))
+    return call
+
+
+class _BlockingSocket(AsyncSocket):
+    """What `AsyncSocket.setblocking` makes of a socket."""
+
+    __slots__ = ()
+
+    def accept(self) -> tuple:
+        """As in AsyncSocket, in the calling thread; TLS handshakes one at a time."""
+        while True:
+            conn, address = _run_here(_Accept(self))
+            conn.setblocking(True)
+            if self.tls is None:
+                return conn, address
+            conn.settimeout(settings.handshake_s)
+            try:
+                conn.start_tls(self.tls.context(True), server_side=True)
+            except OSError as error:
+                _log_refusal(address, error)
+                conn.close()
+            else:
+                conn.settimeout(AsyncSocket._default_timeout)
+                return conn, address
+
+
+for _name in ("recv", "recvall", "recv_into", "recvfrom", "recv_msg", "send", "sendall", "sendto", "send_msg",
+              "sendfile", "connect", "create_connection", "start_tls"):
+    setattr(_BlockingSocket, _name, _here(_name))
+
+
+def _check_wrappable(sock: Any) -> None:
+    if not isinstance(sock, socket.socket):
+        raise ValueError("%r is not a socket: AsyncSocket takes a socket.socket" % (sock,))
+    if hasattr(sock, "unwrap"):
+        _load_ssl()
+        if not _is_connected(sock):
+            raise MisuseError("an ssl.SSLSocket must be connected before AsyncSocket takes it: give the plain socket, "
+                              "and the SSLContext as 'context'")
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _host_of(address: Any) -> Optional[str]:
+    return address[0] if isinstance(address, tuple) and address[0] else None
+
+
+def _is_name(family: int, address: Any) -> bool:
+    """Whether an address holds a host name, whose look-up may take long."""
+    if family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple) or not address:
+        return False
+    host = address[0]
+    if not isinstance(host, str) or host in ("", "<broadcast>"):
+        return False
+    try:
+        socket.inet_pton(family, host.partition("%")[0])
+    except OSError:
+        return True
+    return False
+
+
+def _look_up(sock: socket.socket, address: tuple) -> "_Aside":
+    return _Aside(_addresses, sock.family, sock.type, address)
+
+
+def _addresses(family: int, kind: int, address: tuple) -> list:
+    """Numeric addresses of a host name, for sockets of one family and kind; blocks."""
+    return [found[4] for found in socket.getaddrinfo(address[0], address[1], family, kind)]
+
 
 # ======================================================================================================================
 # 17. Secrets                                                                        who belongs to the cluster, section 5
@@ -2244,6 +3340,7 @@ class Engine(Kernel):
         self._dozing = False                # the watcher sleeps until the host wakes up
         self._awake = threading.Event()
         self._tick = threading.Event()      # never set but at the end: the watcher's clock
+        self._left = threading.Event()      # the host drives it no more
         self._sleep_until: Optional[float] = None
         self._watcher = threading.Thread(target=self._watch, name="pycoslite network watcher", daemon=True)
 
@@ -2256,12 +3353,14 @@ class Engine(Kernel):
         self._watcher.start()
 
     def end(self) -> None:
-        """Stop being driven. The host has stopped, or this is its thread."""
-        self.host.guest = None
+        """Stop being driven, then close. Any thread but the engine's."""
         self.stopping = True
         self._tick.set()
         self._awake.set()
         self.waker.wake()
+        if self._nests and self.host.owner not in (None, get_ident()):
+            self._left.wait()
+        self.host.guest = None
         self._watcher.join()
         self.close()
 
@@ -2324,6 +3423,10 @@ class Engine(Kernel):
     def visit(self) -> None:
         """The host's loop has come round: work, then sleep until something happens. Host's thread."""
         host = self.host
+        if self.stopping:
+            host.guest = None
+            self._left.set()
+            return
         self.enter()
         try:
             self.work()
@@ -2963,8 +4066,8 @@ class Peer:
             self.dial.stop()
             self.dial = None
 
-    def lost(self, reason: str) -> None:
-        """The process is gone, or given up: report what is unconfirmed, fail what waits."""
+    def lost(self, reason: str, expected: bool = False) -> None:
+        """The process is gone, or given up: report what is unconfirmed (unless that is `expected`), fail what waits."""
         if self.state == "lost":
             return
         self.state, self.reason = "lost", reason
@@ -2973,7 +4076,9 @@ class Peer:
             if link is not None:
                 link.close()
         self.link = self.candidate = None
-        self._report(self.session.lost(_random_id()), reason)
+        unconfirmed = self.session.lost(_random_id())
+        if not expected:
+            self._report(unconfirmed, reason)
         requests, self.requests = self.requests, {}
         for task in requests.values():
             task.unpark_with(PeerLost("%s is gone: %s" % (self, reason)))
@@ -3121,6 +4226,7 @@ class Network:
         self.links: set = set()                 # accepted or dialled and not closed
         self.frame_handlers: Dict[int, Callable] = {REQUEST: self._on_request, REPLY: self._on_reply}
         self.request_handlers: Dict[str, Callable] = {}
+        self.facts: dict = {}                   # told to peers in the handshake, besides what `handshake` lists
         self.closing = False
         self._listeners: List[socket.socket] = []
         self._watchers: List[Callable] = []
@@ -3204,7 +4310,7 @@ class Network:
 
     def handshake(self, role: str) -> Handshake:
         """A new handshake of this process."""
-        info = {"name": self.name, "port": self.port, "role": self.role, "pid": os.getpid(),
+        info = {**self.facts, "name": self.name, "port": self.port, "role": self.role, "pid": os.getpid(),
                 "python": list(sys.version_info[:3]), "magic": importlib.util.MAGIC_NUMBER.hex(),
                 "addresses": [location.addr for location in self.locations[:8]]}
         return Handshake(role, self.key, self.process_id, info, os.urandom(32), self.cluster)
@@ -4085,11 +5191,12 @@ class SysTask(Task):
 
 def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Optional[str] = None, *,
                   key: Optional[bytes] = None, cluster: str = "pycoslite", role: str = "peer",
-                  announced: Optional[List[str]] = None) -> Network:
+                  announced: Optional[List[str]] = None, facts: Optional[dict] = None) -> Network:
     """Start this process's network; there is one at most. `Pycos` is the comfortable way in.
 
     `host` is an address to listen at, a list of them, or None for all interfaces; `tcp_port` a number (0: any), an
-    iterable of candidates, or None for `Settings.net_port` if it is free, else any; `key` as of `secret_key`. Raises
+    iterable of candidates, or None for `Settings.net_port` if it is free, else any; `key` as of `secret_key`; `facts`
+    are added to what peers are told of this process (`Peer.info`). Raises
     OSError when it cannot listen. Any thread but the engine's.
     """
     global _network
@@ -4098,6 +5205,7 @@ def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Option
     if running is not None:
         raise MisuseError("the network of this process is running already: give the options to the first Pycos(...)")
     network = Network(default_kernel(), key, name or socket.gethostname(), cluster, role)
+    network.facts.update(facts or {})
     ports = [settings.net_port, 0] if tcp_port is None else [tcp_port] if isinstance(tcp_port, int) else tcp_port
     network.listen([host] if isinstance(host, str) else host or [], ports, announced)
     serve_tasks(network)
@@ -4112,8 +5220,20 @@ def stop_network() -> None:
     network, _network = _network, None
     if network is not None:
         closed = threading.Event()
-        network.spawn(network.close).watch(lambda _task: closed.set())
+
+        def closing() -> Generator:
+            try:
+                yield network.close()
+            finally:
+                closed.set()
+        network.spawn(closing)
         closed.wait(3.0)
+        network.engine.end()
+
+
+def running_network() -> Optional[Network]:
+    """This process's network, if it is running. Any thread."""
+    return _network
 
 
 class Pycos(metaclass=Singleton):

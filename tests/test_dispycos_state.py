@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import heapq
 import itertools
 import pickle
@@ -17,11 +18,11 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import dispycos_lite
 import pycoslite
-from dispycos_lite import (CANCEL_JOB, ERROR, EXCEPTION, FUNCTION, IO, JOB_DONE, RECALL_JOBS, RELEASE_NODE, RESTART_SERVER,
-                           SEND_JOB, STATUS, TASK, TERMINATED, VALUE, Cancelled, ClusterClosed, ClusterState,
-                           DispycosNodeAllocate, DispycosNodeAvailInfo, DispycosNodeInfo, DispycosStatus,
-                           DispycosTaskInfo, Job, JobError, NodeLost, ResultError, SchedulerStatus, Server, Terms, TimedOut,
-                           WorkerDied)
+from dispycos_lite import (CANCEL_JOB, ERROR, EXCEPTION, FUNCTION, IO, JOB_DONE, RECALL_JOBS, RELEASE_NODE,
+                           RESTART_SERVER, SEND_JOB, STATUS, TASK, TERMINATED, VALUE, Cancelled, ClusterClosed,
+                           ClusterState, DispycosNodeAllocate, DispycosNodeAvailInfo, DispycosNodeInfo,
+                           DispycosStatus, DispycosTaskInfo, Job, JobError, NodeLost, ResultError, SchedulerStatus,
+                           Server, Terms, TimedOut, WorkerDied)
 from tests.support import TestCase
 
 KEY = b"k" * 16
@@ -35,7 +36,8 @@ class ErrorsTest(TestCase):
             with self.subTest(kind.__name__):
                 error = pickle.loads(pickle.dumps(kind("a sentence", 7, 2, "server 1")))
                 self.assertIsInstance(error, pycoslite.PycosError)
-                self.assertEqual((str(error), error.job_id, error.attempt, error.where), ("a sentence", 7, 2, "server 1"))
+                self.assertEqual((str(error), error.job_id, error.attempt, error.where),
+                                 ("a sentence", 7, 2, "server 1"))
 
     def test_the_standard_library_recognises_its_own(self) -> None:
         self.assertTrue(issubclass(Cancelled, concurrent.futures.CancelledError))
@@ -83,7 +85,8 @@ class RecordsTest(TestCase):
 
     def test_first_rule_with_an_opinion_decides(self) -> None:
         info = DispycosNodeInfo("alpha", "10.0.0.7", 4, "Linux")
-        for rules, cpus in (([], 4), ([("x", 1)], 4), ([("x", 1), ("alpha", 2), ("*", 3)], 2), ([("x", 1), ("*", 0)], 0)):
+        for rules, cpus in (([], 4), ([("x", 1)], 4), ([("x", 1), ("alpha", 2), ("*", 3)], 2),
+                            ([("x", 1), ("*", 0)], 0)):
             with self.subTest(rules):
                 self.assertEqual(dispycos_lite.allocate_node(
                     [DispycosNodeAllocate(node, cpus=n) for node, n in rules], info), cpus)
@@ -123,9 +126,11 @@ class MessagesTest(TestCase):
         good = {"n": 1, "reason": "x", "later": None}
         self.assertIs(checked("node.restart", good), good)
         self.assertTrue(checked("node.file", {"name": "a", "mode": 1, "mtime": 3}))
-        self.assertTrue(checked("node.reserve", {"state": "waiting", "position": 2}, dispycos_lite.OPS["node.reserve"].reply))
+        reply = dispycos_lite.OPS["node.reserve"].reply
+        self.assertTrue(checked("node.reserve", {"state": "waiting", "position": 2}, reply))
         for op, args in (("node.restart", {"n": 1}), ("node.restart", {"n": "1", "reason": "x"}), ("node.release", []),
-                         ("node.restart", {"n": True, "reason": "x"}), ("node.restart", {"n": 1, "reason": "x", "again": 1})):
+                         ("node.restart", {"n": True, "reason": "x"}),
+                         ("node.restart", {"n": 1, "reason": "x", "again": 1})):
             with self.subTest(op, args=args), self.assertRaises(pycoslite.ProtocolError):
                 checked(op, args)
 
@@ -259,6 +264,19 @@ class SendingTest(StateTest):
         self.end(*list(server.held.values()), after=0.00003 * 512)
         self.assertGreater(server.window, 200)
 
+    def test_the_window_doubles_at_most_once_per_turn(self) -> None:
+        (server,), = self.cluster(1)
+        for _ in range(2000):
+            self.submit()
+        ends, last = 0, server.window
+        while server.window < 512:
+            self.end(next(iter(server.held.values())), after=0.00001)
+            ends += 1
+            if server.window != last:
+                self.assertGreaterEqual(ends, last)
+                self.assertLessEqual(server.window, 2 * last)
+                ends, last = 0, server.window
+
     def test_long_jobs_close_it_again(self) -> None:
         (server,), = self.cluster(1)
         for _ in range(8000):
@@ -364,17 +382,79 @@ class RecallTest(StateTest):
             self.end(*held, after=0.0001 * len(held))
         self.take()
         self.state.server_up("a", 1, b"p", ("a", 1), self.now)
-        stuck, ended = next(iter(server.held)), 0
+        stuck, ended, recalls = next(iter(server.held)), 0, 0
         for _ in range(2000):
             self.now += 0.004
             self.state.tick(self.now)
             for each in self.take(RECALL_JOBS):
+                recalls += 1
                 back = list(server.held)[1:][-each[2]:]
                 self.state.returned(server, [(job, jobs[job - 1].attempt) for job in back], self.now)
             for other in list(self.state.nodes["a"].servers[1].held.values())[:1]:
                 self.end(other)
             ended = len(self.state.jobs)
         self.assertEqual((ended, list(self.state.jobs)), (1, [stuck]))
+        self.assertLess(recalls, 10)
+
+    def test_after_a_fruitless_recall_the_search_goes_on(self) -> None:
+        (server, _), = self.cluster(2)
+        long, quick, behind = self.submit(), self.submit(), self.submit()
+        self.end(quick)
+        self.state.tick(1.0)
+        self.assertEqual(len(self.take(RECALL_JOBS)), 1)
+        self.state.returned(server, [], 1.0)
+        self.state.tick(self.state.next_deadline())
+        self.assertEqual(len(self.take(RECALL_JOBS)), 1)
+        self.assertEqual((long.server, behind.server), (server, server))
+
+    def test_only_what_runs_for_long_is_disturbed(self) -> None:
+        old, fresh, *others = [row[0] for row in self.cluster(1, 1, 1, 1)]
+        fresh.resize(3)
+        for _ in range(9):
+            self.submit()
+        self.now = 1.0
+        for server in others:
+            self.end(*server.held.values(), after=0.0)
+        self.end(next(iter(fresh.held.values())), after=0.003)
+        self.take()
+        for now, disturbed in ((1.004, []), (1.0051, [old]), (1.011, [fresh])):
+            self.state.tick(now)
+            self.assertEqual([each[1] for each in self.take(RECALL_JOBS)], disturbed)
+
+    def test_where_some_can_move_and_some_not_all_come_back(self) -> None:
+        (server, other), = self.cluster(2)
+        server.resize(8)
+        server.node.servers[1].resize(1)
+        self.state.suspend(other, 0.0)
+        jobs = [self.submit(where=where) for where in (None, server.location, None, server.location)]
+        self.state.resume(other, 0.0)
+        self.take()
+        self.state.tick(1.0)
+        self.assertEqual(self.take(RECALL_JOBS), [(RECALL_JOBS, server, 3)])
+        self.state.returned(server, [(job.id, 1) for job in jobs[1:]], 1.0)
+        self.assertIn((other.location, 3), self.sent())
+
+    def test_only_what_a_server_has_is_taken_back_from_it(self) -> None:
+        (server, other), = self.cluster(2)
+        jobs = [self.submit() for _ in range(4)]
+        self.take()
+        self.state.returned(server, [(jobs[1].id, 1), (jobs[2].id, 7), (99, 1)], 1.0)
+        self.assertEqual((self.state.stale, self.sent()), (3, []))
+        self.assertEqual(len(other.held), 2)
+
+    def test_a_second_recall_takes_the_rest_when_a_server_closes(self) -> None:
+        (server, other), = self.cluster(2)
+        self.state.suspend(other, 0.0)
+        server.resize(8)
+        jobs = [self.submit() for _ in range(8)]
+        self.state.resume(other, 0.0)
+        self.take()
+        self.state.tick(1.0)
+        self.assertEqual(self.take(RECALL_JOBS), [(RECALL_JOBS, server, 6)])
+        self.state.close_server(server, 1.0)
+        self.assertEqual(self.take(RECALL_JOBS), [])
+        self.state.returned(server, [(job.id, 1) for job in jobs[2:]], 1.0)
+        self.assertEqual(self.take(RECALL_JOBS), [(RECALL_JOBS, server, 1)])
 
     def test_suspending_takes_back_what_has_not_started(self) -> None:
         (server,), (other,) = self.cluster(1, 1)
@@ -446,11 +526,9 @@ class LossTest(StateTest):
 
     def test_a_server_is_kept_free_for_a_suspect(self) -> None:
         suspect = self.submit(retries=5)
-        for _ in range(2):
-            self.cluster(1)
-            if not suspect.runs:
-                self.state.server_down("a", 0, "segfault", 1.0)
-        (server,), (other,) = self.cluster(1, 1)[:2]
+        self.cluster(1)
+        self.state.server_down("a", 0, "segfault", 1.0)
+        _, (other,) = self.cluster(1, 1)
         jobs = [self.submit() for _ in range(8)]
         self.take()
         self.state.server_down("a", 0, "segfault", 1.0)
@@ -465,6 +543,21 @@ class LossTest(StateTest):
         self.end(suspect)
         self.assertEqual(len(self.sent()), 2)
         self.assertEqual(len(jobs), 8)
+
+    def test_a_reserved_server_that_is_suspended_is_replaced_by_another(self) -> None:
+        suspect = self.submit(retries=5)
+        self.cluster(1)
+        self.state.server_down("a", 0, "segfault", 1.0)
+        _, (second,), (third,) = self.cluster(1, 1, 1)
+        for _ in range(8):
+            self.submit()
+        self.state.server_down("a", 0, "segfault", 1.0)
+        reserved, other = (second, third) if second.reserved else (third, second)
+        self.assertEqual((reserved.reserved, other.reserved), (True, False))
+        self.state.suspend(reserved, 1.0)
+        self.assertEqual((reserved.reserved, other.reserved), (False, True))
+        self.assertTrue(self.state.cancel(suspect.id, 1.0))
+        self.assertEqual((reserved.reserved, other.reserved), (False, False))
 
     def test_the_node_knows_how_far_the_process_came(self) -> None:
         for begun, ended in ((None, [1]), (0, []), (1, [1]), (2, [1, 2]), (99, [])):
@@ -592,6 +685,22 @@ class StoppingTest(StateTest):
             self.state.started(job.id, attempt, 77, 0.0)
         self.assertEqual(self.take(), [(STATUS, SchedulerStatus.TaskStarted, (job, 77))])
 
+    def test_a_job_that_said_it_began_is_not_dropped_at_once(self) -> None:
+        self.cluster(1)
+        self.submit(TASK)
+        second = self.submit(TASK)
+        self.state.started(second.id, 1, 5, 0.0)                # the result of the first is still on its way
+        self.state.cancel(second.id, 0.0)
+        self.assertEqual(self.done(), [])
+
+    def test_old_entries_do_not_pile_up(self) -> None:
+        self.cluster(2)
+        for _ in range(3000):
+            self.end(self.submit())
+            self.end(self.submit(IO))
+        place = self.state.anywhere
+        self.assertLess(len(place.free) + len(place.io_free), 200)
+
     def test_cancelled_jobs_do_not_pile_up(self) -> None:
         for _ in range(5000):
             self.state.cancel(self.submit().id, 0.0)
@@ -632,7 +741,8 @@ class FleetTest(StateTest):
                 self.setUp()
                 self.cluster(1)
                 self.state.node_down("a", "silence", 0.0, abandoned)
-                self.assertEqual(self.statuses(), ["ServerClosed ('a', 0)", "Server%s ('a', 0)" % verb, "Node%s addr-a" % verb])
+                self.assertEqual(self.statuses(), ["ServerClosed ('a', 0)", "Server%s ('a', 0)" % verb,
+                                                   "Node%s addr-a" % verb])
                 self.state.node_down("a", "silence", 0.0)
                 self.assertEqual(self.take(), [])
 
@@ -738,9 +848,9 @@ class History:
     """Everything that happened in a simulation, and what must be true of it.
 
     Every job ends exactly once. A result is accepted from the current attempt alone, and only if that run came to its
-    end. A job begins at most once more than its `retries` where the node knows what began, and never more than
-    `max_runs` times. A server gets jobs of one kind in the order of their ids and never more than its limit. Statuses of
-    an entity come in their order.
+    end. A job begins at most once more than its `retries` where it is known what each server began (no node is lost),
+    and never more than `max_runs` times. A server gets the jobs that may run anywhere in the order of their ids, and
+    never more than its limit. There is one RECALL at a time. Statuses of an entity come in their order.
     """
 
     ORDER = {"Node": ["Discovered", "Initialized", "Closed", "Disconnected", "Abandoned"],
@@ -774,9 +884,9 @@ class History:
             order = self.ORDER[match.group(1)]
             if match.group(2) == "Discovered":
                 seen.clear()
-            self.test.assertEqual([order.index(each) for each in seen + [match.group(2)]],
-                                  sorted({order.index(each) for each in seen + [match.group(2)]}), (info, seen))
             seen.append(match.group(2))
+            places = [order.index(each) for each in seen]
+            self.test.assertEqual(places, sorted(set(places)), (info, seen))
 
     def conclude(self, jobs: List[Job], exact: bool) -> None:
         self.test.assertEqual(sorted(self.done), [job.id for job in jobs])
@@ -868,6 +978,8 @@ class World:
         self.wires: Dict[Any, float] = {}
         self.jobs: List[Job] = []
         self.tick_at: Optional[float] = None
+        self.recalled: set = set()
+        self.loads: Dict[Server, int] = {}
 
     def after(self, delay: float, fn: Callable, *args: Any) -> None:
         heapq.heappush(self.events, (self.now + delay, next(self.numbers), fn, args))
@@ -885,11 +997,18 @@ class World:
 
     def event(self, event: Callable, *args: Any) -> None:
         """Tell the state, check it, and do what it says."""
+        if event == self.state.returned:
+            self.recalled.remove(args[0])
         event(*args, self.now)
         self.carry_out()
 
     def carry_out(self) -> None:
         self.state.validate()
+        for server in self.state.anywhere.servers:
+            load = len(server.held)
+            before = self.loads.get(server, 1)      # one that got a suspect may have been reserved in the same event
+            self.test.assertLessEqual(load, max(server.limit, before, 1), "credit of %s" % server)
+            self.loads[server] = load
         for instruction in self.state.take():
             getattr(self, "do_" + instruction[0])(*instruction[1:])
         due = self.state.next_deadline()
@@ -906,6 +1025,9 @@ class World:
         self.to_server(server, "send", job, attempt)
 
     def do_recall(self, server: Server, count: int) -> None:
+        self.test.assertNotIn(server, self.recalled, "a second RECALL")
+        self.test.assertGreater(count, 0)
+        self.recalled.add(server)
         self.to_server(server, "recall", count)
 
     def do_cancel(self, server: Server, job: Job, attempt: int) -> None:
@@ -928,14 +1050,14 @@ class World:
             process.alive = process.alive and process.server.node is not node
 
     def add_node(self, name: str, cpus: int) -> None:
-        if self.state.closing:
+        if self.state.closed:
             return
         self.event(lambda now: self.state.node_up(name, DispycosNodeInfo(name, "addr-" + name, cpus), now))
         for n in range(cpus):
             self.add_server(name, n)
 
     def add_server(self, name: str, n: int) -> None:
-        if self.state.closing or name not in self.state.nodes:
+        if self.state.closed or name not in self.state.nodes:
             return
         server = self.state.server_up(name, n, b"p", (name, n), self.now, ready=False)
         self.processes[server] = Process(self, server)
@@ -984,6 +1106,12 @@ class World:
         self.event(there)
         self.after(0.03, lambda: self.state.nodes.get(name) is node and self.event(back))
 
+    def close_one(self) -> None:
+        servers = [server for server in self.state.anywhere.servers if server.limit]
+        if servers:
+            close = functools.partial(self.state.close_server, terminate=self.random.random() < 0.5, restart=True)
+            self.event(close, self.random.choice(servers))
+
     def kill_some(self) -> None:
         alive = [process for process in self.processes.values() if process.alive]
         if alive:
@@ -1023,14 +1151,12 @@ class SimulationTest(TestCase):
             world.after(chance(), world.submit_some, 25)
         for _ in range(faults):
             world.after(chance(), world.kill_some)
-            world.after(chance(), world.vanish if chance() < 0.2 else world.pause, world.random.choice("abc"))
+            fault = world.vanish if chance() < 0.2 and not exact else world.pause
+            world.after(chance(), fault, world.random.choice("abc"))
         for _ in range(faults // 4):
-            world.after(chance(), world.event, lambda now: [
-                world.state.close_server(server, now, chance() < 0.5, True)
-                for server in world.random.sample(list(world.state.anywhere.servers), 1) if server.limit]
-                if world.state.anywhere.servers else None)
+            world.after(chance(), world.close_one)
         closing = dict(terminate=chance() < 0.3, await_io=chance() < 0.5)
-        world.after(1.5, world.event, lambda now: world.state.close(now, **closing))
+        world.after(1.5, world.event, functools.partial(world.state.close, **closing))
         world.run()
         self.assertTrue(world.state.closed)
         world.history.conclude(world.jobs, exact)
@@ -1103,6 +1229,23 @@ class GrowthTest(TestCase):
             with self.subTest(name):
                 few, many = (self.lines_per_job(nodes, terms, kind, trickle) for nodes in (10, 1000))
                 self.assertLess(many, few * 1.5 + 10, "lines per job with 10 and with 1000 nodes")
+
+
+    def test_a_search_for_jobs_to_recall_looks_at_some(self) -> None:
+        lines = []
+        for nodes in (100, 1000):
+            state = ClusterState()
+            for number in range(nodes):
+                state.node_up(number, DispycosNodeInfo("n%d" % number, "x", 1), 0.0)
+                state.server_up(number, 0, b"p", number, 0.0)
+            for number in range(2 * nodes - 2):
+                state.submit(Job(number + 1, KEY), 0.0)
+            for server in [each for each in state.anywhere.servers if len(each.held) == 1]:
+                state.ended(next(iter(server.held)), 1, VALUE, None, 0.0)
+            self.assertTrue(state.idle)
+            lines.append(_count_lines(lambda: state.tick(1.0)))
+            self.assertEqual(sum(each[0] == RECALL_JOBS for each in state.take()), len(state.idle))
+        self.assertLess(lines[1], lines[0] * 1.2)
 
 
 def _count_lines(play: Callable[[], None]) -> int:

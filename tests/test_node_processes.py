@@ -466,8 +466,8 @@ class SpawnedTest(BothMethods, ProcessesCase):
                 file.writestr("app/%s.py" % name, text + (ZIPPED_SERVER if "node" in name else ""))
             file.writestr("app/__init__.py", "")
             file.writestr("app/__main__.py", ZIPPED)
-        done = subprocess.run([sys.executable, archive + "/app", self.directory], stdout=subprocess.PIPE, timeout=WAIT_S,
-                              env=dict(os.environ, PYTHONPATH=archive), cwd=self.directory)
+        done = subprocess.run([sys.executable, archive + "/app", self.directory], stdout=subprocess.PIPE,
+                              env=dict(os.environ, PYTHONPATH=archive), cwd=self.directory, timeout=WAIT_S)
         self.assertEqual(done.stdout.split(), [b"app.dispycosnode_lite", b"3"])
 
     def test_python_that_cannot_be_started_is_reported(self) -> None:
@@ -594,13 +594,12 @@ class NodeDirectoryTest(support.TestCase):
         self.assertEqual(os.listdir(outside), ["precious"])
 
     def test_what_cannot_be_deleted_is_logged(self) -> None:
-        original = node.shutil.rmtree
+        path, original = self.temp_dir(), node.shutil.rmtree
 
         def fail(path: str, ignore_errors: bool = False) -> None:
             raise OSError("the disk is on fire")
         node.shutil.rmtree = fail
         self.addCleanup(setattr, node.shutil, "rmtree", original)
-        path = self.temp_dir()
         with self.expect_log("could not delete all of .*the disk is on fire"):
             node.remove_tree(str(path))
 

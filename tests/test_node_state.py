@@ -212,6 +212,17 @@ class ServersTest(StateCase):
         self.assertEqual(self.died(1, 2), [])
         self.assertEqual(self.up(1, 2), [])
 
+    def test_reports_that_come_twice_or_after_the_death_change_nothing(self) -> None:
+        self.assertEqual(self.do("server_ready", 1, 1, 9999, "ff", now=True), [])
+        self.assertEqual(self.state.generations[1].servers[1].port, 9707)
+        for _ in range(3):
+            self.died(1, 1)
+        deadline = self.state.next_deadline()
+        self.assertIsNotNone(deadline)
+        self.assertEqual(self.died(1, 1), [])
+        self.assertEqual(self.up(1, 1), [])
+        self.assertEqual(self.state.next_deadline(), deadline)
+
     def test_template_that_dies_takes_its_servers_down_and_all_come_back(self) -> None:
         out = self.do("generation_died", 1, "exit status 1", now=True)
         down = [TellServer("a", ServerFacts(n, "down", 100 + n, reason="its template process: exit status 1"))

@@ -1,0 +1,5 @@
+"""What only `helper` imports."""
+
+
+def square(x):
+    return x * x

@@ -1,0 +1,2 @@
+"""Imported inside a function only."""
+VALUE = 5
