@@ -18,7 +18,9 @@ import __future__
 import ast
 import builtins
 import collections
+import collections.abc
 import concurrent.futures
+import copyreg
 import dataclasses
 import dis
 import enum
@@ -31,6 +33,7 @@ import io
 import itertools
 import json
 import linecache
+import logging
 import marshal
 import os
 import pickle
@@ -43,6 +46,7 @@ import threading
 import time
 import traceback
 import types
+import weakref
 from concurrent.futures import CancelledError
 from heapq import heapify, heappop, heappush
 from itertools import islice
@@ -75,6 +79,7 @@ class ClusterSettings:
     recall_look: int = 64               # servers examined in one search for something to give back
     max_runs: int = 3                   # a job that may have begun so often, and took its server along, is given up
     grace_s: float = 1.0                # after a request to stop, before the server process is replaced
+    embedded: int = 0                   # cores of this machine that clients use by a node program of their own; -1: all
 
     __post_init__ = pycoslite.Settings.__post_init__
 
@@ -835,8 +840,11 @@ def _parse_piece(text: str, shape: Shape) -> Any:
 
 
 def _import_nodes(names: Iterable[str]) -> List[ast.stmt]:
-    """Import statements of these names. They do not run: since 3.11 the compiler writes calls of names that the module
-    imports in another way, so without them the bytecode would not be the same."""
+    """Import statements of these names, which do not run.
+
+    Since Python 3.11 calls through names that the module imports compile differently: without these the bytecode
+    would not be the same.
+    """
     return ast.parse("\n".join("import " + name for name in names)).body
 
 
@@ -997,9 +1005,10 @@ class _SourceFile:
         """The class statement of a class of the module's top level; None when it is not found, or changed since."""
         own = [item.__code__ for name, item in vars(cls).items() if isinstance(item, types.FunctionType)
                and item.__code__.co_name == name and item.__code__.co_filename == self.filename]
-        lines = [code.co_firstlineno for code in own]
-        found = [node for node in _top_level(self.tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-                 and all(node.lineno <= line <= node.end_lineno for line in lines)]
+        found: List[Any] = [node for node in _top_level(self.tree)
+                            if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+        for code in own:
+            found = [node for node in found if node.lineno <= code.co_firstlineno <= node.end_lineno]
         if len(found) != 1:
             return None
         tree = ast.Module([found[0], *_import_nodes(sorted(self.imported))], [])
@@ -1691,8 +1700,23 @@ class _Finder:
         return self._modules[name].text
 
 
+def _make_main(late: Callable[[str], Any]) -> types.ModuleType:
+    """A client's __main__ at a server; `late(name)` is asked for what it does not have.
+
+    So a message with an instance of a class, which is unpickled elsewhere, finds the class before any job used it.
+    """
+    class Main(types.ModuleType):       # `late` is in no attribute: all names there belong to the client's program
+        def __getattr__(self, name: str) -> Any:
+            return late(name)
+    main = Main("__main__")
+    vars(main)["__builtins__"] = builtins
+    return main
+
+
 class Namespace(_Codec):
-    """A server's side: one client's __main__, built from the definitions that arrive. One thread at a time.
+    """A server's side: one client's __main__, built from the definitions that arrive.
+
+    Functions run in one thread, which is the one that asks for them; definitions and messages may come in any.
 
     `install` makes it ``sys.modules["__main__"]`` and hooks the client's modules into import, for the rest of the
     process; tests that share a process with the client pass False, and import what they have on disk.
@@ -1702,8 +1726,8 @@ class Namespace(_Codec):
     """
 
     def __init__(self, install: bool = True) -> None:
-        self.main = types.ModuleType("__main__")
-        vars(self.main)["__builtins__"] = builtins
+        self.main = _make_main(self._late_attribute)
+        self._lock = threading.RLock()                      # held while something is built
         self._finder = _Finder() if install else None
         self._received: Dict[bytes, _Received] = {}
         self._declared: Dict[str, bytes] = {}               # name in __main__ -> newest definition of it
@@ -1772,6 +1796,13 @@ class Namespace(_Codec):
             self.referred(key)
         return _attribute(self.main, dotted)
 
+    def _late_attribute(self, name: str) -> Any:
+        """What __main__ does not have: perhaps it has arrived and was not built so far."""
+        key = self._declared.get(name)
+        if key is None or key in self._building:
+            raise AttributeError("module '__main__' has no attribute '%s'" % name)
+        return self._whole(self.referred, key)
+
     def module(self, name: str) -> types.ModuleType:
         """See `_Codec`."""
         return self.main if name == "__main__" else importlib.import_module(name)
@@ -1801,20 +1832,21 @@ class Namespace(_Codec):
 
     def _whole(self, work: Callable[[Any], Any], argument: Any) -> Any:
         """Do something that builds; afterwards all that it built is complete, or else nothing of it is remembered."""
-        if self._building or self._built:
-            return work(argument)                           # not the outermost call: a job's code unpickles something
-        try:
-            result = work(argument)
-            self._bind_all()
-            return result
-        except BaseException:
-            for key in self._built:
-                self._keys.pop(id(self._objects.pop(key, None)), None)
-            for name in self._set:
-                self._marks.pop(name, None)
-            raise
-        finally:
-            self._building, self._built, self._set, self._unbound, self._cells = [], [], [], [], {}
+        with self._lock:
+            if self._building or self._built:
+                return work(argument)                       # not the outermost call: user code that runs meanwhile
+            try:
+                result = work(argument)
+                self._bind_all()
+                return result
+            except BaseException:
+                for key in self._built:
+                    self._keys.pop(id(self._objects.pop(key, None)), None)
+                for name in self._set:
+                    self._marks.pop(name, None)
+                raise
+            finally:
+                self._building, self._built, self._set, self._unbound, self._cells = [], [], [], [], {}
 
     def _build(self, key: bytes) -> Any:
         """Make what a definition describes."""
@@ -1846,7 +1878,7 @@ class Namespace(_Codec):
         return obj
 
     def _assign(self, name: str, value: Any, mark: str) -> None:
-        setattr(self.main, name, value)
+        vars(self.main)[name] = value
         self._marks[name] = mark
         self._set.append(name)
 
@@ -2070,6 +2102,10 @@ OPS = {
                         "platform?": str, "position?": int, "holder?": str}),
     # The turn of a client that waited. servers: [{n, pid, process, port, name}].
     "node.granted": Op("node", {"servers": list, "directory": str, "name": str, "cpus": int, "platform": str}, None),
+    # The place of a client that waits (1 is next) has changed, or who has the node.
+    "node.waiting": Op("node", {"position": int, "holder": str}, None),
+    # The client does not get the node, or has it no longer. final: it need not ask again.
+    "node.refused": Op("node", {"reason": str, "final?": bool}, None),
     # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that).
     "node.server": Op("node", {"n": int, "state": str, "pid?": int, "port?": int, "process?": str, "reason?": str,
                                "begun?": int}, None),
@@ -2079,6 +2115,17 @@ OPS = {
     "node.restart": Op("client", {"n": int, "reason": str, "again?": bool}, {}),
     # The client has done; the node frees itself.
     "node.release": Op("client", {}, {}),
+    # What the node has free (see DispycosNodeAvailInfo; None: its system does not tell) and what it is.
+    "node.avail": Op("client", {}, {"platform": str}),
+    # Run node_setup, then start the servers anew. The payload holds its key, its arguments and the definitions it needs.
+    "node.setup": Op("client", {}, {"error": str}),
+    # The server belongs to this client from now on.
+    "server.attach": Op("client", {}, {}),
+    # Make these definitions (hex keys) known, then run server_setup (a list of one key, or none; payload: arguments).
+    "server.setup": Op("client", {"components": list, "setup": list}, {"error": str}),
+    # A task wants the end of its own server, or node.
+    "client.close_server": Op("server", {"terminate": bool, "restart": bool}, None),
+    "client.close_node": Op("server", {"terminate": bool}, None),
 }
 
 
@@ -2129,6 +2176,23 @@ def checked(op: str, args: Any, fields: Optional[Dict[str, type]] = None) -> Dic
 # one that has, runs again only within its `retries`. Because results may die with their server, "not begun" can be
 # wrong: a job that went down with `max_runs` - 1 servers is next sent alone to an idle one, so that the third time
 # decides, and a job that kills its server cannot go round for ever.
+#
+# What holds after every event (`validate` checks it, the tests call that each time):
+#   - A job is in exactly one place: a backlog, `_suspects`, a server's `held` or its `io`. `jobs` has them all until
+#     their server has let go of them, even when their caller has been told (ghosts), because until then they take up
+#     credit there, and a result that still comes must be recognised as one to ignore.
+#   - No job waits while a server of its place has room; `free` of every place lists each server with room once, with
+#     the number of jobs it holds, so that the best one is at the front after stale entries have been dropped.
+#   - A server holds more than its limit only if the limit shrank since.
+#   - Whatever was asked to stop has a timer, or its server is being killed: nothing waits for a reply for ever.
+#   - While a suspect waits, no server of its place is idle, and one that serves is reserved: it gets nothing new.
+# Why not ...
+#   - ... one heap of servers kept exact: the load of a busy server changes with each result; a new entry per change of
+#     what is on offer, and dropping old ones when met, costs nothing while the queue is not empty.
+#   - ... the load of nodes: of equal servers the one goes first whose number, as a share of its node's, is lowest. That
+#     fills all nodes alike without a figure per node that would have to be kept right in every server's entry.
+#   - ... a window in seconds as told by the server: results arrive in batches, so what matters here is how fast they
+#     arrive, the way back included; a server that runs dry looks slow, but its window still doubles turn by turn.
 
 SEND_JOB, RECALL_JOBS, CANCEL_JOB, JOB_DONE, STATUS, RESTART_SERVER, RELEASE_NODE = (
     "send", "recall", "cancel", "done", "status", "restart", "release")
@@ -2424,6 +2488,10 @@ class _Dispatch:
         self._out: List[tuple] = []
 
     def _place(self, where: Any) -> Place:
+        """Return the place of that name. It is made when a job first names it, so that those nobody names cost nothing.
+
+        It may have no servers yet; those that come later and answer to the name join it (`_Fleet._add`).
+        """
         if where is None:
             return self.anywhere
         place = self.places.get(where)
@@ -2434,6 +2502,7 @@ class _Dispatch:
         return place
 
     def _join(self, server: Server, place: Place) -> None:
+        """Make a server one of a place, and offer it there on the tickets it has."""
         place.servers[server] = None
         server.places += (place,)
         if server.limit:
@@ -2441,7 +2510,7 @@ class _Dispatch:
             place.offer_io((len(server.io), server.bias, server.io_ticket, server))
 
     def _offer(self, server: Server) -> None:
-        """Enter a server with room in the heaps of its places."""
+        """Enter a server with room in the heaps of its places. Its new ticket makes what it had there before stale."""
         self._tickets = server.ticket = ticket = self._tickets + 1
         entry = (len(server.held), server.bias, ticket, server)
         self.anywhere.offer(entry)
@@ -2452,6 +2521,7 @@ class _Dispatch:
             self._look_soon()
 
     def _offer_io(self, server: Server) -> None:
+        """The same for I/O jobs, for which there is always room; called whenever their number changes."""
         self._tickets = server.io_ticket = ticket = self._tickets + 1
         entry = (len(server.io), server.bias, ticket, server)
         self.anywhere.offer_io(entry)
@@ -2459,8 +2529,13 @@ class _Dispatch:
             place.offer_io(entry)
 
     def _send(self, server: Server, job: Job) -> None:
+        """Send a CPU job to a server with room; the caller sees to what is on offer afterwards.
+
+        It runs once per job, and so do `submit`, `ended`, `_refill` and `Backlog.pop`; everything that most jobs do not
+        need (`Job.plain`) is kept out of these five.
+        """
         held = server.held
-        if not held:
+        if not held:                    # its pace is measured from here: the time it had nothing to do does not count
             server.since = server.mark = self.now
             server.ends = 0
             self.idle.pop(server, None)
@@ -2476,6 +2551,7 @@ class _Dispatch:
             self._send_special(server, job)
 
     def _send_special(self, server: Server, job: Job) -> None:
+        """What sending takes besides for a job that must run alone, or has a timeout."""
         if job.suspect:
             server.solo = True
             server.reckon()
@@ -2484,6 +2560,7 @@ class _Dispatch:
             self._arm(server)
 
     def _send_io(self, server: Server, job: Job) -> None:
+        """Send an I/O job: it begins there at once, whatever else runs, so its timeout counts from now."""
         job.move("send")
         job.attempt += 1
         job.server = server
@@ -2494,14 +2571,17 @@ class _Dispatch:
         self._offer_io(server)
 
     def _arm(self, server: Server) -> None:
-        """Start the clock of the job that runs at `server`, if it has one that does not run yet."""
+        """Start the clock of the job that runs at `server`, if it has a timeout and its clock does not run yet.
+
+        A plain call sends no STARTED; it is taken to start when the result of the one before it arrives.
+        """
         for job in server.held.values():
             if job.terms.timeout is not None and not job.timer and job.state in (_SENT, _STARTED):
                 self._timers.push(self.now + job.terms.timeout, job)
             break
 
     def _unload(self, job: Job) -> None:
-        """Take a job off its server, whatever becomes of it."""
+        """Take a job off its server, whatever becomes of it; `_refill` gives away the room if the server lives on."""
         server = job.server
         self._timers.cancel(job)
         if job.kind == IO:
@@ -2517,7 +2597,10 @@ class _Dispatch:
             server.reckon()
 
     def _refill(self, server: Server) -> None:
-        """Give a server that may have room what waits for it, and offer the room that is left."""
+        """Give a server that may have room what waits for it, and offer the room that is left.
+
+        To be called after everything that may have made room: a job left, the window grew, the server came back.
+        """
         held = server.held
         if not held and (self._suspects or server.reserved):
             self._attend(server)
@@ -2594,7 +2677,11 @@ class _Dispatch:
         self._reserve(lacking)
 
     def _reserve(self, lacking: Dict[Place, None]) -> None:
-        """Keep one server of each of these places, and no other, from getting jobs, so that it will be idle."""
+        """Keep one server of each of these places, and no other, from getting jobs, so that it will be idle.
+
+        Without that, servers that are refilled with each result would never be idle, and a suspect would wait as long
+        as there are other jobs. The emptiest server is taken; what waits there is recalled.
+        """
         for server, place in list(self._reserved.items()):
             if (place not in lacking or not server.serves()) and self._reserved.pop(server, None):
                 self._open(server)
@@ -2629,11 +2716,17 @@ class _Dispatch:
         self._out.append((JOB_DONE, job, outcome, payload))
 
     def _look_soon(self) -> None:
+        """Have `tick` search for jobs to recall, soon enough and not at every event; not at all if that is no use."""
         if self.idle and self._loaded:
             self._look_at = min(self._look_at, self.now + settings.recall_after_s)
 
     def _look(self) -> None:
-        """If servers are idle, take from those that hold jobs behind a long one; the fullest of some first."""
+        """If servers are idle, take from those that hold jobs behind a long one; the fullest of some first.
+
+        It looks at `recall_look` servers, others each time, asks at most as many as there are idle ones, and comes back
+        only if it left something that may become worth taking. Otherwise the next change that matters calls it:
+        a server became idle or held a second job, or what was recalled came in.
+        """
         now, loaded, found = self.now, self._loaded, []
         self._look_at = _NEVER
         again = len(loaded) > settings.recall_look
@@ -2662,7 +2755,11 @@ class _Dispatch:
         return sum(able[self._place(job.terms.where)] for job in islice(server.held.values(), 1, None))
 
     def _recall(self, server: Server) -> None:
-        """Ask a server for half of what waits there, and for all that its window, cut to its pace, does not cover."""
+        """Ask a server for half of what waits there, and for all that its window, cut to its pace, does not cover.
+
+        The window must shrink, else what comes back would be sent there again. Only half, because the job may end in
+        this moment. All, if some jobs cannot go elsewhere: RECALL names no jobs, and those would come back in vain.
+        """
         waiting = len(server.held) - 1
         pace = max(self.now - server.since, 1e-9)
         server.resize(min(server.window, settings.credit_target_s / pace))
@@ -2756,6 +2853,7 @@ class _Lives(_Dispatch):
             self._finish(job, outcome, payload)
 
     def _lay(self, ghost: Job) -> None:
+        """Forget a job that was settled before, now that its server has let go of it."""
         ghost.move("end")
         del self.jobs[ghost.id]
         self.ghosts -= 1
@@ -2799,7 +2897,12 @@ class _Lives(_Dispatch):
             self._close_if_done()
         return True
 
+    def waiting(self) -> List[Job]:
+        """Return the jobs that have not begun."""
+        return [job for job in self.jobs.values() if job.state == _QUEUED or not self._begun(job)]
+
     def _stop(self, job: Job, fate: JobError) -> None:
+        """Stop a job that is not stopping yet, wherever it is; see `cancel`."""
         if job.state == _QUEUED:
             self._finish(job, ERROR, fate)
             if self._suspects.pop(job.id, None):
@@ -2843,6 +2946,7 @@ class _Lives(_Dispatch):
         return self._look_at
 
     def _expire(self, job: Job) -> None:
+        """The timer of a job has run out: its timeout, or how long it may take to stop. Then its server must go."""
         server = job.server
         if job.state in (_SENT, _STARTED):
             timeout = job.terms.timeout
@@ -2878,6 +2982,7 @@ class _Lives(_Dispatch):
 
     @staticmethod
     def _may_run_again(job: Job, ran: bool, doubt: bool) -> bool:
+        """Count that a job was lost with its server (doubt: it may have begun unnoticed); whether to send it again."""
         if ran:
             job.runs += 1
         elif doubt:
@@ -2887,6 +2992,7 @@ class _Lives(_Dispatch):
 
     @staticmethod
     def _loss(job: Job, server: Server, reason: str, error: type) -> JobError:
+        """What a job ends with that was lost: where, in which attempt, why, and what to do about it."""
         if job.runs <= job.terms.retries:
             hint = "it is given up because it went down with %d servers" % (job.runs + job.doubts)
         elif job.terms.retries:
@@ -3004,6 +3110,7 @@ class _Fleet(_Lives):
         return True
 
     def _restart(self, server: Server, reason: str) -> None:
+        """Have a process killed. What it holds is settled when its death is reported, since it may still run on."""
         if self._shut(server, "restart"):
             self._out.append((RESTART_SERVER, server, reason, True))
         if self._suspects:
@@ -3023,6 +3130,7 @@ class _Fleet(_Lives):
             self._release(node)
 
     def _release(self, node: Node) -> None:
+        """Give a node back that has no jobs any more."""
         del self.nodes[node.id]
         _move_place(node, "down")
         for server in list(node.servers.values()):
@@ -3033,6 +3141,7 @@ class _Fleet(_Lives):
             self._attend()
 
     def _stop_all(self, jobs: List[Job], cause: str) -> None:
+        """Cancel these jobs, as far as they are not stopping yet; `cause` ends a sentence."""
         for job in jobs:
             if job.state not in (_STOPPING, _GHOST):
                 self._stop(job, Cancelled("job %d was cancelled because %s" % (job.id, cause), job.id, job.attempt))
@@ -3191,26 +3300,19 @@ class ClusterState(_Fleet):
 
     def validate(self) -> None:
         """Raise AssertionError if anything contradicts anything else. For tests: it looks at everything."""
-        waiting = {id(queue): 0 for place in self._all_places() for queue in (place.queue, place.io_queue)}
-        for job in self.jobs.values():
-            if job.state != _QUEUED:
-                self._validate_sent(job)
-            elif job.id not in self._suspects:
-                waiting[id(self._queue(job))] += 1
+        places = [self.anywhere] + list(self.places.values())
+        waiting = collections.Counter(
+            self._queue(job) for job in self.jobs.values() if job.state == _QUEUED and job.id not in self._suspects)
+        queues = [queue for place in places for queue in (place.queue, place.io_queue)]
+        assert waiting == {queue: queue.live for queue in queues if queue.live}
         assert self.ghosts == sum(job.state == _GHOST for job in self.jobs.values())
-        for place in self._all_places():
-            assert waiting[id(place.queue)] == place.queue.live, place.where
-            assert waiting[id(place.io_queue)] == place.io_queue.live, place.where
-            self._validate_place(place)
-        for job in self._suspects.values():
-            self._validate_suspect(job)
         known = [server for node in self.nodes.values() for server in node.servers.values()]
         assert set(known) == set(self.anywhere.servers) and set(known) >= set(self._reserved)
-        for server in known:
-            self._validate_server(server)
-
-    def _all_places(self) -> List[Place]:
-        return [self.anywhere] + list(self.places.values())
+        for check, subjects in ((self._validate_sent, [job for job in self.jobs.values() if job.state != _QUEUED]),
+                                (self._validate_suspect, self._suspects.values()),
+                                (self._validate_place, places), (self._validate_server, known)):
+            for subject in subjects:
+                check(subject)
 
     def _validate_suspect(self, job: Job) -> None:
         servers = self._place(job.terms.where).servers
@@ -3264,6 +3366,8 @@ class ClusterState(_Fleet):
 
 _RESERVE_TIMEOUT_S = 10.0               # a node answers a reservation at once, with its servers or a place in the queue
 _LAST_WORDS_S = 0.5                     # results a dead server had sent may still be on their way for so long
+_REPORT_S = 1.0                         # a node reports the end of a server sooner than that
+_ENOUGH_JOBS = 256                      # as many wait that the engine need not hear of the next one at once
 
 Notice = Callable[[str], None]
 
@@ -3280,12 +3384,17 @@ class _Load:
 class _NodeLink:
     """A node that was reserved, or is waited for."""
 
-    __slots__ = ("peer", "granted", "servers")
+    __slots__ = ("peer", "granted", "ready", "servers", "arriving", "place", "final", "reason", "told")
 
     def __init__(self, peer: Any) -> None:
         self.peer = peer
-        self.granted = False
+        self.granted = self.ready = False
         self.servers: Dict[int, Any] = {}           # n -> what the node said of it last
+        self.arriving: Set[Any] = set()             # peers that are servers of it, and not attached yet
+        self.place: Any = None                      # in the node's queue, and who has it, as last told
+        self.final = False                          # the node does not want us any more
+        self.reason = ""                            # why it is lost
+        self.told: List[Callable] = []              # called once it is no more used
 
 
 class _ServerLink:
@@ -3299,58 +3408,125 @@ class _ServerLink:
         self.magic = bytes.fromhex(peer.info.get("magic", ""))
 
 
-class SchedulerDriver:
-    """One client's scheduler. `status(code, info)` is called for each change in the cluster, in the engine; `settle(job,
-    outcome, payload)` for each job that has ended, in the user kernel. Methods are for the engine, except `submit`,
-    `use_node` and `close`."""
+class _Hub:
+    """Of one network: brings what nodes and servers say to the driver that uses them, as several drivers may share it.
+    The engine's, but for `_hub_of`."""
+
+    def __init__(self, network: Any) -> None:
+        self.drivers: Dict[bytes, SchedulerDriver] = {}         # by process id of the nodes and servers they use
+        self.watchers: List[Callable] = []                      # told of all peers: (peer, event)
+        network.on_frame(RESULT, self._on_result)
+        for code, take in ((STARTED, SchedulerDriver.on_started), (RETURNED, SchedulerDriver.on_returned)):
+            network.on_frame(code, functools.partial(self._route, take))
+        for op, take in (("node.waiting", SchedulerDriver.on_waiting), ("node.refused", SchedulerDriver.on_refused),
+                         ("node.server", SchedulerDriver.on_server)):
+            network.on_request(op, functools.partial(self._route, take))
+        network.on_request("node.granted", self._on_granted)
+        network.on_peer(self._on_peer)
+
+    def _on_result(self, peer: Any, body: Bytes) -> None:
+        driver = self.drivers.get(peer.process_id)
+        if driver is not None:
+            driver.state.ended(*unpack_result(body), driver.network.engine.polled)
+            driver.plan()
+
+    def _route(self, take: Callable, peer: Any, *what: Any) -> None:
+        driver = self.drivers.get(peer.process_id)
+        if driver is not None:
+            take(driver, peer, *what)
+
+    def _on_granted(self, peer: Any, args: dict, _payload: bytes) -> None:
+        driver = self.drivers.get(peer.process_id)
+        if driver is None:
+            peer.notify("node.release", {})         # the turn came after the client lost interest
+        else:
+            driver.on_granted(peer, args)
+
+    def _on_peer(self, peer: Any, event: str, detail: str) -> None:
+        driver = self.drivers.get(peer.process_id)
+        if driver is not None:
+            driver.on_peer(peer, event, detail)
+        for watcher in list(self.watchers):
+            watcher(peer, event)
+
+
+_hubs: "weakref.WeakKeyDictionary[Any, _Hub]" = weakref.WeakKeyDictionary()
+_hubs_lock = threading.Lock()           # guards: _hubs
+
+
+def _hub_of(network: Any) -> _Hub:
+    """The one hub of a network. Any thread."""
+    with _hubs_lock:
+        hub = _hubs.get(network)
+        if hub is None:
+            hub = _hubs[network] = _Hub(network)
+        return hub
+
+
+class _JobDriver:
+    """The half of `SchedulerDriver` that has to do with jobs.
+
+    Jobs handed in wait in `_submitted`. The engine is told of them only while it is `_hungry`; when enough others wait
+    anyway, it looks for more by itself as results come, and a submit costs its thread no trip into the engine.
+    """
 
     def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
         self.network, self.packer, self.settle, self.status, self.client = network, packer, settle, status, client
         self.state = ClusterState()
-        self.nodes: Dict[bytes, _NodeLink] = {}     # by process id
-        self.servers: Dict[bytes, _ServerLink] = {}
-        self._done: List[tuple] = []                # settled and not handed over yet
+        self._submitted: Any = collections.deque()  # jobs; any thread appends
+        self._hungry = True                         # more jobs would be sent on, or soon
+        self._done: Any = collections.deque()       # calls that the user kernel is to make, in order
+        self._handing_over = False                  # it was told so
         self._planned = False                       # `carry_out` is on its way
         self._timer: Any = None
         self._carry = {SEND_JOB: self._send_job, RECALL_JOBS: self._recall, CANCEL_JOB: self._cancel_job,
-                       JOB_DONE: self._job_done, STATUS: status, RESTART_SERVER: self._restart,
-                       RELEASE_NODE: self._release}
-        network.on_frame(RESULT, self._on_result)
-        network.on_frame(STARTED, self._on_started)
-        network.on_frame(RETURNED, self._on_returned)
-        network.on_request("node.granted", self._on_granted)
-        network.on_request("node.server", self._on_server)
-        network.on_peer(self._on_peer)
-
-    def now(self) -> float:
-        """The time of what is being handled: that of the last look at the network, so that what came together counts as
-        one batch."""
-        return self.network.engine.polled
+                       JOB_DONE: self._job_done, STATUS: self._tell}
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
         """Take a job. Any thread."""
-        self.network.post(self._submit, job)
+        self._submitted.append(job)
+        if self._hungry or not job.plain:
+            self.network.post(self.carry_out)
 
     def cancel(self, job_id: int) -> None:
         """Stop a job, wherever it is. Any thread."""
         self.network.post(self._event, self.state.cancel, job_id)
 
-    def _submit(self, job: Job) -> None:
-        try:
-            self.state.submit(job, self.network.engine.clock())
-        except ClusterClosed as error:
-            self._job_done(job, ERROR, error)
-        self._plan()
+    def why(self, job_id: int) -> str:
+        """A sentence that says what a job is doing or waiting for. Any thread but the engine's."""
+        answer: concurrent.futures.Future = concurrent.futures.Future()
 
-    def _event(self, event: Callable, *args: Any) -> None:
-        event(*args, self.network.engine.clock())
-        self._plan()
+        def _ask() -> None:
+            self._take_in()
+            answer.set_result(self.state.why(job_id))
+        self.network.post(_ask)
+        return answer.result()
 
     # -- carrying out --------------------------------------------------------------------------------------------------
 
-    def _plan(self) -> None:
+    def _take_in(self) -> None:
+        """Hand what was submitted to the state machine."""
+        submitted, state = self._submitted, self.state
+        while True:
+            self._hungry = state.anywhere.queue.live < _ENOUGH_JOBS     # before the look: who comes later will tell
+            if not submitted:
+                return
+            now = self.network.engine.clock()
+            for _ in range(len(submitted)):
+                job = submitted.popleft()
+                try:
+                    state.submit(job, now)
+                except ClusterClosed as error:
+                    self._job_done(job, ERROR, error)
+
+    def _event(self, event: Callable, *args: Any) -> None:
+        self._take_in()
+        event(*args, self.network.engine.clock())
+        self.plan()
+
+    def plan(self) -> None:
         """Have `carry_out` run once what is being handled has been handled."""
         if not self._planned:
             self._planned = True
@@ -3359,6 +3535,7 @@ class SchedulerDriver:
     def carry_out(self) -> None:
         """Do what the state machine wants done."""
         self._planned = False
+        self._take_in()
         carry = self._carry
         for instruction in self.state.take():
             carry[instruction[0]](*instruction[1:])
@@ -3383,18 +3560,23 @@ class SchedulerDriver:
     def _send_job(self, server: Server, job: Job, attempt: int) -> None:
         link: _ServerLink = server.link
         load: _Load = job.load
-        if job.key not in link.defined:
-            self._define(link, self.packer.closure_of(job.key))
-        for digest in load.needs:
-            if digest not in link.defined:
-                self._define(link, self.packer.closure_of(digest))
+        try:
+            if job.key not in link.defined:
+                self._define(link, self.packer.closure_of(job.key))
+            for digest in load.needs:
+                if digest not in link.defined:
+                    self._define(link, self.packer.closure_of(digest))
+        except CannotShip as error:                 # not to the Python of that server
+            self.state.ended(job.id, attempt, ERROR, error, self.network.engine.clock())
+            self.plan()
+            return
         link.peer.send_frame(JOB, pack_job(job.id, attempt, job.kind, job.key), load.data)
 
     def _define(self, link: _ServerLink, digests: Iterable[bytes]) -> None:
         for digest in digests:
             if digest not in link.defined:
-                link.defined.add(digest)
                 link.peer.send_frame(DEFINE, self.packer.blob(digest, link.magic))
+                link.defined.add(digest)
 
     @staticmethod
     def _recall(server: Server, count: int) -> None:
@@ -3405,45 +3587,57 @@ class SchedulerDriver:
         server.link.peer.send_frame(CANCEL, pack_run(job.id, attempt))
 
     def _job_done(self, job: Job, outcome: int, payload: Any) -> None:
-        if not self._done:
+        self._for_user(self.settle, (job, outcome, payload))
+
+    def _tell(self, code: int, info: Any) -> None:
+        self._for_user(self.status, (code, info))
+
+    def _for_user(self, call: Callable, args: tuple) -> None:
+        """Have the user kernel make a call. One queue for all of them keeps a job's start before its end."""
+        self._done.append((call, args))
+        if not self._handing_over:
+            self._handing_over = True
             self.network.host.post(self._hand_over)
-        self._done.append((job, outcome, payload))
 
     def _hand_over(self) -> None:
-        """Settle what has ended. User kernel."""
-        done, self._done = self._done, []
-        for job, outcome, payload in done:
-            self.settle(job, outcome, payload)
+        """Settle what has ended, tell what has changed. User kernel."""
+        self._handing_over = False                  # before the look: who comes later has to post again
+        done = self._done
+        while True:
+            try:
+                call, args = done.popleft()
+            except IndexError:                      # of two threads that do this one gets the last
+                return
+            try:
+                call(*args)
+            except BaseException:                   # user code may run in there; it must not end the kernel
+                pycoslite.log.exception("a result or a change of status could not be handed over")
 
-    def _restart(self, server: Server, reason: str, again: bool) -> None:
-        link: _ServerLink = server.link
-        link.node.peer.notify("node.restart", {"n": server.n, "reason": reason, "again": again})
 
-    def _release(self, node: Node) -> None:
-        link = self.nodes.pop(node.id, None)
-        if link is not None:
-            link.peer.notify("node.release", {})
-            for server in node.servers.values():
-                self._drop_server(server.link)
+class _ServerDriver(_JobDriver):
+    """The part of `SchedulerDriver` that has to do with server processes."""
 
-    # -- frames of servers ---------------------------------------------------------------------------------------------
+    def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
+        super().__init__(network, packer, settle, status, client)
+        self.hub = _hub_of(network)
+        self.nodes: Dict[bytes, _NodeLink] = {}     # by process id
+        self.servers: Dict[bytes, _ServerLink] = {}
+        self._carry[RESTART_SERVER] = self._restart
 
-    def _on_result(self, peer: Any, body: Bytes) -> None:
-        job_id, attempt, outcome, payload = unpack_result(body)
-        if peer.process_id in self.servers:
-            self.state.ended(job_id, attempt, outcome, payload, self.now())
-            self._plan()
+    # -- what servers say ----------------------------------------------------------------------------------------------
 
-    def _on_started(self, peer: Any, body: Bytes) -> None:
-        self.state.started(*unpack_started(body), self.now())
-        self._plan()
+    def on_started(self, _peer: Any, body: Bytes) -> None:
+        """A STARTED frame came."""
+        self.state.started(*unpack_started(body), self.network.engine.polled)
+        self.plan()
 
-    def _on_returned(self, peer: Any, body: Bytes) -> None:
+    def on_returned(self, peer: Any, body: Bytes) -> None:
+        """A RETURNED frame came."""
         link = self.servers.get(peer.process_id)
         server = self._record(link) if link is not None else None
         if server is not None:
-            self.state.returned(server, unpack_returned(body), self.now())
-            self._plan()
+            self.state.returned(server, unpack_returned(body), self.network.engine.polled)
+            self.plan()
 
     def _record(self, link: _ServerLink) -> Optional[Server]:
         """The state's record of a server; None when it is not there (any more)."""
@@ -3451,51 +3645,248 @@ class SchedulerDriver:
         server = node.servers.get(link.n) if node is not None else None
         return server if server is not None and server.link is link else None
 
-    # -- nodes ---------------------------------------------------------------------------------------------------------
+    # -- servers come and go -------------------------------------------------------------------------------------------
+
+    def prepare_server(self, _peer: Any, _server: Server) -> Iterator:
+        """Set a server up before it gets jobs. A system task. PycosError: it is not used, for that reason."""
+        return
+        yield
+
+    def _server_came(self, link: _NodeLink, facts: dict) -> None:
+        link.servers[facts["n"]] = facts
+        if link.ready:
+            self.network.spawn(self._use_server, link, facts)
+
+    def _use_server(self, link: _NodeLink, facts: dict) -> Iterator:
+        """Connect to a server process and put it to work. A system task."""
+        locations = [pycoslite.Location(location.addr, facts["port"]) for location in link.peer.locations]
+        peer = None
+        try:
+            peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
+            if peer.process_id.hex() != facts["process"]:
+                raise pycoslite.PeerLost("another process answers there")
+            link.arriving.add(peer)
+            if self._is_wanted(link, facts):
+                yield peer.request("server.attach", {}, timeout=_RESERVE_TIMEOUT_S)
+        except pycoslite.PycosError as error:
+            if self._is_wanted(link, facts):
+                pycoslite.log.warning("server %s of node %s cannot be used: %s", facts["n"], link.peer, error)
+            return
+        finally:
+            link.arriving.discard(peer)
+        if not self._is_wanted(link, facts):
+            peer.lost("it is not needed", expected=True)
+        else:
+            server_link = self.servers[peer.process_id] = _ServerLink(peer, link, facts["n"])
+            self.hub.drivers[peer.process_id] = self
+            server = self.state.server_up(link.peer.process_id, facts["n"], peer.process_id, locations[0],
+                                          self.network.engine.clock(), False)
+            server.link = server_link
+            self.plan()
+            yield self._set_up_server(server)
+
+    def _is_wanted(self, link: _NodeLink, facts: dict) -> bool:
+        """Whether that server still lives, on a node that is still ours."""
+        return (link.servers.get(facts["n"]) is facts and self.nodes.get(link.peer.process_id) is link
+                and link.peer.process_id in self.state.nodes)
+
+    def _set_up_server(self, server: Server) -> Iterator:
+        """Do what the client wants done to a server before it gets jobs. A system task."""
+        try:
+            yield self.prepare_server(server.link.peer, server)
+        except pycoslite.PycosError as error:
+            if self._is_current(server):
+                pycoslite.log.error("%s is not used: %s", server, error)
+                self._event(self.state.close_server, server)
+        else:
+            if self._is_current(server):
+                self._event(functools.partial(self.state.server_ready, server.node.id, server.n))
+
+    def _server_died(self, link: _NodeLink, n: int, reason: str, begun: Optional[int]) -> None:
+        """The node reports the end of a server; what that had sent before is taken first."""
+        link.servers.pop(n, None)
+        node = self.state.nodes.get(link.peer.process_id)
+        server = node.servers.get(n) if node is not None else None
+        wanted = not link.ready or server is not None and server.state == _RESTARTING
+        pycoslite.log.log(logging.INFO if wanted else logging.WARNING, "server %s of node %s: %s", n, link.peer.name,
+                          reason)
+        if server is not None:
+            self.network.spawn(self._bury, server, reason, begun)
+
+    def _bury(self, server: Server, reason: str, begun: Optional[int]) -> Iterator:
+        """Take a dead server out, after its last results. A system task."""
+        peer, clock = server.link.peer, self.network.engine.clock
+        deadline = clock() + _LAST_WORDS_S
+        while peer.link is not None and clock() < deadline:
+            yield pycoslite.Suspend(0.005)
+        if self._is_current(server):
+            self._take_in()
+            self.state.server_down(server.node.id, server.n, reason, clock(), begun)
+            self.plan()
+        self._drop_server(server.link)
+
+    def _is_current(self, server: Server) -> bool:
+        return self._record(server.link) is server
+
+    def _drop_server(self, link: _ServerLink) -> None:
+        """Its process has ended: do not look for it any more."""
+        if self.servers.pop(link.peer.process_id, None) is not None:
+            self.hub.drivers.pop(link.peer.process_id, None)
+            link.peer.lost("its process has ended", expected=True)
+
+    def _restart(self, server: Server, reason: str, again: bool) -> None:
+        link: _ServerLink = server.link
+        link.node.peer.notify("node.restart", {"n": server.n, "reason": reason, "again": again})
+
+    def _on_silence(self, link: _ServerLink, event: str, detail: str) -> Iterator:
+        """A server cannot be reached. If its node can, and does not say that it died, then it hangs. A system task."""
+        if event == "lost":
+            yield pycoslite.Suspend(_REPORT_S)
+        server = self._record(link)
+        if server is not None and link.node.peer.online:
+            pycoslite.log.warning("%s cannot be reached (%s): it is started anew", server, detail)
+            self._event(self.state.restart_server, server, "it could not be reached: %s" % detail)
+
+
+class SchedulerDriver(_ServerDriver):
+    """One client's scheduler. `status(code, info)` is called for each change in the cluster and `settle(job, outcome,
+    payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for the engine,
+    except `submit`, `cancel` and `why`. What clients want of nodes and servers before they use them is said by
+    `choose`, `prepare_node` and `prepare_server`, which subclasses override."""
+
+    def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
+        super().__init__(network, packer, settle, status, client)
+        self._carry[RELEASE_NODE] = self._release
+
+    # -- reserving -----------------------------------------------------------------------------------------------------
 
     def use_node(self, locations: List[Any], peer: Any = None) -> Iterator:
-        """Connect to a node, reserve it, and use its servers when its turn comes. A system task; returns 'granted' or
-        'waiting', or raises PycosError with a sentence."""
+        """Connect to a node, reserve it, and use its servers when its turn comes. A system task; returns 'granted',
+        'waiting' or 'rejected' (by `choose`), or raises PycosError with a sentence."""
         if peer is None:
             peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
         if peer.process_id in self.nodes:
             return "granted" if self.nodes[peer.process_id].granted else "waiting"
         if peer.info.get("role") != "node":
-            raise pycoslite.PycosError("%s is no node program but a %s: name the port that dispycosnode_lite.py prints" % (
+            raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py prints" % (
                 peer, peer.info.get("role")))
+        if self.hub.drivers.setdefault(peer.process_id, self) is not self:
+            raise pycoslite.MisuseError("node %s is used by another cluster of this process already" % peer)
         link = self.nodes[peer.process_id] = _NodeLink(peer)
         try:
+            cpus = yield self.choose(peer)
+            if not cpus:
+                self._leave(link)
+                return "rejected"
             reply, _ = yield peer.request("node.reserve", {
                 "client": self.client, "python": list(sys.version_info[:3]),
-                "magic": importlib.util.MAGIC_NUMBER.hex(), "cpus": 0}, timeout=_RESERVE_TIMEOUT_S)
+                "magic": importlib.util.MAGIC_NUMBER.hex(), "cpus": cpus}, timeout=_RESERVE_TIMEOUT_S)
         except pycoslite.PycosError:
-            self.nodes.pop(peer.process_id, None)
+            self._leave(link)
             raise
-        if reply["state"] == "granted":
+        if self.nodes.get(peer.process_id) is not link:
+            peer.notify("node.release", {})         # closed meanwhile
+        elif reply["state"] == "granted":
             self._grant(link, reply)
         else:
-            pycoslite.log.warning("node %s serves another client (%s): waiting for its turn, number %d in its queue",
-                                  peer, reply["holder"], reply["position"])
+            self._say_place(link, reply)
         return reply["state"]
 
-    def _on_granted(self, peer: Any, args: dict, _payload: bytes) -> None:
+    def _leave(self, link: _NodeLink) -> None:
+        """Forget a node, whatever became of it."""
+        process_id = link.peer.process_id
+        if self.nodes.get(process_id) is link:
+            del self.nodes[process_id]
+            self.hub.drivers.pop(process_id, None)
+            for server in [server for server in self.servers.values() if server.node is link]:
+                self._drop_server(server)
+            for peer in list(link.arriving):
+                peer.lost("its node is not used any more", expected=True)
+            for told in link.told:
+                told()
+
+    @staticmethod
+    def _say_place(link: _NodeLink, facts: dict) -> None:
+        place, holder = facts["position"], facts["holder"]
+        if (place, holder) != link.place:
+            link.place = place, holder
+            pycoslite.log.warning("node %s serves another client (%s): waiting for its turn, number %d in the queue",
+                                  link.peer, holder, place)
+
+    def on_waiting(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """The queue of a node has moved on."""
         link = self.nodes.get(peer.process_id)
-        if link is None:
-            peer.notify("node.release", {})         # the turn came after the client lost interest
-        elif not link.granted:
+        if link is not None and not link.granted:
+            self._say_place(link, checked("node.waiting", args))
+
+    def on_granted(self, peer: Any, args: dict) -> None:
+        """The turn has come."""
+        link = self.nodes.get(peer.process_id)
+        if link is not None and not link.granted:
             self._grant(link, checked("node.granted", args))
+            if link.place:
+                pycoslite.log.warning("node %s is free now: it is used", peer)
+
+    def on_refused(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """A node does not want this client, or no longer."""
+        link = self.nodes.get(peer.process_id)
+        args = checked("node.refused", args)
+        if link is not None:
+            link.final = args.get("final", False)
+            self._node_gone(link, args["reason"])
+
+    def _node_gone(self, link: _NodeLink, reason: str) -> None:
+        """A node cannot be used any more: say so, and settle or send elsewhere what it had."""
+        pycoslite.log.warning("node %s is lost: %s", link.peer, reason)
+        link.reason = reason
+        self._take_in()
+        self.state.node_down(link.peer.process_id, reason, self.network.engine.clock())
+        self.plan()
+        self._leave(link)
 
     def _grant(self, link: _NodeLink, facts: dict) -> None:
-        """The node is ours: connect to its servers."""
+        """The node is ours: set it up, then connect to its servers."""
         link.granted = True
         peer = link.peer
         avail = DispycosNodeAvailInfo(location=peer.location)
         info = DispycosNodeInfo(facts["name"], peer.location.addr, facts["cpus"], facts["platform"], avail)
-        self._event(self.state.node_up, peer.process_id, info)
+        node = self.state.node_up(peer.process_id, info, self.network.engine.clock(), False)
+        self.plan()
         for server in facts["servers"]:
             self._server_came(link, server)
+        self.network.spawn(self._set_up_node, link, node)
 
-    def _on_server(self, peer: Any, args: dict, _payload: bytes) -> None:
+    def _set_up_node(self, link: _NodeLink, node: Node) -> Iterator:
+        """Do what the client wants done to a node before it is used. A system task."""
+        try:
+            yield self.prepare_node(link.peer, node)
+        except pycoslite.PycosError as error:
+            if self.state.nodes.get(node.id) is node:
+                pycoslite.log.error("node %s is not used: %s", link.peer, error)
+                self._event(self.state.close_node, node)
+            return
+        if self.state.nodes.get(node.id) is node:
+            link.ready = True
+            self._event(self.state.node_ready, node.id)
+            for facts in list(link.servers.values()):
+                self.network.spawn(self._use_server, link, facts)
+
+    # What a client may want; see also `prepare_server`. System tasks. PycosError: the node is not used, for that reason.
+
+    def choose(self, peer: Any) -> Iterator:
+        """How many servers of a node to take; 0 leaves the node alone."""
+        return peer.info.get("cpus", 1)
+        yield
+
+    def prepare_node(self, _peer: Any, _node: Node) -> Iterator:
+        """Set a node up before its servers are used."""
+        return
+        yield
+
+    # -- news ----------------------------------------------------------------------------------------------------------
+
+    def on_server(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """A node reports that a server came or went."""
         link = self.nodes.get(peer.process_id)
         if link is None:
             return
@@ -3505,135 +3896,58 @@ class SchedulerDriver:
         else:
             self._server_died(link, args["n"], args.get("reason", "it ended"), args.get("begun"))
 
-    def _server_came(self, link: _NodeLink, facts: dict) -> None:
-        link.servers[facts["n"]] = facts
-        self.network.spawn(self._use_server, link, facts)
-
-    def _use_server(self, link: _NodeLink, facts: dict) -> Iterator:
-        """Connect to a server process and put it to work. A system task."""
-        locations = [pycoslite.Location(location.addr, facts["port"]) for location in link.peer.locations]
-        try:
-            peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
-            if peer.process_id.hex() != facts["process"]:
-                raise pycoslite.PeerLost("another process answers there")
-            yield peer.request("server.attach", {}, timeout=_RESERVE_TIMEOUT_S)
-        except pycoslite.PycosError as error:
-            if link.servers.get(facts["n"]) is facts:
-                pycoslite.log.warning("server %s of node %s cannot be used: %s", facts["n"], link.peer, error)
-            return
-        if link.servers.get(facts["n"]) is facts and link.peer.process_id in self.state.nodes:
-            server_link = self.servers[peer.process_id] = _ServerLink(peer, link, facts["n"])
-            server = self.state.server_up(link.peer.process_id, facts["n"], peer.process_id, locations[0],
-                                          self.network.engine.clock())
-            server.link = server_link
-            self._plan()
-
-    def _server_died(self, link: _NodeLink, n: int, reason: str, begun: Optional[int]) -> None:
-        """The node reports the end of a server; what that had sent before is taken first."""
-        link.servers.pop(n, None)
-        node = self.state.nodes.get(link.peer.process_id)
-        server = node.servers.get(n) if node is not None else None
-        if server is None:
-            return
-        pycoslite.log.warning("server %s of node %s %s", n, link.peer.name, reason)
-        self.network.spawn(self._bury, link, server, reason, begun)
-
-    def _bury(self, link: _NodeLink, server: Server, reason: str, begun: Optional[int]) -> Iterator:
-        peer, clock = server.link.peer, self.network.engine.clock
-        deadline = clock() + _LAST_WORDS_S
-        while peer.link is not None and clock() < deadline:
-            yield pycoslite.Suspend(0.005)
-        self._drop_server(server.link)
-        if link.peer.process_id in self.state.nodes and self._is_current(server):
-            self._event(functools.partial(self._server_down, link, server, reason, begun))
-
-    def _is_current(self, server: Server) -> bool:
-        return self._record(server.link) is server
-
-    def _server_down(self, link: _NodeLink, server: Server, reason: str, begun: Optional[int], now: float) -> None:
-        self.state.server_down(link.peer.process_id, server.n, reason, now, begun)
-
-    def _drop_server(self, link: _ServerLink) -> None:
-        """Its process has ended: do not look for it any more."""
-        if self.servers.pop(link.peer.process_id, None) is not None:
-            link.peer.lost("its process has ended", expected=True)
-
-    # -- peers ---------------------------------------------------------------------------------------------------------
-
-    def _on_peer(self, peer: Any, event: str, detail: str) -> None:
+    def on_peer(self, peer: Any, event: str, detail: str) -> None:
+        """A node or server was connected, cannot be reached for now, or is lost."""
         node = self.nodes.get(peer.process_id)
         if node is not None:
             self._on_node_peer(node, event, detail)
         link = self.servers.get(peer.process_id)
         if link is not None and event != "online":
-            self._on_server_silent(link, event, detail)
+            self.network.spawn(self._on_silence, link, event, detail)
 
     def _on_node_peer(self, link: _NodeLink, event: str, detail: str) -> None:
         process_id = link.peer.process_id
         if event == "lost":
-            del self.nodes[process_id]
-            pycoslite.log.warning("node %s is lost: %s", link.peer, detail)
-            known = self.state.nodes.get(process_id)
-            for server in list(known.servers.values()) if known is not None else ():
-                self._drop_server(server.link)
-            self._event(self.state.node_down, process_id, detail)
+            self._node_gone(link, detail)
         elif process_id in self.state.nodes:
             self._event(self.state.node_silent if event == "offline" else self.state.node_heard, process_id)
 
-    def _on_server_silent(self, link: _ServerLink, event: str, detail: str) -> None:
-        """A server cannot be reached though its node can, and the node does not say that it died: it hangs."""
-        server = self._record(link)
-        if event == "lost":
-            self.servers.pop(link.peer.process_id, None)
-        if server is not None and link.node.peer.online:
-            pycoslite.log.warning("%s cannot be reached (%s): it is started anew", server, detail)
-            self._event(self.state.restart_server, server, "it could not be reached: %s" % detail)
-
     # -- the end -------------------------------------------------------------------------------------------------------
 
+    def _release(self, node: Node) -> None:
+        link = self.nodes.get(node.id)
+        if link is not None:
+            link.peer.notify("node.release", {})
+            self._leave(link)
+
     def close(self, terminate: bool = False) -> None:
-        """Take no more jobs; release the nodes when those that run have ended (`terminate`: now)."""
-        self._event(functools.partial(self._close_state, terminate))
+        """Take no more jobs; release the nodes when those that run have ended. `terminate`: release them now, jobs that
+        have not ended are cancelled."""
+        self._take_in()
+        self.wind_up(False, terminate)
         if terminate:
             self.carry_out()
-            for node_id in list(self.state.nodes):
-                self._release(self.state.nodes[node_id])
-        for process_id in [key for key, link in self.nodes.items() if not link.granted]:
-            self.nodes.pop(process_id).peer.notify("node.release", {})
+            for node in list(self.state.nodes.values()):
+                self._release(node)
+                self.state.node_down(node.id, "the cluster was shut down", self.network.engine.clock())
+            self.carry_out()
 
-    def _close_state(self, terminate: bool, now: float) -> None:
-        self.state.close(now, terminate=terminate)
+    def wind_up(self, await_io: bool, terminate: bool) -> None:
+        """Take no more jobs; release the nodes when those that run have ended, I/O jobs (unless `await_io`) and all
+        (`terminate`) being stopped first."""
+        self.state.close(self.network.engine.clock(), await_io, terminate)
+        self.plan()
+        for link in [link for link in self.nodes.values() if not link.granted]:
+            link.peer.notify("node.release", {})
+            self._leave(link)
 
-# ======================================================================================================================
-# 7. Client (Computation)
-# ======================================================================================================================
 
-# ======================================================================================================================
-# 8. Cluster (Executor)                                                                                       any thread
-# ======================================================================================================================
+# ---- what both kinds of client need ----
 
 NODE_PORT = pycoslite.settings.net_port + 1     # where a node program listens unless it is told otherwise
-_SEARCH_S = 0.3                         # a node on the local networks answers a search within milliseconds
-_EMBEDDED_START_S = 20.0                # a node program on this machine, even a busy one, has started by then
-_AHEAD_BYTES = 64 << 20                 # arguments `map` keeps unfinished ...
-_AHEAD_JOBS = 4096                      # ... and jobs
-
 
 _EMBEDDED_START = ("import importlib, sys; sys.path.insert(0, sys.argv.pop(1)); "
                    "sys.exit(importlib.import_module(sys.argv.pop(1)).main())")
-
-_server_name = ""                       # set in a server process
-
-
-def current_server() -> str:
-    """Name of the server process that runs the calling job, as in 'host/1'; '' outside of a server. Any thread."""
-    return _server_name
-
-
-def enter_server(name: str) -> None:
-    """This process is a server of that name. For the node program."""
-    global _server_name
-    _server_name = name
 
 
 def job_kind(fn: Any) -> int:
@@ -3646,6 +3960,21 @@ def job_kind(fn: Any) -> int:
 def _client_name() -> str:
     """What nodes tell others that wait: program and process."""
     return "%s, process %d of %s" % (os.path.basename(sys.argv[0]) or "python", os.getpid(), socket.gethostname())
+
+
+def _outcome(packer: Packer, outcome: int, payload: Any) -> Tuple[Any, Optional[BaseException]]:
+    """Value and exception of a job that has ended. Unpickles, so not in the engine."""
+    try:
+        if outcome == VALUE:
+            return packer.loads(payload), None
+        if outcome == EXCEPTION:
+            return None, packer.unpack_exception(payload)
+    except BaseException as error:          # user code runs when its classes are unpickled, and the job must end
+        return None, ResultError("the job has a result that cannot be unpickled here: %s: %s" % (
+            type(error).__name__, error))
+    if outcome == UNPICKLABLE:
+        return None, ResultError(bytes(payload).decode("utf8", "replace"))
+    return None, payload if outcome == ERROR else Cancelled("the job was stopped at its server")
 
 
 def _module_root() -> str:
@@ -3661,42 +3990,1254 @@ def _module_name(sibling: str) -> str:
     return "%s.%s" % (__package__, sibling) if __package__ else sibling
 
 
+class LocalNode:
+    """A node program for the cores of this machine (`cpus` of them, None: all) that serves this process alone and ends
+    with it, or at `end`. `found(peer)` is called in the engine when it can be used. It can be reserved `serve` times (-1:
+    any number). Any thread."""
+
+    def __init__(self, network: Any, cpus: Optional[int], found: Callable, serve: int = 1) -> None:
+        command = [sys.executable, "-c", _EMBEDDED_START, _module_root(), _module_name("dispycosnode_lite"), "--embedded"]
+        if cpus is not None:
+            command += ["--cpus", str(cpus)]
+        self._found: Optional[Callable] = found
+        options: Dict[str, Any] = {"start_new_session": True}       # a Ctrl-C at the terminal is for this process alone
+        if os.name == "nt":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, **options)
+        self._watchers = _hub_of(network).watchers
+        self._watchers.append(self._watch)
+        places = dict.fromkeys([pycoslite.Location("127.0.0.1", network.port), *network.locations])
+        spec = {"key": network.key and network.key.hex(), "cluster": network.cluster, "serve": serve,
+                "dial": [[place.addr, place.port] for place in places]}
+        stdin: Any = self._process.stdin
+        try:
+            stdin.write(json.dumps(spec).encode() + b"\n")
+            stdin.flush()
+        except OSError:                     # it has ended already, which `failed` tells
+            pass
+
+    def _watch(self, peer: Any, event: str) -> None:
+        if event == "online" and self._found is not None and peer.info.get("pid") == self._process.pid:
+            pycoslite.log.warning("no node was named or found: using %s cores of this machine", peer.info.get("cpus"))
+            found, self._found = self._found, None
+            found(peer)
+
+    def failed(self) -> Optional[int]:
+        """Its exit status if it has ended, None while it runs."""
+        return self._process.poll()
+
+    def give_up(self) -> None:
+        """It is not needed: let it end by itself. `end` is still to be called."""
+        self._found = None
+        try:
+            self._process.stdin.close()     # type: ignore[union-attr]
+        except OSError:                     # it has ended, and what was written is still there
+            pass
+
+    def end(self) -> None:
+        """End it: its standard input ends, and so does it."""
+        self.give_up()
+        if self._watch in self._watchers:
+            self._watchers.remove(self._watch)
+        process = self._process
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+# ======================================================================================================================
+# 7. Client (Computation)                                                              user kernel, unless it says else
+# ======================================================================================================================
+#
+# The documented way to use a cluster, on the same driver as `Cluster`. A `Client` says what is to run and on which terms;
+# `Scheduler`, one in a process, finds the nodes and lets one client at a time have them; each time a client has its turn
+# a `_ClientDriver` carries out for it what the cluster state decides. Jobs that are tasks are told to have started
+# before `rtask` returns, so what it gives is a reference to a task that runs, as messages to it need.
+#
+# Methods that are "used with yield" do nothing before they are yielded. Those that are not take effect soon, not at once:
+# they leave word with the engine.
+
+_SEARCH_AGAIN_S = 5.0                   # a client without nodes looks for some this often
+_CONTACT_AGAIN_S = 5.0                  # a node that was named and cannot be used is tried again this often
+_PATIENCE_S = 3.0                       # a client that has waited so long for a node says what it waits for
+
+
+@dataclasses.dataclass
+class _Wanted:
+    """What a client wants of nodes and servers before it uses them."""
+
+    rules: List[DispycosNodeAllocate]
+    hosts: List[Any]                    # locations of the nodes it names
+    files: List[Tuple[str, str]] = dataclasses.field(default_factory=list)     # name at the node, path here
+    components: List[bytes] = dataclasses.field(default_factory=list)          # keys of definitions
+    node_setup: Optional[bytes] = None
+    server_setup: Optional[bytes] = None
+    disable_nodes: bool = False
+    disable_servers: bool = False
+    pulse_s: float = 0.0                # how often nodes are asked what they have free; 0: never
+    zombie_s: float = 0.0               # how long a silent node is waited for; 0: as long as the network does
+
+
+_Packed = Tuple[bytes, Tuple[bytes, ...]]       # arguments as `Packer.dumps` packs them, and the definitions they need
+
+
+class _ClientDriver(SchedulerDriver):
+    """The scheduler of one client for one turn: looks after what the client wants of nodes and servers. Engine."""
+
+    def __init__(self, network: Any, packer: Packer, settle: Callable, tell: Callable, wanted: _Wanted) -> None:
+        super().__init__(network, packer, settle, tell, _client_name())
+        self.wanted = wanted
+        self.left_alone: Set[Any] = set()           # nodes that the client has closed: not to be taken again
+        self._no_args = packer.dumps(((), {}))
+        self._enabled: Dict[Any, _Packed] = {}      # id of a node or server -> arguments for its setup
+        self._held: Dict[Any, Any] = {}             # id of one that waits to be enabled -> the task that waits
+        self._again: Set[Any] = set()               # nodes to be taken anew as soon as they are released
+        network.on_request("client.close_server", self._on_close_server)
+        network.on_request("client.close_node", self._on_close_node)
+
+    # -- before they are used ------------------------------------------------------------------------------------------
+
+    def choose(self, peer: Any) -> Iterator:
+        """See `SchedulerDriver`. The rules are the client's code, so the user kernel asks them."""
+        if peer.process_id in self.left_alone:
+            return 0
+        cpus = peer.info.get("cpus", 1)
+        if not self.wanted.rules:
+            return cpus
+        facts, _ = yield peer.request("node.avail", {}, timeout=_RESERVE_TIMEOUT_S)
+        info = DispycosNodeInfo(peer.name, peer.location.addr, cpus, facts.get("platform", ""), _availability(peer, facts))
+        answer = yield pycoslite.Join(self.network.host.spawn(_ask_rules, list(self.wanted.rules), info))
+        return answer if isinstance(answer, int) else 0         # a rule that fails is in the log, and counts as a no
+
+    def prepare_node(self, peer: Any, node: Node) -> Iterator:
+        """See `SchedulerDriver`: the client's files, then its node_setup."""
+        if self.wanted.disable_nodes:
+            yield self._permission(node.id)
+        args, needs = self._enabled.pop(node.id, self._no_args)
+        for name, path in self.wanted.files:
+            with open(path, "rb") as file:
+                status, content = os.fstat(file.fileno()), file.read()
+            yield peer.request("node.file", {"name": name, "mode": status.st_mode, "mtime": status.st_mtime}, content)
+        setup = self.wanted.node_setup
+        if setup is not None:
+            magic = bytes.fromhex(peer.info.get("magic", ""))
+            digests = self._closure((setup,) + needs)
+            blobs = [self.packer.blob(digest, magic) for digest in digests]
+            reply, _ = yield peer.request("node.setup", {}, _encode({"setup": setup.hex()}, [args] + blobs))
+            _check_setup("node_setup", reply)   # see `unpack_setup`
+        if self.wanted.pulse_s:
+            self.network.spawn(self._watch_availability, peer, node)
+
+    def prepare_server(self, peer: Any, server: Server) -> Iterator:
+        """See `SchedulerDriver`: the client's components, then its server_setup."""
+        wanted = self.wanted
+        if wanted.disable_servers:
+            yield self._permission(server.id)
+        args, needs = self._enabled.pop(server.id, self._no_args)
+        setup = () if wanted.server_setup is None else (wanted.server_setup,)
+        self._define(server.link, self._closure((*wanted.components, *setup, *needs)))
+        reply, _ = yield peer.request("server.setup", {"components": [key.hex() for key in wanted.components],
+                                                       "setup": [key.hex() for key in setup]}, args)
+        _check_setup("server_setup", reply)
+
+    def _closure(self, keys: Iterable[bytes]) -> List[bytes]:
+        """Keys of all definitions that these need, in the order in which they are to be sent."""
+        return list(dict.fromkeys(digest for key in keys for digest in self.packer.closure_of(key)))
+
+    def _permission(self, key: Any) -> Iterator:
+        """Wait until the client enables a node or server."""
+        while key not in self._enabled:
+            self._held[key] = self.network.engine.current
+            yield pycoslite.Suspend(None)
+
+    def enable(self, key: Any, args: _Packed) -> None:
+        """Let a node or server be set up, with these arguments."""
+        self._enabled[key] = args
+        task = self._held.pop(key, None)
+        if task is not None:
+            task.resume()
+
+    # -- while they are used -------------------------------------------------------------------------------------------
+
+    def _watch_availability(self, peer: Any, node: Node) -> Iterator:
+        """Tell the client what a node has free, every so often, as long as it has the node. A system task."""
+        while self.state.nodes.get(node.id) is node:
+            try:
+                facts, _ = yield peer.request("node.avail", {}, timeout=self.wanted.pulse_s)
+            except pycoslite.PycosError:
+                pass                                # not this time: whether the node lives is others' concern
+            else:
+                node.info.avail_info = _availability(peer, facts)
+                self._for_user(self.status, (None, node.info.avail_info))
+            yield pycoslite.Suspend(self.wanted.pulse_s)
+
+    def change(self, event: str, entity: Union[Node, Server], **how: Any) -> None:
+        """Let the cluster state handle an event that concerns a node or server."""
+        self._event(functools.partial(getattr(self.state, event), entity, **how))
+
+    def close_node(self, node: Node, terminate: bool, again: Optional[_Packed] = None) -> None:
+        """Close a node; `again`: take it anew then, with these arguments for its setup."""
+        if again is None:
+            self.left_alone.add(node.id)
+        else:
+            self._again.add(node.id)
+            self._enabled[node.id] = again
+        self.change("close_node", node, terminate=terminate)
+
+    def _release(self, node: Node) -> None:
+        link = self.nodes.get(node.id)
+        super()._release(node)
+        if link is not None and node.id in self._again and not self.state.closing:
+            self._again.discard(node.id)
+            self.network.spawn(self.use_node, [], link.peer)
+
+    def _on_close_server(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """A task wants the server to go that it runs on."""
+        server = self._caller(peer)
+        checked("client.close_server", args)
+        if server is not None:
+            self.change("close_server", server, terminate=args["terminate"], restart=args["restart"])
+
+    def _on_close_node(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """Likewise its node."""
+        server = self._caller(peer)
+        checked("client.close_node", args)
+        if server is not None:
+            self.close_node(server.node, args["terminate"])
+
+    def _caller(self, peer: Any) -> Optional[Server]:
+        link = self.servers.get(peer.process_id)
+        return None if link is None else self._record(link)
+
+
+def unpack_setup(payload: Bytes) -> Tuple[bytes, bytes, List[bytes]]:
+    """What a ``node.setup`` request brings: key of node_setup, its packed arguments, the definitions it needs. Pure."""
+    head, (args, *blobs) = _decode(payload)
+    return bytes.fromhex(head["setup"]), args, blobs
+
+
+def _check_setup(what: str, reply: dict) -> None:
+    if reply.get("error"):
+        raise pycoslite.PycosError("its %s failed: %s" % (what, reply["error"]))
+
+
+def _availability(peer: Any, facts: dict) -> DispycosNodeAvailInfo:
+    """What a node says of itself, as a record."""
+    return DispycosNodeAvailInfo(peer.location, *(facts.get(name) for name in ("cpu", "memory", "disk", "swap")))
+
+
+def _ask_rules(rules: List[DispycosNodeAllocate], info: DispycosNodeInfo) -> Iterator:
+    """A task that asks a client's rules about a node."""
+    return allocate_node(rules, info)
+    yield
+
+
+class _Turn:
+    """A client in the scheduler's queue: `come` is set when its turn has come, the rest is its part of the work."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.come = pycoslite.Event()
+        self.driver: Optional[_ClientDriver] = None
+        self.close: Optional[Callable] = None       # the client's
+
+
+class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
+    """Finds nodes for the clients of this process, which get them one after the other. There is one at most; the first
+    client makes it with the defaults if the program has not made it before.
+
+        Scheduler(nodes=["hosta", "hostb:9706"], secret="...")
+
+    `nodes` are nodes to contact besides those found on the local networks: 'host', 'host:port' or a Location. `embedded`
+    is how many cores of this machine to use by a node program of its own, True for all of them; the default is
+    `ClusterSettings.embedded`, 0. `ping_interval`: seconds between two searches for nodes, 0 for as often as makes sense.
+    `pulse_interval`, `zombie_period`, `node_port` (of nodes that are named without a port), `relay_nodes` and `clean` are
+    taken too. All other options are those of `pycoslite.Pycos`, which is started with them unless the network runs
+    already. Raises what that raises. Any thread.
+    """
+
+    def __init__(self, *, nodes: Iterable[Any] = (), embedded: Union[bool, int, None] = None, ping_interval: float = 0,
+                 node_port: Optional[int] = None, pulse_interval: Optional[float] = None,
+                 zombie_period: Optional[float] = None, **options: Any) -> None:
+        for name in ("relay_nodes", "clean", "discoronode_port"):
+            options.pop(name, None)     # nothing to do: nodes announce themselves, and nothing is left behind
+        self.node_port = node_port or NODE_PORT
+        self.network = pycoslite.running_network() or pycoslite.Pycos(**options).network
+        self._hosts = [self.location(node) for node in nodes]
+        self._ping_s, self._pulse_s, self._zombie_s = ping_interval, pulse_interval, zombie_period
+        self._cores = settings.embedded if embedded is None else -1 if embedded is True else int(embedded)
+        self._local: Optional[LocalNode] = None
+        self._turns: Any = collections.deque()      # of clients; the first one has the nodes
+        self._discovery = pycoslite.Discovery(self.network, pycoslite.settings.net_port, [])
+        self.network.on_peer(self._on_peer)
+        _running.append(self)
+
+    def location(self, node: Any) -> Any:
+        """The Location that a text ('host' or 'host:port') means for a node; a Location is one already. Any thread."""
+        return node if isinstance(node, pycoslite.Location) else pycoslite.Location.parse(node, self.node_port)
+
+    # -- what it does --------------------------------------------------------------------------------------------------
+
+    def status(self) -> Dict[str, Any]:
+        """The cluster at one glance. Client (its name, '' without one), Pending (clients that wait), PendingCPU (CPU jobs
+        that wait), Nodes, Servers (numbers of them in use). Any thread."""
+        turn = self._turns[0] if self._turns else None
+        state = turn.driver.state if turn is not None and turn.driver is not None else ClusterState()
+        pending = sum(job.state == _QUEUED and job.kind != IO for job in list(state.jobs.values()))
+        return {"Client": turn.name if turn else "", "Pending": max(len(self._turns) - 1, 0), "PendingCPU": pending,
+                "Nodes": len(state.nodes), "Servers": len(state.anywhere.servers)}
+
+    def print_status(self) -> None:
+        """Print what `status` gives, a line for each. Any thread."""
+        sys.stdout.write("".join("%s: %s\n" % item for item in self.status().items()))
+
+    # -- turns: user kernel --------------------------------------------------------------------------------------------
+
+    def enqueue(self, name: str) -> _Turn:
+        """A client wants the nodes. For `Client.schedule`."""
+        turn = _Turn(name)
+        self._turns.append(turn)
+        self._turns[0].come.set()
+        return turn
+
+    def begin(self, turn: _Turn, driver: _ClientDriver, close: Callable) -> None:
+        """Find nodes for a client whose turn has come. For `Client.schedule`."""
+        turn.driver, turn.close = driver, close
+        if self._cores and self._local is None:
+            self._local = LocalNode(self.network, None if self._cores < 0 else self._cores, lambda peer: None, -1)
+        self.network.post(self._begin, driver)
+
+    def close(self) -> Any:
+        """Close the client that has the nodes, if there is one. Use with yield. Gives 0."""
+        turn = self._turns[0] if self._turns else None
+        return pycoslite.Value(0) if turn is None or turn.close is None else turn.close()
+
+    def leave(self, turn: _Turn) -> None:
+        """A client is done, or has given up waiting. For `Client`."""
+        if turn in self._turns:
+            self._turns.remove(turn)
+        if self._turns:
+            self._turns[0].come.set()
+
+    def stop(self) -> None:
+        """End what this scheduler has started. Any thread, but not in a task."""
+        pycoslite.Singleton.discard(type(self))
+        if self._local is not None:
+            self._local.end()
+        ended = threading.Event()
+        self.network.post(self._stop, ended)
+        ended.wait(_PATIENCE_S)
+
+    def _stop(self, ended: threading.Event) -> None:
+        self._turns.clear()
+        self._discovery.close()
+        ended.set()
+
+    # -- nodes: engine -------------------------------------------------------------------------------------------------
+
+    def offer(self, driver: _ClientDriver) -> None:
+        """Let a client have what nodes are known. For `Client`."""
+        for peer in list(self.network.peers.values()):
+            self._on_peer(peer, "online" if peer.online else "", "")
+
+    def contact(self, driver: _ClientDriver, hosts: Iterable[Any]) -> None:
+        """Use these nodes for a client, as soon as they can be reached. For `Client`."""
+        for location in hosts:
+            self.network.spawn(self._keep_contact, driver, location)
+
+    def _begin(self, driver: _ClientDriver) -> None:
+        self.offer(driver)
+        self.contact(driver, self._hosts + driver.wanted.hosts)
+        self._search(driver)
+        self.network.call_later(_PATIENCE_S, self._say_why, driver)
+
+    def _serves(self, driver: Optional[_ClientDriver]) -> bool:
+        """Whether that client has its turn and wants nodes."""
+        return driver is not None and not driver.state.closing and bool(self._turns) and self._turns[0].driver is driver
+
+    def _on_peer(self, peer: Any, event: str, _detail: str) -> None:
+        driver = self._turns[0].driver if self._turns else None
+        if event == "online" and peer.info.get("role") == "node" and self._serves(driver):
+            self.network.spawn(self._use, driver, peer)
+
+    @staticmethod
+    def _use(driver: _ClientDriver, peer: Any) -> Iterator:
+        try:
+            yield driver.use_node([], peer)
+        except pycoslite.PycosError as error:
+            pycoslite.log.warning("node %s is not used: %s", peer, error)
+
+    def _keep_contact(self, driver: _ClientDriver, location: Any) -> Iterator:
+        """Use a node that was named, whenever it can be reached. A system task."""
+        silent = False
+        while self._serves(driver):
+            try:
+                yield driver.use_node([location])
+                silent = False
+            except pycoslite.AuthenticationError as error:
+                pycoslite.log.error("node %s cannot be used: %s", location, error)
+                return
+            except pycoslite.PycosError as error:
+                if not silent and self._serves(driver):
+                    pycoslite.log.warning("node %s cannot be used yet: %s; trying again every %g s", location, error,
+                                          _CONTACT_AGAIN_S)
+                silent = True
+            yield pycoslite.Suspend(_CONTACT_AGAIN_S)
+
+    def _search(self, driver: _ClientDriver) -> None:
+        """Look for nodes on the local networks, now and then; who wants the cores of this machine means these alone."""
+        if self._serves(driver) and self._local is None:
+            if self._ping_s or not driver.nodes:
+                self._discovery.search(pycoslite.ROLES["node"])
+            self.network.call_later(self._ping_s or _SEARCH_AGAIN_S, self._search, driver)
+
+    def _say_why(self, driver: _ClientDriver) -> None:
+        if not self._serves(driver) or driver.nodes:
+            return
+        if self._local is not None:
+            pycoslite.log.error("the node program for this machine did not start so far (exit status %s): run "
+                                "dispycosnode_lite.py by hand to see why", self._local.failed())
+        else:
+            pycoslite.log.warning(
+                "no node was found so far, so the client waits: start dispycosnode_lite.py on the machines to use, name "
+                "them with Scheduler(nodes=['host']) if they are on other networks, or set PYCOSLITE_EMBEDDED=-1 to use "
+                "the cores of this machine")
+
+
+_running: List[Scheduler] = []          # the one there is
+
+
+def _stop_scheduler() -> None:
+    """Runs before the network is stopped."""
+    while _running:
+        _running.pop().stop()
+
+
+pycoslite.STOPPERS.insert(0, _stop_scheduler)
+
+
+# ---- jobs, as the program sees them ----
+
+
+class _Run:
+    """One job of a client, from the call that hands it in to its end."""
+
+    __slots__ = ("name", "args", "kwargs", "job", "task", "begun", "ended", "result")
+
+    def __init__(self, name: str, args: tuple, kwargs: Dict[str, Any]) -> None:
+        self.name, self.args, self.kwargs = name, args, kwargs
+        self.job: Any = None
+        self.task: Optional[JobTask] = None         # once it has started
+        self.begun = pycoslite.Event()              # it has started, or ended without
+        self.ended = pycoslite.Event()
+        self.result: Any = None                     # value, or MonitorStatus
+
+
+class JobTask(pycoslite.RemoteTask):
+    """Reference to a task that a `Client` runs at a server: a remote task, for messages, `terminate` and monitors, that
+    also knows how it ends. Equal to other references to the same task, which come in messages, say."""
+
+    __slots__ = ("_ended", "_exit_value", "_monitors", "_waiting")
+
+    def __init__(self, peer: Any, task_id: int, name: str) -> None:
+        super().__init__(peer, task_id, name)
+        self._ended = pycoslite.Event()
+        self._exit_value: Any = None
+        self._monitors: List[Any] = []
+        self._waiting = 0                           # tasks in `finish`
+
+    def __reduce__(self) -> Any:
+        return copyreg.dispatch_table[pycoslite.RemoteTask](self)
+
+    @types.coroutine
+    def _finish(self, timeout: Optional[float]) -> Any:
+        self._waiting += 1
+        try:
+            ended = yield self._ended.wait(timeout)
+        finally:
+            self._waiting -= 1
+        return (yield pycoslite.Value(self._exit_value if ended else None))
+
+    def finish(self, timeout: Optional[float] = None) -> Any:
+        """The exit value; waits for the end at most `timeout` seconds. Use with yield. A task that failed gives a
+        `MonitorStatus` (`type` is the exception's class, `value` the traceback); None when it was terminated or
+        abandoned, or time is up."""
+        return self._finish(timeout)
+
+    __call__ = finish
+
+    def is_alive(self) -> bool:
+        """Whether it runs, as far as is known here. Any thread."""
+        return not self._ended.is_set()
+
+    def notify(self, monitor: Any) -> int:
+        """Have a `MonitorStatus` sent to `monitor` when it ends. Returns 0, or -1 when it has ended."""
+        if self._ended.is_set():
+            return -1
+        self._monitors.append(monitor)
+        return 0
+
+    def conclude(self, status: Any, exit_value: Any) -> bool:
+        """It has ended: tell who wants to know; False if nobody does. For `Client`."""
+        self._exit_value = exit_value
+        monitors, self._monitors = self._monitors, []
+        for monitor in monitors:
+            monitor.send(status)
+        self._ended.set()
+        return bool(monitors or self._waiting)
+
+
+# ---- what a client is made with ----
+
+# What may follow the components, by the type of the first of it: three generations of programs.
+_FORMS: List[Tuple[tuple, Tuple[str, ...]]] = [
+    ((list, tuple), ("nodes", "status_task", "node_setup", "server_setup", "disable_nodes", "disable_servers",
+                     "pulse_interval", "node_allocations", "ping_interval", "restart_servers", "zombie_period",
+                     "abandon_zombie_nodes")),
+    ((int, float), ("pulse_interval", "node_allocations", "status_task", "node_setup", "server_setup", "disable_nodes",
+                    "disable_servers", "peers_communicate")),
+    ((pycoslite.Task, type(None)), ("status_task", "timeout", "pulse_interval", "zombie_period")),
+]
+_OLD_OPTIONS = {"status_coro": "status_task"}
+
+
+@dataclasses.dataclass
+class _ClientOptions:
+    """Everything but the components; `check` says what is wrong. See `Client` for what they mean."""
+
+    nodes: Any = ()
+    status_task: Any = None
+    node_setup: Any = None
+    server_setup: Any = None
+    disable_nodes: bool = False
+    disable_servers: bool = False
+    pulse_interval: float = 0.0
+    node_allocations: Any = ()
+    ping_interval: Optional[float] = None
+    restart_servers: bool = False
+    zombie_period: Optional[float] = None
+    abandon_zombie_nodes: bool = False
+    peers_communicate: bool = False
+    timeout: Optional[float] = None
+
+    @classmethod
+    def of_call(cls, args: tuple, options: Dict[str, Any]) -> "_ClientOptions":
+        """What a call of `Client` means. Raises TypeError as Python does, MisuseError."""
+        names = next((names for kinds, names in _FORMS if args and isinstance(args[0], kinds)), ())
+        if len(args) > len(names):
+            raise TypeError("Client(): the argument %r has no meaning there; use keywords" % (args[len(names)],))
+        given = dict(zip(names, args))
+        for name, value in options.items():
+            name = _OLD_OPTIONS.get(name, name)
+            if name in given:
+                raise TypeError("Client() got %s twice" % name)
+            given[name] = value
+        found = cls(**given)
+        found.pulse_interval = found.pulse_interval or 5 * MinPulseInterval
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """Raise MisuseError for the first thing that cannot be."""
+        for wrong, sentence in (
+                (not MinPulseInterval <= self.pulse_interval <= MaxPulseInterval,
+                 "pulse_interval=%r is not between MinPulseInterval and MaxPulseInterval (%g to %g seconds)" % (
+                     self.pulse_interval, MinPulseInterval, MaxPulseInterval)),
+                (self.ping_interval and self.ping_interval < self.pulse_interval,
+                 "ping_interval=%r is shorter than pulse_interval=%g" % (self.ping_interval, self.pulse_interval)),
+                (self.zombie_period and self.zombie_period < 5 * self.pulse_interval,
+                 "zombie_period=%r is shorter than five times pulse_interval=%g" % (
+                     self.zombie_period, self.pulse_interval)),
+                (self.status_task is not None and not isinstance(self.status_task, pycoslite.Task),
+                 "status_task=%r is not a task" % (self.status_task,)),
+                ((self.disable_nodes or self.disable_servers) and self.status_task is None,
+                 "disable_nodes and disable_servers need a status_task, which is told what there is to enable")):
+            if wrong:
+                raise pycoslite.MisuseError("Client(): " + sentence)
+        for name in ("node_setup", "server_setup"):
+            setup = getattr(self, name)
+            if setup is not None and (not callable(setup) or job_kind(setup) != TASK):
+                raise pycoslite.MisuseError("Client(): %s=%r is not a generator function" % (name, setup))
+
+    def rules(self) -> List[DispycosNodeAllocate]:
+        """Allocation rules, in order; a host name is one for all its CPUs."""
+        found = []
+        for node in [*_as_list(self.nodes), *_as_list(self.node_allocations)]:
+            if isinstance(node, str):
+                node = DispycosNodeAllocate(pycoslite.Location.parse(node, 0).addr)
+            if not isinstance(node, DispycosNodeAllocate):
+                raise pycoslite.MisuseError("Client(): nodes=%r is not a list of host names and DispycosNodeAllocate "
+                                            "objects" % (self.nodes,))
+            found.append(node)
+        return found
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _file_component(path: str) -> Tuple[str, str]:
+    """A file's name at the node (its path below the working directory, or else its last part) and its path here."""
+    path = os.path.abspath(path)
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise pycoslite.MisuseError("Client(): the file %s cannot be sent: %s" % (path, error.strerror)) from None
+    below = os.path.join(os.getcwd(), "")
+    name = path[len(below):] if path.startswith(below) else os.path.basename(path)
+    return name.replace(os.sep, "/"), path
+
+
+def _code_component(component: Any) -> Any:
+    """What is sent for a component that is no file: a function, class or module; an object stands for its class."""
+    if isinstance(component, (types.FunctionType, types.ModuleType, type)):
+        subject = component
+    else:
+        subject = type(component)
+    if isinstance(subject, type) and not subject.__flags__ & _HEAP_TYPE:
+        raise TypeError("Client(): %r cannot be a component: servers have built-in classes already" % (component,))
+    return subject
+
+
+class Client:
+    """A program's part of the cluster: what its jobs need, and the methods that run them. Also named `Computation`.
+
+        def work(n, task=None):                 # runs at a server
+            yield task.sleep(n)
+            return n * n
+
+        def main(task=None):
+            client = Client([work])
+            yield client.schedule()
+            print((yield client.run_result(work, 3)))
+            yield client.close()
+
+        pycoslite.Task(main)
+
+    `components`: functions, classes, modules, objects (for their class) and paths of files that jobs use, in a list, or
+    just one. Code is there before the first job; files are in the parent of the servers' working directory. Functions
+    that are not listed travel with the job that needs them. The options, by keyword (positions as in older programs work
+    too):
+
+    nodes               host names or `DispycosNodeAllocate` rules, tried in order on each node; also node_allocations
+    status_task         a task that is sent `DispycosStatus` messages, what nodes have free, and how jobs ended
+    node_setup          generator function run once on each node before its servers are made; must end with 0
+    server_setup        the same in each server
+    disable_nodes       nodes are not set up before `enable_node`; disable_servers likewise, `enable_server`
+    pulse_interval      seconds between two reports of what a node has free; 5 * MinPulseInterval
+    ping_interval       seconds between two searches for nodes
+    restart_servers     servers that are closed are replaced
+    zombie_period, abandon_zombie_nodes, peers_communicate, timeout     taken for the sake of older programs
+
+    Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot travel.
+    Methods are for tasks of this process; those described as "use with yield" work with ``yield``, ``yield from`` and
+    ``await``.
+    """
+
+    def __init__(self, components: Any = (), *args: Any, **options: Any) -> None:
+        self._options = chosen = _ClientOptions.of_call(args, options)
+        self._packer = Packer()
+        self._wanted = wanted = _Wanted(chosen.rules(), self._named_hosts())
+        for component in _as_list(components):
+            if isinstance(component, str):
+                wanted.files.append(_file_component(component))
+            else:
+                wanted.components.append(self._packer.component(_code_component(component)))
+        if chosen.node_setup is not None:
+            wanted.node_setup = self._packer.function(chosen.node_setup)
+        if chosen.server_setup is not None:
+            wanted.server_setup = self._packer.function(chosen.server_setup)
+        wanted.disable_nodes, wanted.disable_servers = chosen.disable_nodes, chosen.disable_servers
+        self._job_ids = itertools.count(1)
+        self._runs: Dict[int, _Run] = {}            # by job id, those that have not ended
+        self._turn: Optional[_Turn] = None          # set from `schedule` to the end of `close`
+        self._driver: Any = None
+        self._terminating = False
+        self._closed = pycoslite.Event()
+
+    def _named_hosts(self) -> List[Any]:
+        """Locations of the nodes that are named, and not described by a pattern."""
+        found = []
+        for node in _as_list(self._options.nodes):
+            if isinstance(node, str):
+                found.append(pycoslite.Location.parse(node, NODE_PORT))
+            elif isinstance(node, DispycosNodeAllocate) and node.ip_rex == re.escape(node.node):
+                found.append(pycoslite.Location(node.node, node.port or NODE_PORT))
+        return found
+
+    @property
+    def status_task(self) -> Any:
+        """The task that is told of changes, None for no one. May be assigned until `schedule`."""
+        return self._options.status_task
+
+    @status_task.setter
+    def status_task(self, task: Any) -> None:
+        if task is not None and not isinstance(task, pycoslite.Task):
+            raise pycoslite.MisuseError("status_task=%r is not a task" % (task,))
+        self._options.status_task = task
+
+    status_coro = status_task
+
+    def __repr__(self) -> str:
+        return "client %d of %s" % (id(self), _client_name())
+
+    # -- its turn ------------------------------------------------------------------------------------------------------
+
+    @types.coroutine
+    def schedule(self, location: Any = None, timeout: Optional[float] = None) -> Any:
+        """Wait until the nodes are this client's. Use with yield. Gives 0 (also when they are already), or -1 when
+        `timeout` seconds were not enough. Nodes need not be there: they are used as they come."""
+        if self._driver is not None:
+            return 0
+        scheduler = Scheduler()
+        turn = self._turn = scheduler.enqueue(repr(self))
+        try:
+            come = yield turn.come.wait(timeout)
+        except BaseException:
+            come = False
+            raise
+        finally:
+            if not come:
+                self._turn = None
+                scheduler.leave(turn)
+        if not come:
+            return -1
+        self._closed.clear()
+        self._terminating = False
+        if self.status_task is not None:
+            self._wanted.pulse_s = self._options.pulse_interval
+        self._driver = _ClientDriver(scheduler.network, self._packer, self._settle, self._tell, self._wanted)
+        self._tell(SchedulerStatus.ClientScheduled, id(self))
+        scheduler.begin(turn, self._driver, self.close)
+        return 0
+
+    @types.coroutine
+    def close(self, await_io: bool = False, terminate: bool = False, timeout: Optional[float] = None,
+              await_async: bool = False) -> Any:
+        """Take no more jobs, wait for the CPU jobs, give the nodes back. Use with yield. Gives 0, or -1 when `timeout`
+        seconds were not enough (it goes on closing). I/O jobs are stopped unless `await_io`; `terminate` stops all:
+        KeyboardInterrupt is raised in them, and those that do not end are killed. Closing again does no harm."""
+        driver = self._driver
+        if driver is None:
+            return 0
+        self._terminating = self._terminating or terminate
+        driver.network.post(driver.wind_up, await_io or await_async, terminate)
+        closed = yield self._closed.wait(timeout)
+        return 0 if closed else -1
+
+    # -- running jobs --------------------------------------------------------------------------------------------------
+
+    def rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a generator function (or async function) as a task on the CPU of some server, at which no other such task
+        runs; waits for one. Use with yield. Gives a `JobTask` once it has started; None, with a line in the log, when it
+        cannot be started: it, or an argument, cannot travel, or the arguments do not fit. `run` is its older name."""
+        return self._start(TASK, None, gen, args, kwargs)
+
+    def rtask_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """`rtask` at a place: a node (name or address) or a server (Location). None also when it is not in use."""
+        return self._start(TASK, where, gen, args, kwargs)
+
+    def io_rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """`rtask` for a task that mostly waits: begins at once, at the server with the fewest of its kind, whatever else
+        runs there. `close` does not wait for it. `run_async` is its older name."""
+        return self._start(IO, None, gen, args, kwargs)
+
+    def io_rtask_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """`io_rtask` at a place; see `rtask_at`."""
+        return self._start(IO, where, gen, args, kwargs)
+
+    run, run_at, run_async, run_async_at = rtask, rtask_at, io_rtask, io_rtask_at
+
+    def run_result(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a job on the CPU of some server and wait for its result; plain functions will do, too. Use with yield. When
+        it fails, or is lost, that is a `MonitorStatus`."""
+        return self._result(None, gen, args, kwargs)
+
+    def run_result_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """`run_result` at a place; see `rtask_at`."""
+        return self._result(where, gen, args, kwargs)
+
+    @types.coroutine
+    def run_results(self, gen: Callable, iterable: Iterable) -> Any:
+        """`run_result` for each item of an iterable, as many at a time as there are servers. Use with yield. Gives the
+        results in the order of the items. An item that is a tuple, or another iterable but text, has all arguments."""
+        runs = [self._launch(None, None, gen, _arguments(item), {}) for item in iterable]
+        results = []
+        for run in runs:
+            if run is not None:
+                yield run.ended.wait()
+            results.append(None if run is None else run.result)
+        return results
+
+    def run_each(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a task that mostly waits at many places. `where` is 'node' (one server on every node), 'server' (every
+        server), the address of a node (all its servers), or a Location (every server). Use with yield. Gives a list of
+        `JobTask`."""
+        if where == "server" or isinstance(where, pycoslite.Location):
+            return self.run_servers(gen, *args, **kwargs)
+        if where != "node" and self._node(where) is not None:
+            return self.run_node_servers(where, gen, *args, **kwargs)
+        return self.run_nodes(gen, *args, **kwargs)
+
+    def run_nodes(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a task at one server of every node; see `run_each`."""
+        return self._start_each([node.id for node in self._nodes()], gen, args, kwargs)
+
+    def run_servers(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a task at every server; see `run_each`."""
+        return self._start_each([server.location for server in self._servers()], gen, args, kwargs)
+
+    def run_node_servers(self, node: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a task at every server of one node; see `run_each`. Gives [] for an unknown node."""
+        known = self._node(node)
+        return self._start_each([server.location for server in self._servers() if server.node is known],
+                                gen, args, kwargs)
+
+    @types.coroutine
+    def _start_each(self, places: List[Any], gen: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        runs = [self._launch(IO, place, gen, args, kwargs) for place in places]
+        started = []
+        for run in runs:
+            if run is not None:
+                yield run.begun.wait()
+                started += [run.task] if run.task is not None else []
+        return started
+
+    @types.coroutine
+    def _start(self, kind: int, where: Any, gen: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        run = self._launch(kind, where, gen, args, kwargs)
+        if run is None:
+            return None
+        yield run.begun.wait()
+        return (yield pycoslite.Value(run.task))
+
+    @types.coroutine
+    def _result(self, where: Any, gen: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        run = self._launch(None, where, gen, args, kwargs)
+        if run is None:
+            return None
+        yield run.ended.wait()
+        return (yield pycoslite.Value(run.result))
+
+    def _launch(self, kind: Optional[int], where: Any, gen: Callable, args: tuple, kwargs: dict) -> Optional[_Run]:
+        """Hand in a job (`kind` None: as its function is). None, with a line in the log, when it cannot run."""
+        name = getattr(gen, "__name__", None) or repr(gen)
+        try:
+            if self._driver is None:
+                raise pycoslite.MisuseError("the client is not scheduled: 'yield client.schedule()' comes first")
+            actual = job_kind(gen)
+            if kind is not None and actual != TASK:
+                raise pycoslite.MisuseError("it is neither a generator function nor an async function")
+            place = self._place(where)
+            key = self._packer.function(gen)
+            data, needs = self._packer.dumps((args, kwargs))
+        except pycoslite.PycosError as error:
+            pycoslite.log.error("job %s was not started: %s", name, error)
+            return None
+        run = _Run(name, args, kwargs)
+        run.job = Job(next(self._job_ids), key, actual if kind is None else kind, Terms(place), _Load(run, data, needs))
+        self._runs[run.job.id] = run
+        self._driver.submit(run.job)
+        return run
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def _tell(self, code: Optional[int], info: Any) -> None:
+        """Something has changed; without a code it is what a node has free."""
+        if code == SchedulerStatus.TaskStarted:
+            self._started(*info)
+        elif code == SchedulerStatus.ClientClosed:
+            self._inform(DispycosStatus(code, id(self)))
+            self._ended()
+        else:
+            self._inform(info if code is None else DispycosStatus(code, info))
+
+    def _inform(self, message: Any) -> None:
+        if self.status_task is not None:
+            self.status_task.send(message)
+
+    def _started(self, job: Job, task_id: int) -> None:
+        run: _Run = job.load.future
+        run.task = JobTask(job.server.link.peer, task_id, run.name)
+        self._inform(DispycosStatus(SchedulerStatus.TaskStarted,
+                                    DispycosTaskInfo(run.task, run.args, run.kwargs, time.time())))
+        run.begun.set()
+
+    def _settle(self, job: Job, outcome: int, payload: Any) -> None:
+        """A job has ended."""
+        run: _Run = self._runs.pop(job.id)
+        value, error = _outcome(self._packer, outcome, payload)
+        status = self._status_of(run, value, error, outcome)
+        run.result = value if error is None else status
+        if run.task is not None:
+            abandoned = isinstance(status.type, int)
+            told = run.task.conclude(status, None if abandoned else run.result)
+            self._inform(status)
+            if error is not None and not abandoned and not told and self.status_task is None:
+                pycoslite.log.warning("%r failed, and nobody waits for it or monitors it:\n%s", run.task, status.value)
+        elif error is not None and job.kind != FUNCTION:
+            pycoslite.log.log(logging.INFO if isinstance(error, (Cancelled, ClusterClosed)) else logging.ERROR,
+                              "job %s was not started: %s", run.name, status.value)
+        run.begun.set()
+        run.ended.set()
+
+    def _status_of(self, run: _Run, value: Any, error: Optional[BaseException], outcome: int) -> Any:
+        """How a job has ended, as monitors are told."""
+        subject = run.name if run.task is None else run.task
+        if error is None:
+            return pycoslite.MonitorStatus(subject, StopIteration, value)
+        if outcome == ERROR and isinstance(error, JobError):
+            stopped = isinstance(error, Cancelled) and (self._terminating or run.job.kind != IO or not self._closing())
+            code = SchedulerStatus.TaskTerminated if stopped else SchedulerStatus.TaskAbandoned
+            status = pycoslite.MonitorStatus(subject, code, str(error))
+        else:
+            text = getattr(error.__cause__, "text", None) or str(error)         # the traceback at the server
+            status = pycoslite.MonitorStatus(subject, type(error), text)
+        status.error = error
+        return status
+
+    def _closing(self) -> bool:
+        return self._driver is None or self._driver.state.closing
+
+    def _ended(self) -> None:
+        """The nodes were given back."""
+        turn, self._turn, self._driver = self._turn, None, None
+        Scheduler().leave(turn)
+        self._closed.set()
+
+    # -- nodes and servers ---------------------------------------------------------------------------------------------
+
+    def nodes(self) -> Any:
+        """Addresses of the nodes in use, a list. Use with yield."""
+        return pycoslite.Value([node.info.addr for node in self._nodes()])
+
+    def servers(self) -> Any:
+        """Locations of the servers in use, a list. Use with yield."""
+        return pycoslite.Value([server.location for server in self._servers()])
+
+    def tasks(self, where: Any = None) -> Any:
+        """The tasks that run at a node (name or address) or server (Location), None for all; a list. Use with yield."""
+        node = None if where is None else self._node(where)
+        return pycoslite.Value([
+            run.task for run in self._runs.values() if run.task is not None and (
+                where is None or run.job.server.location == where or run.job.server.node is node)])
+
+    def _nodes(self) -> List[Node]:
+        return [] if self._driver is None else list(self._driver.state.nodes.values())
+
+    def _servers(self) -> List[Server]:
+        return [] if self._driver is None else list(self._driver.state.anywhere.servers)
+
+    def _node(self, where: Any) -> Optional[Node]:
+        """The node of that name or address; of a Location only the address counts."""
+        names = {getattr(where, "addr", where)}
+        nodes = self._nodes()
+        if nodes and not any(names & {node.info.name, node.info.addr} for node in nodes):
+            try:
+                names.update(found[4][0] for found in socket.getaddrinfo(names.pop(), None))
+            except (OSError, UnicodeError, TypeError):
+                return None                         # no host has that name
+        return next((node for node in nodes if names & {node.info.name, node.info.addr}), None)
+
+    def _place(self, where: Any) -> Any:
+        """What a job's `where` is in the cluster state. Raises PycosError when there is no such place."""
+        if where is None or self._driver.state.servers_at(where):
+            return where
+        node = self._node(where)
+        if node is None or isinstance(where, pycoslite.Location) and where != node.info.location:
+            raise pycoslite.PycosError("no node or server %r is in use; there are: %s" % (
+                where, ", ".join([node.info.addr for node in self._nodes()]
+                                 + [repr(server.location) for server in self._servers()]) or "none"))
+        return node.id
+
+    def _server(self, location: Any) -> Optional[Server]:
+        return next((server for server in self._servers() if server.location == location), None)
+
+    def _apply(self, entity: Any, event: Callable, *args: Any) -> int:
+        """Have the engine make a call that concerns a node or server; -1 when there is none."""
+        if entity is None:
+            pycoslite.log.warning("there is no such node or server in use")
+            return -1
+        self._driver.network.post(event, *args)
+        return 0
+
+    def _event(self, entity: Any, name: str, **how: Any) -> int:
+        """Have the cluster state handle an event that concerns a node or server; -1 when there is none."""
+        return self._apply(entity, lambda: self._driver.change(name, entity, **how))
+
+    def suspend_node(self, node: Any) -> int:
+        """Give a node (name or address) no new jobs; those that run go on. Returns 0, or -1 for an unknown one."""
+        return self._event(self._node(node), "suspend")
+
+    def resume_node(self, node: Any) -> int:
+        """Undo `suspend_node`."""
+        return self._event(self._node(node), "resume")
+
+    def suspend_server(self, location: Any) -> int:
+        """Give a server (Location) no new jobs; those that run go on. Returns 0, or -1 for an unknown one."""
+        return self._event(self._server(location), "suspend")
+
+    def resume_server(self, location: Any) -> int:
+        """Undo `suspend_server`."""
+        return self._event(self._server(location), "resume")
+
+    def close_server(self, location: Any, terminate: bool = False, restart: bool = False) -> int:
+        """End a server process once what runs there has ended (`terminate`: stop that); `restart`: replace it, as the
+        option restart_servers does always. Returns 0, or -1 for an unknown one."""
+        return self._event(self._server(location), "close_server", terminate=terminate,
+                           restart=restart or self._options.restart_servers)
+
+    def restart_server(self, location: Any, terminate: bool = False) -> int:
+        """`close_server`, and a fresh process in its place."""
+        return self.close_server(location, terminate, True)
+
+    def close_node(self, node: Any, terminate: bool = False) -> int:
+        """Close all servers of a node, then give it back; this client does not take it again. Returns 0, or -1 for an
+        unknown one."""
+        known = self._node(node)
+        return self._apply(known, lambda: self._driver.close_node(known, terminate))
+
+    def restart_node(self, node: Any, *setup_args: Any, terminate: bool = False) -> int:
+        """Close all servers of a node, then take it anew: node_setup runs again, with these arguments. Returns 0, or -1
+        for an unknown one."""
+        known, args = self._node(node), self._packer.dumps((setup_args, {}))
+        return self._apply(known, lambda: self._driver.close_node(known, terminate, args))
+
+    def enable_node(self, node: Any, *setup_args: Any) -> int:
+        """Set up a node (name, address, Location or DispycosNodeInfo) that disable_nodes holds back, with these arguments
+        for node_setup. Returns 0, or -1 for an unknown one. Raises CannotShip."""
+        known, args = self._node(node), self._packer.dumps((setup_args, {}))
+        return self._apply(known, lambda: self._driver.enable(known.id, args))
+
+    def enable_server(self, location: Any, *setup_args: Any) -> int:
+        """Set up a server (Location) that disable_servers holds back, with these arguments for server_setup. Returns 0,
+        or -1 for an unknown one. Raises CannotShip."""
+        known, args = self._server(location), self._packer.dumps((setup_args, {}))
+        return self._apply(known, lambda: self._driver.enable(known.id, args))
+
+    def node_allocate(self, rule: Any) -> int:
+        """Put an allocation rule before the others, in place of one for the same nodes, and look again at the nodes that
+        are not in use. Returns 0, or -1 for what is no rule, or before `schedule`."""
+        if not isinstance(rule, DispycosNodeAllocate) or self._driver is None:
+            return -1
+        rules = self._wanted.rules
+        rules[:] = [rule] + [other for other in rules if other.node != rule.node]
+        scheduler, driver = Scheduler(), self._driver
+        driver.network.post(scheduler.offer, driver)
+        return 0
+
+
+def _arguments(item: Any) -> tuple:
+    """The arguments that an item of `Client.run_results` stands for."""
+    if isinstance(item, tuple):
+        return item
+    return tuple(item) if isinstance(item, collections.abc.Iterable) and not isinstance(item, (str, bytes)) else (item,)
+
+
+# ======================================================================================================================
+# 8. Cluster (Executor)                                                                                       any thread
+# ======================================================================================================================
+
+_SEARCH_S = 0.03                        # a node on the local networks answers a search sooner; the search goes on after
+_LOCAL_START_S = 20.0                   # a node program on this machine, even a busy one, has started by then
+_LOCAL_STARTS = 3                       # one that ends by itself is replaced, but not for ever
+_AGAIN_S = (0.1, 2.0)                   # a node that is lost or cannot be reached is tried again after; doubles up to
+_END_S = 5.0                            # what remains to be done at the end is given up after so long
+_AHEAD_BYTES = 64 << 20                 # arguments `map` keeps unfinished ...
+_AHEAD_JOBS = 4096                      # ... and jobs
+_HEADROOM = 1024                        # of a message's length, for all that is not the payload
+
+_server_name = ""                       # set in a server process
+
+
+def current_server() -> str:
+    """Name of the server process that runs the calling job, as in 'host/1'; '' outside of a server. Any thread."""
+    return _server_name
+
+
+def enter_server(name: str) -> None:
+    """This process is a server of that name. For the node program."""
+    global _server_name
+    _server_name = name
+
+
+class _Sharing:
+    """The network that the clusters of this process share: started for the first one unless it runs already, and stopped
+    after the last one, with the kernel if that was started for it, too. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()           # guards: the rest
+        self._users = 0
+        self._started: Any = None               # the network, if it was started here
+        self._kernel: Any = None                # its kernel, if that was
+        self.alone = False                      # there is no secret to share with other machines
+
+    def join(self, locations: List[Any], secret: Any, secret_file: Optional[str], cluster: str) -> Any:
+        """The network for one more cluster."""
+        with self._lock:
+            network = pycoslite.running_network()
+            if network is None:
+                kernel = pycoslite.running_kernel()
+                network, self.alone = _client_network(locations, secret, secret_file, cluster)
+                self._started = network
+                self._kernel = network.host if kernel is None else None
+                self._users = 0
+            elif network.cluster != cluster or (secret is not None or secret_file) and (
+                    network.key != pycoslite.secret_key(secret, secret_file)):
+                raise pycoslite.MisuseError("the network of this process runs already, with another secret or cluster "
+                                            "name: leave these arguments out, or shut down what uses it first")
+            self._users += 1
+            return network
+
+    def leave(self, network: Any) -> None:
+        """One cluster is done."""
+        with self._lock:
+            self._users -= 1
+            if self._users or network is not self._started:
+                return
+            kernel, self._started, self._kernel = self._kernel, None, None
+            if pycoslite.running_network() is network:
+                pycoslite.stop_network()
+            if kernel is not None and kernel is pycoslite.running_kernel() and not kernel.tasks:
+                pycoslite.stop_default()
+
+
+_sharing = _Sharing()
+
+
 def _client_network(locations: List[Any], secret: Any, secret_file: Optional[str], cluster: str) -> Tuple[Any, bool]:
-    """The network to use, and whether it was started here. Without named nodes a missing secret is no hindrance: a key
-    made up now does for the cores of this machine."""
-    running = pycoslite.running_network()
-    if running is not None:
-        return running, False
+    """Start the network; also tells whether there is no secret. Without named nodes that is no hindrance: a key made up
+    now does for the cores of this machine."""
+    alone = False
     try:
         key = pycoslite.secret_key(secret, secret_file)
     except pycoslite.SecretError as error:
-        if locations:
+        if locations or secret or secret_file:
             raise
-        pycoslite.log.warning("no nodes can be looked for: %s", error)
-        return pycoslite.start_network("127.0.0.1", 0, key=os.urandom(32), cluster=cluster, role="client"), True
-    local = locations and all(location.addr in ("localhost", "::1") or location.addr.startswith("127.")
-                              for location in locations)
-    return pycoslite.start_network("127.0.0.1" if local else None, 0, key=key, cluster=cluster, role="client"), True
+        pycoslite.log.warning("only this machine is used: %s", error)
+        key, alone = os.urandom(32), True
+    local = alone or locations and all(location.addr in ("localhost", "::1") or location.addr.startswith("127.")
+                                       for location in locations)
+    return pycoslite.start_network("127.0.0.1" if local else None, 0, key=key, cluster=cluster, role="client"), alone
 
 
-def _outcome(packer: Packer, outcome: int, payload: Any) -> Tuple[Any, Optional[BaseException]]:
-    """Value and exception of a job that has ended. Unpickles, so not in the engine."""
-    try:
-        if outcome == VALUE:
-            return packer.loads(payload), None
-        if outcome == EXCEPTION:
-            return None, packer.unpack_exception(payload)
-    except Exception as error:              # user code runs when its classes are unpickled
-        return None, ResultError("the job has a result that cannot be unpickled here: %s: %s" % (
-            type(error).__name__, error))
-    if outcome == UNPICKLABLE:
-        return None, ResultError(bytes(payload).decode("utf8", "replace"))
-    return None, payload if outcome == ERROR else Cancelled("the job was stopped at its server")
+class _ClusterDriver(SchedulerDriver):
+    """The scheduler of one `Cluster`: keeps nodes in use, and gives futures their results even while the user kernel is
+    held up by a callback that blocks or a task that computes. Engine."""
+
+    def __init__(self, network: Any, packer: Packer, settle: Callable, status: Callable) -> None:
+        super().__init__(network, packer, settle, status, _client_name())
+        self.kept = 0                           # nodes that are used, waited for, or tried again
+        self._hopeless = ""                     # why there will be no node any more
+        self._checking = False                  # whether somebody makes the calls of `_done`
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def keep_node(self, locations: List[Any], peer: Any = None, first: Any = None) -> Iterator:
+        """Use a node, and use it again when it was lost. `first` is a future for how the first attempt went: 'granted',
+        'waiting' or an exception. A system task."""
+        self.kept += 1
+        reason, final, pause_s, lost_at = "", False, _AGAIN_S[0], None
+        while not self.state.closing:
+            reason, final, used = yield self.stay(locations, peer, first, lost_at is not None)
+            now = self.network.engine.clock()
+            if final or self.state.closing:
+                break
+            if used or lost_at is None:
+                pause_s, lost_at = _AGAIN_S[0], now
+            if not self.nodes and now - lost_at > pycoslite.settings.give_up_s:
+                self._fail_waiting("no node was reached for %g seconds: %s" % (pycoslite.settings.give_up_s, reason))
+            if peer is not None:
+                locations, peer = peer.locations, None
+            yield pycoslite.Suspend(pause_s)
+            pause_s = min(2 * pause_s, _AGAIN_S[1])
+        self.drop_node(reason)
+
+    def stay(self, locations: List[Any], peer: Any, first: Any, again: bool) -> Iterator:
+        """Use a node until it is lost. Gives (why it is lost, whether for good, whether it was used). A system task."""
+        try:
+            if peer is None:
+                peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
+            known = peer.process_id in self.nodes
+            outcome = yield self.use_node([], peer)
+        except pycoslite.PycosError as error:
+            final = isinstance(error, (pycoslite.AuthenticationError, pycoslite.MisuseError))
+            if first is not None and not first.done():
+                first.set_exception(error)
+            elif final or not again:
+                pycoslite.log.warning("a node cannot be used%s: %s", "" if final else " for now", error)
+            return str(error), final, False
+        if first is not None and not first.done():
+            first.set_result(outcome)
+        link = self.nodes.get(peer.process_id)
+        if link is None or known:
+            return "it is used already", known, False
+        link.told.append(self.network.engine.current.resume)
+        while self.nodes.get(peer.process_id) is link:
+            yield pycoslite.Suspend(None)
+        return link.reason, link.final, True
+
+    def drop_node(self, reason: str) -> None:
+        """One node less that may come back. When it was the last, jobs cannot wait any longer."""
+        self.kept -= 1
+        if not self.kept and not self.state.closing:
+            self._hopeless = "no node is left: %s" % reason
+            pycoslite.log.error("%s", self._hopeless)
+            self._fail_waiting(self._hopeless)
+
+    def _fail_waiting(self, reason: str) -> None:
+        """End all jobs there are; with no node, they all wait."""
+        now = self.network.engine.clock()
+        for job in list(self.state.jobs.values()):
+            self.state.cancel(job.id, now, NodeLost("job %d was given up: %s" % (job.id, reason), job.id, job.attempt))
+        self.plan()
+
+    def _take_in(self) -> None:
+        super()._take_in()
+        if self._hopeless and self.state.jobs and not self.nodes:
+            self._fail_waiting(self._hopeless)
+
+    def cancel_waiting(self) -> None:
+        """Cancel the jobs that have not begun."""
+        self._take_in()
+        now = self.network.engine.clock()
+        for job in self.state.waiting():
+            self.state.cancel(job.id, now)
+        self.plan()
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _for_user(self, call: Callable, args: tuple) -> None:
+        super()._for_user(call, args)
+        if not self._checking:
+            self._checking = True
+            self.network.call_later(pycoslite.settings.takeover_s, self._check, self._next_call())
+
+    def _next_call(self) -> Any:
+        try:
+            return self._done[0]
+        except IndexError:
+            return None
+
+    def _check(self, seen: Any) -> None:
+        """If the user kernel has not come to the call that was next a while ago, let a thread make the calls."""
+        following = self._next_call()
+        if following is not None and following is seen:
+            threading.Thread(target=self._hand_over, name="pycoslite results", daemon=True).start()
+        self._checking = following is not None
+        if self._checking:
+            self.network.call_later(pycoslite.settings.takeover_s, self._check, following)
 
 
 def _result(future: "ClusterFuture", deadline: Optional[float]) -> Any:
-    """The result of a future, or concurrent.futures.TimeoutError after the deadline."""
-    return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    """The result of a future, or concurrent.futures.TimeoutError after the deadline; the job is cancelled then."""
+    try:
+        return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    finally:
+        if not future.done():
+            future.cancel()
 
 
 class ClusterFuture(concurrent.futures.Future):
@@ -3715,9 +5256,152 @@ class ClusterFuture(concurrent.futures.Future):
             self._driver.cancel(self.job_id)
         return cancelled
 
+    def withdraw(self) -> None:
+        """Mark it as cancelled, where the job has been stopped already. For the cluster."""
+        super().cancel()
+
     def why(self) -> str:
-        """A sentence that says what the job is doing or waiting for. Any thread."""
-        return self._driver.state.why(self.job_id)
+        """A sentence that says what the job is doing or waiting for. Any thread but a callback's."""
+        return self._driver.why(self.job_id)
+
+
+class _Nodes:
+    """Finds the nodes of one cluster: those that were named, else those that answer a search, else one of its own. Any
+    thread, unless a method says else."""
+
+    def __init__(self, network: Any, driver: _ClusterDriver, cpus: Optional[int]) -> None:
+        self._network, self._driver, self._cpus = network, driver, cpus
+        self._usable = threading.Event()            # a node was granted
+        self._discovery: Any = None
+        self._watchers = _hub_of(network).watchers
+        self._lock = threading.Lock()               # guards: _local, _starts, _ended
+        self._local: Optional[LocalNode] = None
+        self._starts = 0
+        self._ended = False
+        self._local_used = False
+        driver.kept += 1                            # as long as one is looked for; then it stands for the local node
+
+    def find(self, locations: List[Any]) -> None:
+        """Return once the first node can be used, or will be when it is free. Raises PycosError when there is none."""
+        if locations:
+            self._use_named(list(dict.fromkeys(locations)))
+        else:
+            self._use_any()
+        if not self._local_used:
+            self._network.post(self._driver.drop_node, "none of those named can be used")
+
+    def _keep(self, locations: List[Any], peer: Any = None) -> concurrent.futures.Future:
+        """Begin to use a node; the future has how that went first."""
+        first: concurrent.futures.Future = concurrent.futures.Future()
+        self._network.spawn(self._driver.keep_node, locations, peer, first)
+        return first
+
+    def _use_named(self, locations: List[Any]) -> None:
+        attempts = [self._keep([location]) for location in locations]
+        pending = set(attempts)
+        granted = False
+        while pending and not granted:
+            done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+            granted = any(not attempt.exception() and attempt.result() == "granted" for attempt in done)
+        problems = [attempt.exception() for attempt in attempts if attempt.done() and attempt.exception()]
+        if len(problems) == len(attempts):
+            kind: Any = type(problems[0])
+            raise kind("no node can be used: %s; start dispycosnode_lite.py there, or name no nodes to use the cores of "
+                       "this machine" % "; ".join(map(str, problems)))
+        for attempt in attempts:
+            attempt.add_done_callback(_say_trouble)
+
+    # -- those that are found ------------------------------------------------------------------------------------------
+
+    def _use_any(self) -> None:
+        """Search, and when nobody has answered yet go on searching while a node program is started here."""
+        if not _sharing.alone:
+            self._watchers.append(self._on_peer)
+            self._discovery = pycoslite.Discovery(self._network, pycoslite.settings.net_port, [])
+            self._network.post(self._search)
+        if self._usable.wait(_SEARCH_S if self._discovery else 0):
+            return
+        local = self._start_local()
+        deadline = time.monotonic() + _LOCAL_START_S
+        while not self._usable.wait(0.05):
+            if local.failed() is not None or time.monotonic() > deadline:
+                raise pycoslite.PycosError(
+                    "the node program for this machine did not start (%s); start dispycosnode_lite.py by hand to see "
+                    "why" % ("it has printed why" if local.failed() else "nothing was heard of it in %g s" % _LOCAL_START_S))
+        if not self._local_used:
+            local.give_up()
+
+    def _search(self) -> None:
+        """Look for nodes, now and then: some may be started later. Engine."""
+        if not self._driver.state.closing:
+            self._discovery.search(pycoslite.ROLES["node"])
+            self._network.call_later(_SEARCH_AGAIN_S, self._search)
+
+    def _on_peer(self, peer: Any, event: str) -> None:
+        """A node that was found is connected. Engine."""
+        known = peer.process_id in self._driver.nodes or peer.info.get("embedded")
+        if event == "online" and peer.info.get("role") == "node" and not known:
+            first = self._keep([], peer)
+            first.add_done_callback(_say_trouble)
+            first.add_done_callback(self._note_first)
+
+    def _note_first(self, first: concurrent.futures.Future) -> None:
+        if not first.exception() and first.result() == "granted":
+            self._usable.set()
+
+    # -- one of its own ------------------------------------------------------------------------------------------------
+
+    def _start_local(self) -> LocalNode:
+        with self._lock:
+            self._starts += 1
+            self._local = LocalNode(self._network, self._cpus, self._local_found)
+            return self._local
+
+    def _local_found(self, peer: Any) -> None:
+        """It is connected. Engine."""
+        self._local_used = True
+        self._network.spawn(self._use_local, peer)
+
+    def _use_local(self, peer: Any) -> Iterator:
+        """Use it until it ends; then, unless that is the end of all, start another. A system task."""
+        first: concurrent.futures.Future = concurrent.futures.Future()
+        first.add_done_callback(_say_trouble)
+        first.add_done_callback(self._note_first)
+        reason, _, _ = yield self._driver.stay([], peer, first, False)
+        if not self._driver.state.closing:
+            threading.Thread(target=self._replace_local, args=(reason,), name="pycoslite local node", daemon=True).start()
+
+    def _replace_local(self, reason: str) -> None:
+        with self._lock:
+            if self._ended or self._local is None:
+                return
+            self._local.end()
+            if self._starts < _LOCAL_STARTS:
+                self._starts += 1
+                self._local = LocalNode(self._network, self._cpus, self._local_found)
+                return
+        self._network.post(self._driver.drop_node, reason)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Look for no more. Engine."""
+        if self._discovery is not None:
+            self._discovery.close()
+            self._watchers.remove(self._on_peer)
+
+    def end(self) -> None:
+        """End the node program that was started here."""
+        with self._lock:
+            self._ended = True
+            if self._local is not None:
+                self._local.end()
+
+
+def _say_trouble(first: concurrent.futures.Future) -> None:
+    """Log why a node cannot be used, if so; it is tried again, or there are others."""
+    if first.exception():
+        pycoslite.log.warning("going on without a node: %s", first.exception())
 
 
 class Cluster(concurrent.futures.Executor):
@@ -3727,151 +5411,108 @@ class Cluster(concurrent.futures.Executor):
             print(sum(cluster.map(work, range(1000))))
 
     `nodes` are the nodes to use ('host' or 'host:port'); without any, those found on the local networks are used, and if
-    there are none, the cores of this machine (`cpus` of them, None: all) by a node program of its own. `secret`,
+    there are none, the cores of this machine (`cpus` of them, None: all) by a node program of its own. A node that serves
+    another client is waited for, and joins in when it is free; one that is lost is used again once it is back. `secret`,
     `secret_file` and `cluster` as for `pycoslite.Pycos`. Raises PycosError with a sentence when no named node can be used.
-    All methods may be called from any thread, but not in a task.
+    At the end of the with block all jobs are waited for; when an exception ends it, they are cancelled. All methods may be
+    called from any thread, but not in a task.
     """
 
     def __init__(self, nodes: Iterable[str] = (), cpus: Optional[int] = None, *, secret: Any = None,
                  secret_file: Optional[str] = None, cluster: str = "pycoslite") -> None:
+        if isinstance(nodes, str):
+            nodes = [nodes]
         locations = [pycoslite.Location.parse(node, NODE_PORT) for node in nodes or ()]
-        self._cluster, self._cpus = cluster, cpus
-        self._lock = threading.Lock()               # guards: _packer, _job_ids, and the order of submits
-        self._ended = threading.Condition()         # guards: _open
-        self._open: Set[ClusterFuture] = set()      # not done yet
-        self._packer = Packer()
+        self._lock = threading.RLock()              # guards: _closed, _job_ids, _terms, _kinds, and the order of submits
         self._job_ids = itertools.count(1)
         self._terms: Dict[int, Terms] = {}          # by retries: one object serves all jobs
+        self._kinds: Dict[bytes, int] = {}          # key of a function -> its `job_kind`
         self._closed = False
-        self._embedded: Any = None                  # Popen of a node program of our own
-        self._discovery: Any = None
-        self._network, self._started_network = _client_network(locations, secret, secret_file, cluster)
-        self._driver = SchedulerDriver(self._network, self._packer, self._settle, self._on_status, _client_name())
+        self._open: Set[ClusterFuture] = set()      # not settled yet; changed without a lock, one step at a time
+        self._settled = threading.Condition()       # told when _open has become empty, once the cluster is closed
+        self._ending = threading.RLock()            # guards: _gone, _local
+        self._gone = False
+        self._packer = Packer()
+        self._network = _sharing.join(locations, secret, secret_file, cluster)
+        self._driver = _ClusterDriver(self._network, self._packer, self._settle, self._on_status)
+        self._nodes = _Nodes(self._network, self._driver, cpus)
+        pycoslite.WAITERS.append(self._wait)
+        _clusters.append(self)
         try:
-            self._find_nodes(locations)
+            self._nodes.find(locations)
         except BaseException:
-            self.shutdown(wait=False, cancel_futures=True)
+            self._end(True)
             raise
-
-    # -- nodes ---------------------------------------------------------------------------------------------------------
-
-    def _find_nodes(self, locations: List[Any]) -> None:
-        if locations:
-            self._use_named(locations)
-        elif self._network.locations[0].addr == "127.0.0.1" or not self._use_found():
-            self._use_embedded()
-
-    def _use_named(self, locations: List[Any]) -> None:
-        """Use the nodes that were named; those that cannot be used make a warning, or the error if there is no other."""
-        problems = []
-        attempts = [self._attempt([location]) for location in locations]
-        for attempt in attempts:
-            try:
-                attempt.result()
-            except pycoslite.PycosError as error:
-                problems.append(error)
-        if len(problems) == len(attempts):
-            raise type(problems[0])("; ".join(map(str, problems)))
-        for error in problems:
-            pycoslite.log.warning("going on without a node: %s", error)
-
-    def _attempt(self, locations: List[Any], peer: Any = None) -> concurrent.futures.Future:
-        """Begin to use a node; the future has the outcome."""
-        done: concurrent.futures.Future = concurrent.futures.Future()
-
-        def attempt() -> Iterator:
-            try:
-                done.set_result((yield self._driver.use_node(locations, peer)))
-            except Exception as error:
-                done.set_exception(error)
-        self._network.spawn(attempt)
-        return done
-
-    def _use_found(self) -> bool:
-        """Search the local networks; True when at least one node was found. Later ones are used as they come."""
-        found = threading.Event()
-
-        def watch(peer: Any, event: str, _detail: str) -> None:
-            if event == "online" and peer.info.get("role") == "node":
-                self._attempt([], peer).add_done_callback(lambda done: done.exception() is None and found.set())
-        self._network.on_peer(watch)
-        self._discovery = pycoslite.Discovery(self._network, pycoslite.settings.net_port, [])
-        self._network.post(self._discovery.search, pycoslite.ROLES["node"])
-        return found.wait(_SEARCH_S)
-
-    def _use_embedded(self) -> None:
-        """Start a node program for this machine's cores that lives as long as this cluster."""
-        command = [sys.executable, "-c", _EMBEDDED_START, _module_root(), _module_name("dispycosnode_lite"), "--embedded"]
-        if self._cpus is not None:
-            command += ["--cpus", str(self._cpus)]
-        network = self._network
-        self._embedded = process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        arrived = threading.Event()
-
-        def watch(peer: Any, event: str, _detail: str) -> None:
-            if event == "online" and peer.info.get("pid") == process.pid and not arrived.is_set():
-                self._attempt([], peer).add_done_callback(lambda done: arrived.set())
-                pycoslite.log.warning("no node was named or found: using %s cores of this machine",
-                                      peer.info.get("cpus"))
-        network.on_peer(watch)
-        spec = {"key": network.key and network.key.hex(), "cluster": network.cluster, "dial": network.port}
-        process.stdin.write(json.dumps(spec).encode() + b"\n")
-        process.stdin.flush()
-        deadline = time.monotonic() + _EMBEDDED_START_S
-        while not arrived.wait(0.05):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise pycoslite.PycosError("the node program for this machine did not start (exit status %s): run "
-                                           "dispycosnode_lite.py by hand to see why" % process.poll())
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
-    def submit(self, fn: Callable, *args: Any, retries: int = 0, **kwargs: Any) -> ClusterFuture:       # type: ignore
+    def submit(self, fn: Callable, /, *args: Any, retries: int = 0, **kwargs: Any) -> ClusterFuture:    # type: ignore
         """Run `fn(*args, **kwargs)` on some server; `fn` is a function, a generator function or an async function. The
         future gives its result; what it raises comes back as its own type, with the remote traceback as cause.
         `retries`: how often it may be run again when its server dies. Raises CannotShip when the function or an argument
         cannot travel, ClusterClosed after shutdown."""
+        packer = self._packer
+        key = packer.function(fn)
+        data, needs = packer.dumps((args, kwargs))
+        if len(data) > pycoslite.settings.frame_bytes - _HEADROOM:
+            raise CannotShip("the arguments are %d bytes long when packed, more than the %d that a message may have "
+                             "(Settings.frame_bytes): send them in parts" % (len(data), pycoslite.settings.frame_bytes))
         with self._lock:
             if self._closed:
                 raise ClusterClosed("the cluster is shut down and takes no more jobs: submit before shutdown()")
-            key = self._packer.function(fn)
-            data, needs = self._packer.dumps((args, kwargs))
+            kind = self._kinds.get(key)
+            if kind is None:
+                kind = self._kinds[key] = job_kind(fn)
+            terms = self._terms.get(retries) or self._terms.setdefault(retries, Terms(retries=retries))
             job_id = next(self._job_ids)
             future = ClusterFuture(self._driver, job_id, len(data))
             self._open.add(future)
-            terms = self._terms.get(retries) or self._terms.setdefault(retries, Terms(retries=retries))
-            self._driver.submit(Job(job_id, key, job_kind(fn), terms, _Load(future, data, needs)))
+            self._driver.submit(Job(job_id, key, kind, terms, _Load(future, data, needs)))
         return future
 
     def map(self, fn: Callable, *iterables: Iterable, timeout: Optional[float] = None, chunksize: int = 1,
             retries: int = 0) -> Iterator:
-        """Results of `fn` for the items of `iterables`, in order. Lazy: items are taken as servers get through them, so
-        the iterables may be endless. `timeout`: seconds from this call until a result must be there, else
-        concurrent.futures.TimeoutError. `chunksize` has no effect: short jobs are batched on their way anyway."""
+        """Results of `fn` for the items of `iterables`, in order. The first jobs are submitted at once, later items are
+        taken as results are, so the iterables may be endless. `timeout`: seconds from this call until a result must be
+        there, else concurrent.futures.TimeoutError. When the iterator ends early (closed, a job failed) the jobs ahead are
+        cancelled. `chunksize` has no effect: short jobs are batched on their way anyway."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._results(fn, zip(*iterables), deadline, retries)
+        results = self._results(fn, zip(*iterables), deadline, retries)
+        next(results)                           # to its first yield, where the first jobs are on their way
+        return results
 
-    def _results(self, fn: Callable, items: Iterable[tuple], deadline: Optional[float], retries: int) -> Iterator:
-        ahead: collections.deque = collections.deque()
+    def _results(self, fn: Callable, items: Iterator[tuple], deadline: Optional[float], retries: int) -> Iterator:
+        """The generator behind `map`; what it yields first is not a result."""
+        ahead: Any = collections.deque()
+        room, more, future = _AHEAD_BYTES, True, None
         try:
-            room = _AHEAD_BYTES
-            for args in items:
-                future = self.submit(fn, *args, retries=retries)
-                size = future.size
-                ahead.append(future)
-                room -= size
-                while ahead and (room < 0 or len(ahead) >= _AHEAD_JOBS or ahead[0].done()):
-                    room += ahead[0].size
-                    yield _result(ahead.popleft(), deadline)
-            while ahead:
-                yield _result(ahead.popleft(), deadline)
+            while more or ahead:
+                while more and room > 0 and len(ahead) < _AHEAD_JOBS:
+                    args = next(items, None)
+                    if args is None:
+                        more = False
+                        break
+                    ahead.append(self.submit(fn, *args, retries=retries))
+                    room -= ahead[-1].size
+                    if ahead[0].done():
+                        break
+                if future is None:
+                    yield
+                if not ahead:
+                    return
+                future = ahead.popleft()
+                room += future.size
+                yield _result(future, deadline)
         finally:
             for future in ahead:
                 future.cancel()
 
     def _settle(self, job: Job, outcome: int, payload: Any) -> None:
-        """A job has ended: give its future the result. User kernel."""
+        """A job has ended: give its future the result. User kernel, or another thread while that is held up."""
         future: ClusterFuture = job.load.future
         try:
+            if outcome == ERROR and isinstance(payload, Cancelled):
+                future.withdraw()
             if future.set_running_or_notify_cancel():
                 value, error = _outcome(self._packer, outcome, payload)
                 if error is None:
@@ -3879,57 +5520,100 @@ class Cluster(concurrent.futures.Executor):
                 else:
                     future.set_exception(error)
         finally:
-            with self._ended:
-                self._open.discard(future)
-                if not self._open:
-                    self._ended.notify_all()
+            self._open.discard(future)
+            if self._closed and not self._open:
+                with self._settled:
+                    self._settled.notify_all()
 
-    def _on_status(self, code: int, info: Any) -> None:
-        """A change in the cluster. Engine."""
-        pycoslite.log.debug("cluster status %d: %s", code, info)
+    @staticmethod
+    def _on_status(code: int, info: Any) -> None:
+        """A change in the cluster. User kernel."""
+        pycoslite.log.debug("cluster status %s: %s", code, info)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs and give the nodes back. `wait`: first let all jobs end; else those that have not ended are
-        lost. `cancel_futures`: cancel them."""
+        """Take no more jobs, and when those there are have ended give the nodes back. With `cancel_futures` the jobs that
+        have not begun are cancelled. Without `wait` this does not wait, but the program does, at its end."""
+        self._shut()
+        if cancel_futures:
+            self._network.post(self._driver.cancel_waiting)
+        if wait and threading.get_ident() != self._network.host.owner:
+            self._finish()
+        else:                                   # a callback of a future must not wait for itself
+            threading.Thread(target=self._finish, name="pycoslite cluster's end", daemon=True).start()
+
+    def _shut(self) -> None:
         with self._lock:
             self._closed = True
-        if cancel_futures:
-            for future in list(self._open):
-                future.cancel()
-        if wait:
-            with self._ended:
-                self._ended.wait_for(lambda: not self._open)
-        closed = threading.Event()
-        self._network.post(self._close, not wait, closed)
-        closed.wait(_EMBEDDED_START_S)
-        if self._embedded is not None:
-            self._end_embedded(self._embedded)
-        if self._started_network:
-            pycoslite.stop_network()
+        with self._settled:                     # whoever waits looks again
+            self._settled.notify_all()
 
-    def _close(self, terminate: bool, closed: threading.Event) -> None:
-        if self._discovery is not None:
-            self._discovery.close()
-        self._driver.close(terminate)
-        self._network.engine.inbox.append((closed.set, ()))
+    def _wait(self) -> None:
+        """Wait until all jobs have ended. When the program's own code has, in the main thread; else any thread."""
+        self._shut()
+        with self._settled:
+            self._settled.wait_for(lambda: not self._open)
 
-    @staticmethod
-    def _end_embedded(process: subprocess.Popen) -> None:
-        """Its standard input ends, and so does it."""
-        process.stdin.close()
+    def _finish(self) -> None:
+        """Wait for all jobs, then end; Ctrl-C shortens it."""
+        ended = False
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._wait()
+            ended = True
+        finally:
+            self._end(not ended)
+
+    def _end(self, hurry: bool) -> None:
+        """Give everything back; `hurry` cancels what has not ended. Later calls wait for the first."""
+        self._shut()
+        with self._ending:
+            if self._gone:
+                return
+            self._gone = True
+            pycoslite.WAITERS.remove(self._wait)
+            _clusters.remove(self)
+            try:
+                closed = threading.Event()
+                self._network.post(self._close, hurry, closed)
+                closed.wait(_END_S)
+                with self._settled:
+                    self._settled.wait_for(lambda: not self._open, _END_S)
+            finally:
+                self._nodes.end()
+                _sharing.leave(self._network)
+
+    def _close(self, hurry: bool, closed: threading.Event) -> None:
+        """Engine."""
+        try:
+            self._nodes.close()
+            self._driver.close(hurry)
+        finally:
+            closed.set()
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool:
-        """Leave the with block: wait for all jobs, or after an exception (Ctrl-C) drop them."""
-        self.shutdown(wait=exc_type is None, cancel_futures=exc_type is not None)
+        """Leave the with block: wait for all jobs, or after an exception (Ctrl-C) cancel them."""
+        if exc_type is None:
+            self.shutdown()
+        else:
+            self._end(True)
         return False
+
+
+_clusters: List[Cluster] = []           # those that have not ended
+
+
+def _stop_clusters() -> None:
+    """Runs before the network is stopped."""
+    for cluster in list(_clusters):
+        cluster._end(True)
+
+
+pycoslite.STOPPERS.insert(0, _stop_clusters)
+
 
 # ======================================================================================================================
 # 9. Scheduler program
 # ======================================================================================================================
+
+Computation = Client                    # what it was called in discoro and early dispycos

@@ -24,6 +24,7 @@ import logging
 import math
 import os
 import platform
+import queue
 import re
 import selectors
 import shutil
@@ -46,6 +47,11 @@ try:
 except ImportError:                     # Windows
     fcntl = None
     import msvcrt
+
+try:
+    import psutil
+except ImportError:                     # not in the standard library; what it would tell is told less exactly
+    psutil = None
 
 try:
     from . import dispycos_lite, pycoslite
@@ -526,6 +532,7 @@ class Server:
     up_since: Optional[float] = None
     failures: int = 0                           # deaths in a row after less than STEADY_S
     restart_reason: Optional[str] = None        # it is being killed because its client asked for that
+    retired: bool = False                       # and its client wants no other in its place
 
     def down(self, reason: str) -> None:
         """It died."""
@@ -620,18 +627,21 @@ class NodeState:
             return out + self.stop("this node has served the %d clients it was started for" % self.serve)
         return out + self.fork_spare() + self._serve_next()
 
-    def restart(self, client: str, n: int, reason: str) -> List[Instruction]:
-        """The client wants a fresh server `n`, because of `reason`."""
+    def restart(self, client: str, n: int, reason: str, again: bool = True) -> List[Instruction]:
+        """The client wants a fresh server `n`, because of `reason`; or (again=False) just the end of the one there is."""
         if not self.holder or self.holder.client != client:
             return [Refuse(client, "a server can be restarted only by the client that has the node")]
         if not 1 <= n <= self.holder.cpus:
             return [Refuse(client, "there is no server %d, only 1 to %d" % (n, self.holder.cpus))]
         generation = self._current()
         server = generation.servers[n]
-        server.restart_reason, server.failures = "restarted: " + reason, 0
+        server.restart_reason, server.failures = ("restarted: " if again else "ended: ") + reason, 0
+        server.retired = not again
         if server.state != "down":
             return [KillServer(generation.number, n)]
-        if (generation.number, None) in self._due:      # comes back together with its template
+        if not again:
+            self._due.pop((generation.number, n), None)
+        if not again or (generation.number, None) in self._due:     # or comes back together with its template
             return []
         return self._start_server(generation, n)
 
@@ -671,7 +681,8 @@ class NodeState:
         wanted = server.restart_reason is not None
         server.failures = 0 if steady or wanted else server.failures + 1
         server.down(server.restart_reason or reason)
-        return self._tell(generation, server) + self._later(now, generation, n, server.failures)
+        told = self._tell(generation, server)
+        return told if server.retired else told + self._later(now, generation, n, server.failures)
 
     def generation_died(self, now: float, generation: int, reason: str) -> List[Instruction]:
         """A template is gone, and with it its servers: because it was told to, or by itself."""
@@ -737,8 +748,8 @@ class NodeState:
             return self._start_server(found, n)
         self._due.pop((generation, None), None)
         out: List[Instruction] = [ForkGeneration(generation)]
-        for server in found.servers:
-            out += self._start_server(found, server)
+        for server in found.servers.values():
+            out += [] if server.retired else self._start_server(found, server.n)
         return out
 
     def _start_server(self, generation: Generation, n: int) -> List[Instruction]:
@@ -830,6 +841,40 @@ class _Round(pycoslite.Request):
             task.unpark(None)
 
 
+_spaces: List[Any] = []                 # made by node_setup in the template, and inherited by its servers; one at most
+
+
+def setup_failure(outcome: Any) -> str:
+    """What is wrong with how a node_setup or server_setup ended: '' when it ended with 0, as it must."""
+    if isinstance(outcome, pycoslite.MonitorStatus):
+        return str(outcome.value)
+    if outcome == 0 and outcome is not False:
+        return ""
+    return "it ended with %.80r, and success is 0: let it end with 'return 0'" % (outcome,)
+
+
+def setup_main(spec: Message) -> Optional[str]:
+    """Run a client's node_setup, in the template: a process without threads and network. `spec` has the path of a file
+    with what `node.setup` brought. Returns None, or what went wrong. What it leaves in globals, all servers have."""
+    with open(spec["path"], "rb") as file:
+        setup, args, blobs = dispycos_lite.unpack_setup(file.read())
+    os.remove(spec["path"])
+    space = dispycos_lite.Namespace()
+    for blob in blobs:
+        space.define(blob)
+    setup_args, setup_kwargs = space.loads(args)
+    kernel = pycoslite.main_kernel()
+    try:
+        task = kernel.spawn(space.function(setup), *setup_args, **setup_kwargs)
+        task.watch(lambda _task: kernel.stop())
+        kernel.loop()
+    finally:
+        pycoslite.stop_default()
+        kernel.close()
+    _spaces[:] = [space]
+    return setup_failure(task.outcome) or None
+
+
 class JobServer:
     """Runs the jobs of one client in this process; made before any client is known, the first that attaches has it."""
 
@@ -841,8 +886,10 @@ class JobServer:
         self._blobs: Deque[Any] = collections.deque()      # definitions not taken yet
         self._line: Deque[_Job] = collections.deque()      # CPU jobs that have not begun
         self._tasks: Dict[int, Any] = {}        # job id -> its task, while that runs
+        self._stopped: Set[int] = set()         # ids of those that were asked to stop
         self._runner = self.kernel.spawn(self._run_jobs)
         network.on_request("server.attach", self._on_attach)
+        network.on_request("server.setup", self._on_setup)
         for code, handler in ((dispycos_lite.DEFINE, self._on_define), (dispycos_lite.JOB, self._on_job),
                               (dispycos_lite.RECALL, self._on_recall), (dispycos_lite.CANCEL, self._on_cancel)):
             network.on_frame(code, functools.partial(self._of_client, handler))
@@ -854,6 +901,14 @@ class JobServer:
             raise pycoslite.PycosError("this server process belongs to another client already")
         self.client = peer
         return {}
+
+    def _on_setup(self, peer: Any, args: dict, payload: bytes) -> Iterator:
+        """Make the client's components known and run its server_setup. A system task, which waits for one that may."""
+        args = dispycos_lite.checked("server.setup", args)
+        if peer is not self.client:
+            raise pycoslite.PycosError("a server is set up for its own client only")
+        error = yield self.kernel.spawn(self._set_up, args, payload).finish()
+        return {"error": error}
 
     def _of_client(self, handler: Callable[[Any], None], peer: Any, body: Any) -> None:
         if peer is self.client:
@@ -896,7 +951,8 @@ class JobServer:
                 return
         task = self._tasks.get(run[0])
         if task is not None:
-            task.terminate()
+            self._stopped.add(run[0])
+            self.kernel.post(task.throw, KeyboardInterrupt())       # posted: it must not be running then
 
     # -- user kernel ---------------------------------------------------------------------------------------------------
 
@@ -951,20 +1007,56 @@ class JobServer:
         del self._tasks[job.id]
         outcome = task.outcome
         error = getattr(outcome, "error", None)
-        if isinstance(outcome, pycoslite.MonitorStatus) and error is not None:
+        stopped = job.id in self._stopped
+        self._stopped.discard(job.id)
+        if stopped and isinstance(error, KeyboardInterrupt):
+            self._report(job, dispycos_lite.TERMINATED, b"")
+        elif isinstance(outcome, pycoslite.MonitorStatus) and error is not None:
             self._failed(job, error)
         else:
             self._succeeded(job, outcome)
 
     def _prepare(self, job: _Job) -> tuple:
         """Function, args and kwargs of a job."""
-        space = self.space
-        if space is None:
-            space = self.space = dispycos_lite.Namespace()
-        while self._blobs:
-            space.define(self._blobs.popleft())
+        space = self._current_space()
         args, kwargs = space.loads(job.data)
         return space.function(job.key), args, kwargs
+
+    def _current_space(self) -> Any:
+        """The client's code and globals, with everything that has arrived."""
+        space = self.space
+        if space is None:
+            space = self.space = _spaces[0] if _spaces else dispycos_lite.Namespace()
+            vars(space.main).update(dispycos_close_server=self._close_server, dispycos_close_node=self._close_node)
+        while self._blobs:
+            space.define(self._blobs.popleft())
+        return space
+
+    def _set_up(self, args: dict, payload: bytes) -> Iterator:
+        """A task that makes what a client's jobs need; gives '' or what went wrong."""
+        try:
+            space = self._current_space()
+            for key in args["components"]:
+                space.function(bytes.fromhex(key))
+            setup, (setup_args, setup_kwargs) = list(map(bytes.fromhex, args["setup"])), space.loads(payload)
+            if not setup:
+                return ""
+            task = self.kernel.spawn(space.function(setup[0]), *setup_args, **setup_kwargs)
+        except BaseException:                   # the client's code runs here
+            return traceback.format_exc()
+        return setup_failure((yield task.finish()))
+
+    # The client's code finds these two in its globals, by the names they are given above.
+
+    def _close_server(self, terminate: bool = False, restart: bool = False) -> int:
+        """End this server process once its tasks have ended (`terminate`: stop them); `restart`: replace it."""
+        self.client.notify("client.close_server", {"terminate": bool(terminate), "restart": bool(restart)})
+        return 0
+
+    def _close_node(self, terminate: bool = False) -> int:
+        """Give this node back once its tasks have ended (`terminate`: stop them)."""
+        self.client.notify("client.close_node", {"terminate": bool(terminate)})
+        return 0
 
     def _succeeded(self, job: _Job, value: Any) -> None:
         try:
@@ -2170,16 +2262,63 @@ class NodeDirectory:
 # ======================================================================================================================
 
 PORTS_TRIED = 64                        # consecutive ones, when none are listed, before any free port will do
+_LOOK_S = 0.01                          # how often a node that is being set up is looked at
+
+
+def availability(path: str) -> Dict[str, Optional[float]]:
+    """What this machine has free: cpu and swap in percent, memory and disk (where `path` is) in bytes; None for what
+    the system does not tell. As psutil says, where that is installed."""
+    found: Dict[str, Optional[float]] = dict.fromkeys(("cpu", "memory", "disk", "swap"))
+    try:
+        found["disk"] = shutil.disk_usage(path).free
+        if psutil is not None:
+            found["cpu"] = 100 - psutil.cpu_percent()
+            found["memory"], found["swap"] = psutil.virtual_memory().available, 100 - psutil.swap_memory().percent
+        elif hasattr(os, "getloadavg"):
+            found["cpu"] = max(0.0, 100 * (1 - os.getloadavg()[0] / (os.cpu_count() or 1)))
+        if psutil is None and sys.platform.startswith("linux"):
+            found.update(_memory_of_linux())
+    except OSError as error:
+        log.debug("availability: %s", error)
+    return found
+
+
+def _memory_of_linux() -> Dict[str, Optional[float]]:
+    with open("/proc/meminfo") as file:
+        sizes = {words[0].rstrip(":"): int(words[1]) for words in map(str.split, file) if len(words) > 1}
+    swap = sizes.get("SwapTotal")
+    return {"memory": sizes["MemAvailable"] * 1024 if "MemAvailable" in sizes else None,
+            "swap": 100 * sizes.get("SwapFree", 0) / swap if swap else None}
+
+
+class Ending:
+    """Tells the main thread that the program is to end, and why. An Event would not do: a signal's handler that sets it
+    while the main thread is inside of it would wait for ever."""
+
+    def __init__(self) -> None:
+        self._reasons: "queue.SimpleQueue[str]" = queue.SimpleQueue()
+
+    def set(self, reason: str = "it has ended") -> None:
+        """End, for this reason (a phrase that can follow the node's name). Any thread, any signal handler."""
+        self._reasons.put(reason)
+
+    def wait(self) -> str:
+        """Wait for the first reason. Main thread."""
+        while True:
+            try:
+                return self._reasons.get(timeout=3600)      # a wait with an end can be interrupted on every system
+            except queue.Empty:
+                pass
 
 
 class NodeDriver:
-    """Carries out what `NodeState` decides, and tells it what clients ask for and what processes do. `stopped` is set
-    when the program may end."""
+    """Carries out what `NodeState` decides, and tells it what clients ask for and what processes do. `ending` is set when
+    the program may end."""
 
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         self.options, self.network, self.processes, self.directory = options, network, processes, directory
         self.state = NodeState(options.cpus, options.serve)
-        self.stopped = threading.Event()
+        self.ending = Ending()
         self.quitting = False                   # end as soon as there is no client
         self._timer: Any = None
         self._carry: Dict[type, Callable[[Any], None]] = {
@@ -2188,9 +2327,11 @@ class NodeDriver:
             Grant: lambda that: self._tell(that.client, "node.granted", self._granted(that)),
             Wait: lambda that: self._tell(that.client, "node.waiting", self._waiting(that)),
             Refuse: lambda that: self._tell(that.client, "node.refused", {"reason": that.reason}),
-            TellServer: self._tell_server, Stop: lambda that: self.stopped.set()}
+            TellServer: self._tell_server, Stop: lambda that: self.ending.set()}
+        self._setups: Dict[int, str] = {}       # generation -> how its node_setup ended ('': well)
         for op, handler in (("node.reserve", self._on_reserve), ("node.restart", self._on_restart),
-                            ("node.release", self._on_release), ("node.file", self._on_file)):
+                            ("node.release", self._on_release), ("node.file", self._on_file),
+                            ("node.setup", self._on_node_setup), ("node.avail", self._on_avail)):
             network.on_request(op, handler)
         network.on_peer(self._on_peer)
 
@@ -2271,7 +2412,7 @@ class NodeDriver:
 
     def _on_restart(self, peer: Any, args: dict, _payload: bytes) -> None:
         args = dispycos_lite.checked("node.restart", args)
-        self.do(self.state.restart(peer.process_id.hex(), args["n"], args["reason"]))
+        self.do(self.state.restart(peer.process_id.hex(), args["n"], args["reason"], args.get("again", True)))
 
     def _on_release(self, peer: Any, _args: dict, _payload: bytes) -> None:
         self.release(peer.process_id.hex())
@@ -2300,6 +2441,32 @@ class NodeDriver:
         os.utime(fresh, (args["mtime"], args["mtime"]))
         os.replace(fresh, path)
         return {}
+
+    def _on_node_setup(self, peer: Any, _args: dict, payload: bytes) -> Iterator:
+        """Run node_setup, then replace the servers, which were made before it. A system task: answers when all is new."""
+        state, client = self.state, peer.process_id.hex()
+        number = state.serving()
+        if number is None or state.holder.client != client:
+            raise pycoslite.PycosError("a node is set up for the client that has it only")
+        generation = state.generations[number]
+        path = os.path.join(self.directory.client(number), ".node_setup")
+        with open(path, "wb") as file:
+            file.write(payload)
+        failures = generation.failures
+        self.processes.setup(number, {"path": path})
+        while number not in self._setups and generation.phase == "serving" and generation.failures == failures:
+            yield pycoslite.Suspend(_LOOK_S)
+        error = self._setups.pop(number, "its process ended")
+        if not error:
+            for n in range(1, state.holder.cpus + 1):
+                self.do(state.restart(client, n, "node_setup has run"))
+            while generation.phase == "serving" and any(
+                    server.restart_reason for server in generation.servers.values()):
+                yield pycoslite.Suspend(_LOOK_S)
+        return {"error": error}
+
+    def _on_avail(self, _peer: Any, _args: dict, _payload: bytes) -> dict:
+        return dict(availability(self.directory.path), platform=platform.platform())
 
     def _on_peer(self, peer: Any, event: str, detail: str) -> None:
         if event == "lost":
@@ -2334,12 +2501,13 @@ class NodeDriver:
             self.directory.remove(generation)
         return out
 
-    def _on_setup(self, _event: Message) -> List[Instruction]:
+    def _on_setup(self, event: Message) -> List[Instruction]:
+        self._setups[event["generation"]] = event["error"] or ""
         return []
 
     def _on_lost(self, event: Message) -> List[Instruction]:
         log.error("the node ends: %s", event["reason"])
-        self.stopped.set()
+        self.ending.set(event["reason"])
         return []
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -2348,8 +2516,14 @@ class NodeDriver:
         """Take the node from the client that has it."""
         holder = self.state.holder
         if holder is not None:
-            self._tell(holder.client, "node.refused", {"reason": "the node's owner took the node back"})
+            self._tell(holder.client, "node.refused", {"reason": "its owner took it back", "final": True})
             self.release(holder.client)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell all clients that the program ends now."""
+        holder = self.state.holder
+        for client in ([holder] if holder is not None else []) + self.state.queue:
+            self._tell(client.client, "node.refused", {"reason": reason})
 
     def quit(self) -> None:
         """Take no new client; end once the present one is done."""
@@ -2391,26 +2565,32 @@ class Console:
     def __init__(self, driver: NodeDriver) -> None:
         self._driver = driver
         self._handlers = {"": self._status, "status": self._status, "close": self._close, "quit": self._quit,
-                          "exit": self._quit, "terminate": driver.stopped.set}
+                          "exit": self._quit, "terminate": self._terminate}
 
     def start(self) -> None:
         """Begin to read."""
         threading.Thread(target=self._read, name="console", daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin:
+        for line in _input_lines():
             handler = self._handlers.get(line.strip().lower())
             if handler is None:
                 self._say("commands: " + "; ".join("%s - %s" % item for item in COMMANDS.items()))
             else:
                 handler()
 
-    def _say(self, text: str) -> None:
+    @staticmethod
+    def _say(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
+    def _terminate(self) -> None:
+        self._driver.ending.set("it was stopped at its console")
+
     def _status(self) -> None:
-        status = self._driver.state.status()
+        answer: "queue.SimpleQueue[Dict[str, Any]]" = queue.SimpleQueue()
+        self._driver.network.post(lambda: answer.put(self._driver.state.status()))
+        status = answer.get()
         lines = ["served %d clients; now %s; waiting: %s" % (
             status["served"], status["holder"] or "free", ", ".join(status["waiting"]) or "nobody")]
         lines += ["  server %(n)d: %(state)s, process %(pid)s, port %(port)s" % server for server in status["servers"]]
@@ -2423,15 +2603,25 @@ class Console:
         self._driver.network.post(self._driver.quit)
 
 
-def _embedded_spec() -> Message:
-    """What a client that starts this program for itself says on the standard input, in one line; when the input ends,
-    so has the client."""
-    return json.loads(sys.stdin.readline() or "{}")
+def _input_lines() -> Iterator[str]:
+    """Lines of the standard input, read without its buffer, as a thread that waits with the buffer's lock in hand would
+    end the interpreter with an error message."""
+    partial = b""
+    while True:
+        try:
+            data = os.read(0, 4096)
+        except OSError:                         # closed, or the terminal is another program's now
+            return
+        if not data:
+            return
+        *complete, partial = (partial + data).split(b"\n")
+        yield from (line.decode(errors="replace") for line in complete)
 
 
-def _end_with_input(driver: NodeDriver) -> None:
-    sys.stdin.read()
-    driver.stopped.set()
+def _end_with_input(lines: Iterator[str], driver: NodeDriver) -> None:
+    for _ in lines:
+        pass
+    driver.ending.set("its client has ended")
 
 
 def _start_network(options: NodeOptions, spec: Message) -> Any:
@@ -2444,15 +2634,15 @@ def _start_network(options: NodeOptions, spec: Message) -> Any:
         hosts, ports = options.hosts, [first] if options.tcp_ports else [*range(first, first + PORTS_TRIED), 0]
     return pycoslite.start_network(list(hosts), ports, options.name, key=key, role="node",
                                    cluster=spec.get("cluster", "pycoslite"), announced=list(options.ext_hosts),
-                                   facts={"cpus": options.cpus})
+                                   facts={"cpus": options.cpus, "embedded": options.embedded})
 
 
-def _contact(network: Any, location: Any) -> Iterator:
+def _contact(network: Any, locations: List[Any]) -> Iterator:
     """Make a scheduler or client a peer, however long it takes to start. A system task."""
     pause_s = 0.5
     while True:
         try:
-            yield network.connect([location], timeout=pycoslite.settings.message_timeout_s)
+            yield network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
             return
         except pycoslite.AuthenticationError as error:
             log.error("%s", error)
@@ -2466,10 +2656,16 @@ def _contact(network: Any, location: Any) -> Iterator:
 def run_node(options: NodeOptions) -> int:
     """Be a node until told to end; the exit status. In the main thread, before any other thread is started."""
     method = START_METHODS[options.start_method or list(START_METHODS)[-1]]     # the last one is the best there is
-    processes = method(server_main, lambda event: driver.report(event))
+    processes = method(server_main, lambda event: driver.report(event), setup_main)
     processes.start()
-    spec = _embedded_spec() if options.embedded else {}
+    lines = _input_lines()
     try:
+        # A client that embeds this node says in one line what there is to know; when the input ends, so has the client.
+        spec = json.loads(next(lines, "null")) if options.embedded else {}
+        if spec is None:
+            processes.close()
+            return 0
+        options = dataclasses.replace(options, serve=spec.get("serve", options.serve))
         network = _start_network(options, spec)
         directory = NodeDirectory(options.dest_path, str(network.port))
         directory.open()
@@ -2480,14 +2676,15 @@ def run_node(options: NodeOptions) -> int:
         sys.stderr.write("dispycosnode_lite: %s\n" % error)
         return 1
     driver = NodeDriver(options, network, processes, directory)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: driver.stopped.set())
+    _end_at_signals(driver.ending, options.daemon)
     network.post(driver.begin)
-    _open_ways_in(options, spec, driver)
+    if options.embedded:
+        network.spawn(_contact, network, [pycoslite.Location(*place) for place in spec["dial"]])
+        threading.Thread(target=_end_with_input, args=(lines, driver), name="client's line", daemon=True).start()
+    else:
+        _open_ways_in(options, driver)
     try:
-        while not driver.stopped.wait(3600):    # a wait with an end can be interrupted on every system
-            pass
+        network.post(driver.say_goodbye, driver.ending.wait())
     finally:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
         processes.close()
@@ -2497,15 +2694,22 @@ def run_node(options: NodeOptions) -> int:
     return 0
 
 
-def _open_ways_in(options: NodeOptions, spec: Message, driver: NodeDriver) -> None:
+def _end_at_signals(ending: Ending, daemon: bool) -> None:
+    """Let Ctrl-C and signals that mean the same end the program in an orderly way."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: ending.set(
+                "it was stopped (%s)" % signal.Signals(number).name))
+    for name in ("SIGTTIN", "SIGHUP") if daemon else ("SIGTTIN",):      # of a terminal that is somebody else's, or closed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _open_ways_in(options: NodeOptions, driver: NodeDriver) -> None:
     """Let clients find the node, and people talk to it."""
     network = driver.network
-    peers = [pycoslite.Location("127.0.0.1", spec["dial"])] if options.embedded else options.peers
-    for location in peers:
-        network.spawn(_contact, network, location)
-    if options.embedded:
-        threading.Thread(target=_end_with_input, args=(driver,), name="client's line", daemon=True).start()
-        return
+    for location in options.peers:
+        network.spawn(_contact, network, [location])
     discovery = pycoslite.Discovery(network, options.udp_port, list(options.hosts))
     network.post(discovery.answer)
     sys.stdout.write("node %s: %d servers (%s), listening at %s%s\n" % (
@@ -2519,7 +2723,9 @@ def _open_ways_in(options: NodeOptions, spec: Message, driver: NodeDriver) -> No
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the node program with these arguments (None: the command line's); returns its exit status."""
     options = parse_options(argv)
-    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING,
+    # What happens at an embedded node its client hears, and says itself.
+    level = logging.DEBUG if options.debug else logging.ERROR if options.embedded else logging.WARNING
+    logging.basicConfig(level=level,
                         format="%(asctime)s %(levelname)s %(message)s" if options.debug else "%(message)s")
     for warning in options.warnings:
         log.warning("%s", warning)

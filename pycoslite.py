@@ -6,6 +6,7 @@ other messages, whether they live in the same process or on another machine.
     import pycoslite
 
     def server(task=None):
+        task.set_daemon()                      # the program may end without it
         while True:
             client, number = yield task.receive()
             client.send(number * 2)
@@ -29,7 +30,11 @@ Sections (the banners below carry the same numbers and titles):
      9. Poller and wake-up
     10. Requests and tasks
     11. Kernel
+    12. Synchronisation
+    13. Channels and categories
+    14. Threads and databases
     15. Async sockets and TLS
+    16. Async files, pipes and child processes
     17. Secrets
     18. Network engine
     19. Links and peers
@@ -64,16 +69,18 @@ import random
 import select
 import selectors
 import socket
+import stat
 import struct
 import sys
 import threading
 import time
 import traceback
 import types
+import weakref
 from _thread import get_ident
-from collections import deque, namedtuple
+from collections import OrderedDict, deque, namedtuple
 from heapq import heapify, heappop, heappush
-from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional, Tuple, Union
 
 __version__ = "0.1.0"
 
@@ -203,6 +210,109 @@ class Singleton(type):
 
 MetaSingleton = Singleton
 
+
+class Struct:
+    """A bag of attributes, named when it is made: ``Struct(x=1)``. Assigning any other raises AttributeError; reading
+    one gives None, with a warning."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__:
+            raise AttributeError("this Struct has no attribute %r: name it when the Struct is made" % name)
+        self.__dict__[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):           # copy, pickle and their like ask for what may not be there
+            raise AttributeError(name)
+        log.warning("this Struct has no attribute %r: None is read instead", name)
+        return None
+
+    def __repr__(self) -> str:
+        return "Struct(%s)" % ", ".join("%s=%r" % item for item in self.__dict__.items())
+
+
+class Logger:
+    """Lines with date, time, name and text on `stream` (None: stdout): ``Logger("prog").info("%d done", 5)``.
+
+    Made by `logging`, whose logger of that name gets one handler when the first line is written. `level` is one of the
+    constants, INFO if None; `log_ms` adds milliseconds to the time. A context manager that flushes at its end. Any
+    thread.
+    """
+
+    DEBUG = logging.DEBUG
+    INFO = logging.INFO
+    WARN = WARNING = logging.WARNING
+    ERROR = logging.ERROR
+    CRITICAL = FATAL = logging.CRITICAL
+
+    def __init__(self, name: str, stream: Any = None, level: Optional[int] = None, log_ms: bool = False) -> None:
+        self.name = name
+        self._stream = stream               # None: sys.stdout as it is when the first line is written
+        self._level = level
+        self._log_ms = log_ms
+        self._handler: Optional[logging.StreamHandler] = None
+
+    def _logger(self) -> logging.Logger:
+        found = logging.getLogger(self.name)
+        if self._handler is None:
+            self._handler = logging.StreamHandler(self._stream or sys.stdout)
+            self.show_ms(self._log_ms)
+            found.addHandler(self._handler)
+            found.setLevel(self.INFO if self._level is None else self._level)
+            found.propagate = False
+        return found
+
+    def setLevel(self, level: int) -> None:
+        """Write nothing below `level` from now on."""
+        self._level = level
+        self._logger().setLevel(level)
+
+    def show_ms(self, flag: bool) -> None:
+        """Whether the time has milliseconds."""
+        self._log_ms = flag
+        if self._handler is not None:
+            when = "%(asctime)s.%(msecs)03d" if flag else "%(asctime)s"
+            self._handler.setFormatter(logging.Formatter(when + " %(name)s - %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def _write(self, level: int, message: Any, *args: Any) -> None:
+        """A line if the level allows; `message` is a %-format only when there are `args`."""
+        self._logger().log(level, message, *args)
+
+    debug = functools.partialmethod(_write, logging.DEBUG)
+    info = functools.partialmethod(_write, logging.INFO)
+    warn = warning = functools.partialmethod(_write, logging.WARNING)
+    error = functools.partialmethod(_write, logging.ERROR)
+    critical = fatal = functools.partialmethod(_write, logging.CRITICAL)
+
+    def log(self, message: Any, *args: Any) -> None:
+        """A line whatever the level."""
+        found = self._logger()
+        found.handle(found.makeRecord(self.name, logging.CRITICAL, "", 0, message, args, None))
+
+    def flush(self) -> None:
+        """Have the stream written out."""
+        if self._handler is not None:
+            self._handler.flush()
+
+    def shutdown(self) -> None:
+        """Flush, and give the logger of that name back its former quiet."""
+        if self._handler is not None:
+            self.flush()
+            logging.getLogger(self.name).removeHandler(self._handler)
+            logging.getLogger(self.name).propagate = True
+            self._handler = None
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self.flush()
+
+
+logger = Logger("pycoslite")
+
 # ======================================================================================================================
 # 4. Timer queue (pure)                                                              deadlines in order; `now` comes in
 # ======================================================================================================================
@@ -216,19 +326,20 @@ class TimerQueue:
     that timers set and cancelled a million times leave nothing behind.
     """
 
-    __slots__ = ("_heap", "_sequence", "_stale")
+    __slots__ = ("_heap", "_sequence", "_live")
 
     def __init__(self) -> None:
         self._heap: list = []           # (deadline, sequence, item); live while item.timer == sequence
         self._sequence = 0
-        self._stale = 0
+        self._live = 0
 
     def __len__(self) -> int:
-        return len(self._heap) - self._stale
+        return self._live
 
     def push(self, deadline: float, item: Any) -> None:
         """Queue `item`, which must not be queued already, for `deadline`."""
         self._sequence = sequence = self._sequence + 1
+        self._live += 1
         item.timer = sequence
         heappush(self._heap, (deadline, sequence, item))
 
@@ -236,11 +347,11 @@ class TimerQueue:
         """Take `item` out; does nothing when it is not queued."""
         if item.timer:
             item.timer = 0
-            self._stale += 1
-            if self._stale > 64 and self._stale * 2 > len(self._heap):
+            self._live -= 1
+            size = len(self._heap)
+            if size > 64 and self._live * 2 < size:
                 self._heap = [entry for entry in self._heap if entry[2].timer == entry[1]]
                 heapify(self._heap)
-                self._stale = 0
 
     def next_deadline(self) -> Optional[float]:
         """When the first item is due; None when there is none."""
@@ -250,20 +361,19 @@ class TimerQueue:
             if item.timer == sequence:
                 return deadline
             heappop(heap)
-            self._stale -= 1
         return None
 
-    def expired(self, now: float) -> list:
-        """Take out and return every item due at `now`, earliest first."""
+    def expired(self, now: float) -> Iterator:
+        """Take out every item due at `now`, earliest first, those of one deadline in the order they came; one at a
+        time, so that one may still cancel the next. What is pushed meanwhile waits for the next call."""
         heap, due = self._heap, []
         while heap and heap[0][0] <= now:
-            _, sequence, item = heappop(heap)
+            due.append(heappop(heap))
+        for _, sequence, item in due:
             if item.timer == sequence:
                 item.timer = 0
-                due.append(item)
-            else:
-                self._stale -= 1
-        return due
+                self._live -= 1
+                yield item
 
 # ======================================================================================================================
 # 5. Addresses (pure)                                                                   where a process can be reached
@@ -404,6 +514,19 @@ def parse_session(body: bytes) -> tuple:
 def parse_ack(body: bytes) -> int:
     """Frames received, of an ACK frame; ProtocolError if malformed."""
     return _unpack(_U64, body, "ACK")[0]
+
+
+def serialize(value: Any) -> bytes:
+    """Pickle `value`. Raises whatever pickling it raises. Any thread."""
+    return pickle.dumps(value, PROTOCOL)
+
+
+def deserialize(data: bytes) -> Any:
+    """Inverse of `serialize`; for bytes from an authenticated peer only. Any thread."""
+    return pickle.loads(data)
+
+
+unserialize = deserialize
 
 
 def _unpack(layout: struct.Struct, body: bytes, name: str) -> tuple:
@@ -854,6 +977,16 @@ class Handshake:
         self._step = None
 
 
+def keyed_digest(key: Optional[bytes], data: bytes) -> bytes:
+    """HMAC-SHA-256 of `data`, for messages that are no connection's; without a key it proves nothing."""
+    return hmac.digest(key or b"", data, "sha256")
+
+
+def same_digest(one: bytes, other: bytes) -> bool:
+    """Whether two digests are equal, in a time that does not tell where they differ."""
+    return hmac.compare_digest(one, other)
+
+
 # ======================================================================================================================
 # 8. Session (pure)                                                   exactly once and in order, whatever connections do
 # ======================================================================================================================
@@ -1271,11 +1404,12 @@ class Waker:
                 pass
 
     def _drain(self, _events: int) -> None:
-        self._awake = False             # before the read: a call from now on may write again, what it posted is seen
         try:
             self._near.recv(4096)
         except OSError:
             pass
+        self._awake = False             # last, or a byte could be read whose writer believes it is under way; what
+        # a call before this line posted is seen, because whoever polls looks for work before it sleeps again
 
     def close(self) -> None:
         """Close both ends; the poller is closed by its owner."""
@@ -1284,7 +1418,7 @@ class Waker:
 
 
 # ======================================================================================================================
-# 10. Requests and tasks                                                              what a task may yield, and the task
+# 10. Requests and tasks                                                             what a task may yield, and the task
 # ======================================================================================================================
 #
 # A blocking call returns a request object; the task yields it (``yield request``, ``yield from request`` and
@@ -1295,9 +1429,30 @@ class Waker:
 #
 # A parked task is unparked once, by whichever comes first: its event (`Task.unpark`), its timer (`expired` gives the
 # value), or an exception thrown into it (`abandon` lets the request forget the task). Generators and coroutines are
-# requests too: "run this, then go on with its result".
+# requests too: "run this, then go on with its result". What `begin` raises is raised at the yield.
+#
+# Between being unparked and its next step a task owns a result that nobody else has: a message, a lock. task.wait is
+# HANDED then, and an exception thrown into it comes one yield later, so that the result is not lost.
 
-REQUESTS: Dict[type, Callable] = {}     # class of a yielded object -> begin function; anything else is a plain value
+
+class _Requests(dict):
+    """Class of a yielded object -> begin function, or None for plain values; subclasses are found when first seen."""
+
+    _MOST = 1000                        # plain classes are remembered only while there are few: programs make new ones
+
+    def __missing__(self, kind: type) -> Optional[Callable]:
+        futures = sys.modules.get("concurrent.futures")     # who has none need not pay for importing it
+        if futures is not None:
+            self.setdefault(futures.Future, _wait_for_future)
+        begin = next((self[base] for base in kind.__mro__ if base in self), None)
+        if begin is None and hasattr(kind, "__await__"):
+            begin = _refuse
+        if begin is not None or len(self) < self._MOST:
+            self[kind] = begin
+        return begin
+
+
+REQUESTS = _Requests()
 
 
 class Request:
@@ -1340,6 +1495,7 @@ class _ReceiveForEver(Request):
 
 
 RECEIVE = _ReceiveForEver()             # one object for all tasks: a receive without timeout allocates nothing
+HANDED = Request()                      # as task.wait: not parked any more, its result is still to be handed in
 
 
 class _Timed(Request):
@@ -1354,7 +1510,7 @@ class _Timed(Request):
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
         timeout = self.timeout
         if timeout is not None:
-            if timeout <= 0:
+            if not timeout > 0:         # written so that "not a number" does not get into the timer queue
                 task.carried = self.alarm_value
                 return True
             kernel.timers.push(kernel.clock() + timeout, task)
@@ -1396,6 +1552,8 @@ class Join(_Timed):
         if target.generator is None:
             task.carried = target.outcome
             return True
+        if target is task:
+            raise MisuseError("task %r waits for its own end, which would never come" % task)
         if super().begin(kernel, task):
             return True
         if target.kernel is kernel:
@@ -1409,23 +1567,72 @@ class Join(_Timed):
         return None
 
     def abandon(self, task: "Task") -> None:
+        """Nobody waits for the other task's end any more."""
         self.target.unwatch(task.joined)
+
+
+DEPTH = 100_000                         # nested generators; each is a few hundred bytes, and no recursion of Python's
 
 
 def _call(generator: Any, _kernel: "Kernel", task: "Task") -> bool:
     """A task yielded a generator or coroutine: its caller waits on the stack, it runs in the same task at once."""
-    if task.callers is None:
-        task.callers = []
-    task.callers.append(task.generator)
+    callers = task.callers
+    if callers is None:
+        callers = task.callers = []
+    elif len(callers) >= DEPTH:
+        raise RecursionError("task %r: %d generators deep" % (task, DEPTH))
+    callers.append(task.generator)
     task.generator = generator
     task.step = generator.send
     task.carried = None
     return True
 
 
+def _refuse(awaitable: Any, _kernel: "Kernel", task: "Task") -> bool:
+    """Something that only another event loop can wait for."""
+    raise MisuseError("task %r cannot wait for %r, which belongs to another event loop: use calls of pycoslite, or run "
+                      "it there and wait for a concurrent.futures.Future" % (task, awaitable))
+
+
+class FutureResult(Request):
+    """Wait for a `concurrent.futures.Future`, done in another thread: gives its result, or raises its exception.
+
+    ``yield future`` does the same; where an async function awaits, it is ``await FutureResult(future)``.
+    """
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Any) -> None:
+        self.future = future
+
+    def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        if self.future.done():
+            task.carried = self.future.result()
+            return True
+        task.wait = self
+        self.future.add_done_callback(lambda _future: kernel.call(self._done, task))
+        return False
+
+    def _done(self, task: "Task") -> None:
+        if task.wait is not self:       # an exception was thrown into it meanwhile
+            return
+        try:
+            result = self.future.result()
+        except BaseException as error:  # whatever the other thread raised, SystemExit too
+            task.unpark_with(error)
+        else:
+            task.unpark(result)
+
+
+def _wait_for_future(future: Any, kernel: "Kernel", task: "Task") -> bool:
+    """A task yielded a `concurrent.futures.Future` itself."""
+    return FutureResult(future).begin(kernel, task)
+
+
 _COROUTINE = types.CoroutineType
 REQUESTS[types.GeneratorType] = _call
 REQUESTS[_COROUTINE] = _call
+REQUESTS.update(dict.fromkeys((bool, bytes, bytearray, dict, float, frozenset, int, list, set, str, tuple)))
 
 
 class MonitorStatus(Exception):
@@ -1467,13 +1674,24 @@ def _signature(target: Any) -> Tuple[Optional[str], int]:
         raise TypeError("a task needs a generator function or an async function, %r is neither: use 'yield' or 'await' "
                         "in it, or call it directly" % (target,))
     found: Tuple[Optional[str], int] = (None, 0)
-    for position, parameter in enumerate(inspect.signature(target).parameters.values()):
-        if parameter.name in _INJECTED and parameter.default is None and parameter.kind is not parameter.POSITIONAL_ONLY:
-            found = (parameter.name, position if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize)
+    known = hasattr(target, "__code__")     # a partial has none, and its signature depends on what it binds
+    for position, parameter in enumerate(inspect.signature(function if known else target).parameters.values()):
+        kind = parameter.kind
+        if parameter.name in _INJECTED and parameter.default is None and kind is not parameter.POSITIONAL_ONLY:
+            found = (parameter.name, position if kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize)
             break
-    if hasattr(target, "__code__"):     # a partial has none, and its signature depends on what it binds
+    if known:
         _SIGNATURES[code] = found
     return found
+
+
+def _keyword_form(kwargs: dict) -> Tuple[Callable, tuple, dict]:
+    """The function and its arguments where they were given as (target=function, args=(), kwargs={})."""
+    wrong = set(kwargs) - {"target", "args", "kwargs"}
+    if "target" not in kwargs or wrong:
+        raise TypeError("write (function, *args, **kwargs) or (target=function, args=(), kwargs={})%s" % (
+            ", not %s=" % wrong.pop() if wrong else ": the function is missing"))
+    return kwargs["target"], tuple(kwargs.get("args", ())), kwargs.get("kwargs", {})
 
 
 _task_ids = itertools.count(1)
@@ -1481,7 +1699,170 @@ NAMES: Dict[Tuple[str, str], Any] = {}          # (kind, name) -> what this proc
 NAME_WATCHERS: List[Callable] = []              # called with (kind, name, thing) for each new one
 
 
-class Task:
+class HotSwapException(Exception):
+    """Raised in a task that is about to get new code; ``args[0]`` is the new generator. Let it pass, or raise it again,
+    to be replaced; catch it to refuse and go on."""
+
+
+class _Swap:
+    """What a task knows of hot swapping: whether it may happen now, and the new code that waits for it."""
+
+    __slots__ = ("allowed", "generator", "target")
+
+    def __init__(self) -> None:
+        self.allowed = False
+        self.generator: Any = None
+        self.target: Any = None
+
+    def offer(self, generator: Any, target: Any) -> None:
+        """New code; what waited until now is dropped."""
+        if isinstance(self.generator, _COROUTINE):
+            self.generator.close()      # else Python would warn that it was never awaited
+        self.generator, self.target = generator, target
+
+
+class _Steps:
+    """The part of a task that the kernel and the requests handle; kernel thread only. `Task` is what users see."""
+
+    # `generator` now running (None: ended) and its `callers`, `step` (what runs it on: its send, or one of the methods
+    # below), `carried` (what the next step hands in: the last yield's result), `wait` (the request it is parked in,
+    # HANDED, or stale while it is ready), `mailbox` and `watchers` (made when needed; watchers are the keys),
+    # `interruption` (step and argument due at the next yield), `outcome` (exit value), `timer` (see TimerQueue).
+    __slots__ = ("kernel", "id", "generator", "callers", "step", "carried", "wait", "mailbox", "watchers", "outcome",
+                 "interruption", "swap", "timer", "daemon", "_name", "__weakref__")
+
+    def unpark(self, value: Any) -> None:
+        """What the task waited for is there: it goes on with `value`."""
+        if self.timer:
+            self.kernel.timers.cancel(self)
+        self.wait = HANDED
+        self.carried = value
+        self.kernel.ready.append(self)
+
+    def unpark_with(self, error: BaseException) -> None:
+        """What the task waited for failed: `error` is raised at its yield."""
+        self.unpark(error)
+        self.wait = None
+        self.step = self.throwing
+
+    def expire(self) -> None:
+        """Its timer has run out."""
+        wait = self.wait
+        try:
+            value = wait.expired(self)
+        except Exception as error:      # a request's way to say that running out of time is an error
+            self.unpark_with(error)
+        else:
+            self.unpark(value)
+
+    def joined(self, other: "Task") -> None:
+        """Watcher of a task it joins: `other` has ended."""
+        wait = self.wait
+        if wait.__class__ is Join and wait.target is other:
+            if get_ident() == self.kernel.owner:
+                self.unpark(other.outcome)
+            else:
+                self.kernel.post(self.joined, other)
+
+    def watch(self, watcher: Callable[["Task"], None]) -> None:
+        """Call `watcher(task)` when the task ends; at once when it has."""
+        if self.generator is None:
+            watcher(self)
+        elif self.watchers is None:
+            self.watchers = {watcher: None}
+        else:
+            self.watchers[watcher] = None
+
+    def unwatch(self, watcher: Callable[["Task"], None]) -> None:
+        """Take a watcher back; harmless when it has been called."""
+        if self.watchers:
+            self.watchers.pop(watcher, None)
+
+    # -- exceptions from outside: what `step` can be beside the generator's send ---------------------------------------
+
+    def interrupt(self, step: Callable, argument: Any) -> None:
+        """Let `step(argument)` be the task's next one: a parked task leaves its wait, one that is about to go on with a
+        result does so first. Not for the running task."""
+        wait = self.wait
+        if self.generator is None:
+            return
+        if wait is HANDED and self.carried is not None and self.step != self.throwing:
+            self.wait = None
+            self.interruption = step, argument
+            self.step = self.handing
+            return
+        if wait is not None and wait is not HANDED:
+            wait.abandon(self)
+            self.unpark(None)
+        elif self.step == self.closing:
+            return                      # nothing comes before its end
+        elif self.step == self.handing:
+            if self.interruption[0] != self.closing:
+                self.interruption = step, argument
+            return
+        self.wait = self.interruption = None
+        self.carried = argument
+        self.step = step
+
+    def handing(self, value: Any) -> None:
+        """Hand in a result, then let the interruption come at the yield that follows."""
+        self.step = self.generator.send
+        self._replace(self.generator.send(value))
+
+    def throwing(self, error: BaseException) -> Any:
+        """Raise `error` at the current yield."""
+        self.step = self.generator.send
+        self.carried = None
+        value = self.generator.throw(error)
+        return value if self.interruption is None else self._replace(value)
+
+    def _replace(self, dropped: Any) -> None:
+        """The interruption takes the place of what the task has just yielded, which was not begun yet."""
+        if isinstance(dropped, _COROUTINE):
+            dropped.close()             # else Python would warn that it was never awaited
+        step, argument = self.interruption
+        self.interruption = None
+        self.step = lambda _carried: step(argument)
+
+    def closing(self, _argument: Any) -> Any:
+        """Close the generators from the innermost outward; one that refuses to go is dropped."""
+        for generator in [self.generator] + (self.callers or [])[::-1]:
+            try:
+                generator.close()
+            except Exception:
+                log.debug("%r: error while it was terminated", self, exc_info=True)
+        self.callers = None
+        raise _Terminated
+
+    def swapping(self, _argument: Any) -> Any:
+        """Ask the code of the task whether it gives way to the new one; if so, that runs from its next step on."""
+        swap, new = self.swap, self.swap.generator
+        error = HotSwapException(new)
+        try:
+            return self.throwing(error)
+        except HotSwapException as passed:
+            if passed is not error:
+                raise
+            swap.generator = None       # in use now
+            self.generator, self.step, self._name, self.swap = new, new.send, swap.target, None
+            return None
+        finally:
+            swap.offer(None, None)
+
+    def try_swap(self) -> None:
+        """Swap if there is new code and the task lets itself be swapped now: at top level and not in the middle of I/O,
+        whose result it gets first. Called again whenever one of these may have changed. Not for the running task."""
+        swap, wait = self.swap, self.wait
+        if swap is None or swap.generator is None or not swap.allowed or self.callers or self.interruption:
+            return
+        if wait is None or wait is HANDED or isinstance(wait, (Suspend, Join)) or wait.receives:
+            self.interrupt(self.swapping, None)
+        else:
+            self.interruption = self.swapping, None
+            self.step = self.handing
+
+
+class Task(_Steps):
     """A generator function (or async function) run by the kernel beside all other tasks of its thread.
 
         Task(function, *args, **kwargs)      or      Task(target=function, args=(), kwargs={})
@@ -1493,36 +1874,41 @@ class Task:
     no generator function or the arguments do not fit it.
     """
 
-    # For the kernel and the requests only: `generator` now running (None: ended) and its `callers`, `step` (what runs
-    # it on: its send, or a throw), `carried` (what the next step hands in: the last yield's result), `wait` (the request
-    # it is parked in), `mailbox` and `watchers` (made when needed), `outcome` (exit value), `timer` (see TimerQueue).
-    __slots__ = ("kernel", "id", "generator", "callers", "step", "carried", "wait", "mailbox", "watchers", "outcome",
-                 "timer", "daemon", "_name", "__weakref__")
+    __slots__ = ()
+    remote = False                      # whether it runs in another process
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if args:
             target, args = args[0], args[1:]
         else:
-            target, args, kwargs = kwargs.pop("target"), kwargs.pop("args", ()), kwargs.pop("kwargs", {})
+            target, args, kwargs = _keyword_form(kwargs)
         self._start(default_kernel(), target, args, kwargs)
 
     def _start(self, kernel: "Kernel", target: Callable, args: tuple, kwargs: dict) -> None:
+        self.kernel = kernel
+        self.id = next(_task_ids)
+        self._begin(self._generator(target, args, kwargs), target)
+
+    def _begin(self, generator: Any, target: Callable) -> None:
+        self.generator = generator
+        self.step = generator.send
+        self._name = target
+        self.callers = self.carried = self.wait = self.mailbox = self.watchers = self.outcome = None
+        self.interruption = self.swap = None
+        self.timer = 0
+        self.daemon = False
+        self.kernel.adopt(self)
+
+    def _generator(self, target: Callable, args: tuple, kwargs: dict) -> Any:
+        """What runs: `target` called, with the Task as an argument if it has a parameter for it."""
         try:
             wanted, position = _SIGNATURES[target.__code__]
         except (AttributeError, KeyError):
             wanted, position = _signature(target)
-        if wanted is not None and len(args) <= position and wanted not in kwargs:
+        if wanted is not None and wanted not in kwargs and len(args) + (type(target) is types.MethodType) <= position:
             kwargs = dict(kwargs)
             kwargs[wanted] = self
-        self.generator = generator = target(*args, **kwargs)
-        self.step = generator.send
-        self._name = target
-        self.kernel = kernel
-        self.id = next(_task_ids)
-        self.callers = self.carried = self.wait = self.mailbox = self.watchers = self.outcome = None
-        self.timer = 0
-        self.daemon = False
-        kernel.adopt(self)
+        return target(*args, **kwargs)
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
@@ -1551,17 +1937,17 @@ class Task:
             return 0
         wait = self.wait
         if wait is RECEIVE:
-            self.wait = None
+            self.wait = HANDED
             self.carried = message
             kernel.ready.append(self)
-        elif wait is not None and wait.receives:
+        elif wait is not None and wait is not HANDED and wait.receives:
             self.unpark(message)
-        elif self.generator is None:
-            return -1
-        elif self.mailbox is None:
-            self.mailbox = deque((message,))
-        else:
+        elif self.mailbox is not None:
             self.mailbox.append(message)
+        elif self.generator is None:    # the end takes the mailbox away
+            return -1
+        else:
+            self.mailbox = deque((message,))
         return 0
 
     def deliver(self, message: Any, timeout: Optional[float] = None) -> Any:
@@ -1623,8 +2009,12 @@ class Task:
                 raise MisuseError("value() of task %r was called inside a task, which would block all of them: "
                                   "use 'yield task.finish()'" % self)
             ended = threading.Event()
-            self.kernel.post(self.watch, lambda _task: ended.set())
+
+            def watcher(_task: Task) -> None:
+                ended.set()
+            self.kernel.post(self.watch, watcher)
             if not ended.wait(timeout):
+                self.kernel.post(self.unwatch, watcher)
                 return None
         return self.outcome
 
@@ -1639,16 +2029,23 @@ class Task:
 
     def throw(self, *args: Any) -> int:
         """Raise an exception at the task's current yield: throw(exc), throw(type, exc[, tb]) or throw((type, exc)).
-        Any thread. Returns 0, or -1 without arguments, for an ended task and for the running one."""
+
+        A task that is about to go on with a result (a message, a lock) gets that first and the exception at its next
+        yield. Any thread. Returns 0, or -1 without an exception, for an ended task and for the running one itself.
+        """
         if len(args) == 1 and isinstance(args[0], tuple):
             args = args[0]
         exceptions = [arg for arg in args if isinstance(arg, BaseException)]
         if not exceptions and args and isinstance(args[0], type) and issubclass(args[0], BaseException):
             exceptions = [args[0]()]
-        if not exceptions or self.generator is None or self.kernel.current is self:
+        if not exceptions or self.generator is None or self.is_running():
             return -1
-        self.kernel.call(self._interrupt, self._throwing, exceptions[0])
+        self.kernel.call(self.interrupt, self.throwing, exceptions[0])
         return 0
+
+    def is_running(self) -> bool:
+        """Whether it is this task itself that asks."""
+        return self.kernel.current is self and self.kernel.owner == get_ident()
 
     def terminate(self) -> int:
         """End the task: GeneratorExit is raised at its yield, so that its ``finally`` blocks run; its exit value is
@@ -1656,16 +2053,59 @@ class Task:
         when it has ended already."""
         if self.generator is None:
             return -1
-        if self.kernel.current is self:
-            self.kernel.post(self._interrupt, self._closing, None)
+        if self.is_running():
+            self.step, self.interruption = self.closing, (self.closing, None)
+            self.kernel.post(self.interrupt, self.closing, None)    # in case that yield makes it wait
         else:
-            self.kernel.call(self._interrupt, self._closing, None)
+            self.kernel.call(self.interrupt, self.closing, None)
         return 0
+
+    def hot_swappable(self, flag: bool = True) -> int:
+        """Allow (or forbid) the running task's code to be replaced from now on; a replacement that waits for this comes
+        at the next yield. Returns 0, or -1 when called outside of the task."""
+        if not self.is_running():
+            return -1
+        self.swap = self.swap or _Swap()
+        self.swap.allowed = bool(flag)
+        self.kernel.post(self.try_swap)
+        return 0
+
+    def hot_swap(self, target: Callable, *args: Any, **kwargs: Any) -> int:
+        """Replace the task's code by ``target(*args, **kwargs)``: `HotSwapException` is raised in it as soon as it is
+        hot-swappable, at top level and not in the middle of I/O; unless it is caught, the new code begins, with the
+        same mailbox. An ended task begins anew. Any thread. Returns 0, or -1 when `target` is no generator function."""
+        try:
+            generator = self._generator(target, args, kwargs)
+        except TypeError as error:
+            log.warning("%r is not swapped: %s", self, error)
+            return -1
+        self.kernel.call(self._offer, generator, target)
+        return 0
+
+    def _offer(self, generator: Any, target: Callable) -> None:
+        self.swap = self.swap or _Swap()
+        self.swap.offer(generator, target)
+        if self.generator is None:
+            self._begin(generator, target)
+        elif self.is_running():
+            self.kernel.post(self.try_swap)
+        else:
+            self.try_swap()
+
+    def future(self) -> Any:
+        """A `concurrent.futures.Future` of the task's end, for threads and other event loops
+        (``await asyncio.wrap_future(task.future())``): the exit value, or the exception that ended it; cancelled when
+        the task was terminated. Cancelling it does not touch the task. Any thread."""
+        from concurrent.futures import Future       # not at the top: most programs do without
+        future: Any = Future()
+        self.kernel.call(self.watch, functools.partial(_tell_future, future))
+        return future
 
     def monitor(self, observe: "Task") -> Any:
         """Have a `MonitorStatus` sent to this task when `observe` ends. Use with yield. Gives 0, or -1 when `observe`
         has ended."""
-        return Value(observe.notify(self))
+        answer = observe.notify(self)
+        return answer if isinstance(answer, Request) else Value(answer)     # a task of another process must be asked
 
     def notify(self, monitor: "Task") -> int:
         """Have a `MonitorStatus` sent to `monitor` when this task ends. Any thread. Returns 0, or -1 when this task has
@@ -1694,80 +2134,6 @@ class Task:
         """Take a name back. Any thread. Returns 0, or -1 when the task does not have it."""
         return _forget_name(("task", self.name if name is None else name), self)
 
-    # -- for the kernel and the requests (kernel thread only) ----------------------------------------------------------
-
-    def unpark(self, value: Any) -> None:
-        """What the task waited for is there: it goes on with `value`."""
-        if self.timer:
-            self.kernel.timers.cancel(self)
-        self.wait = None
-        self.carried = value
-        self.kernel.ready.append(self)
-
-    def unpark_with(self, error: BaseException) -> None:
-        """What the task waited for failed: `error` is raised at its yield."""
-        self.unpark(error)
-        self.step = self._throwing
-
-    def expire(self) -> None:
-        """Its timer has run out."""
-        wait = self.wait
-        try:
-            value = wait.expired(self)
-        except Exception as error:      # a request's way to say that running out of time is an error
-            self.unpark_with(error)
-        else:
-            self.unpark(value)
-
-    def joined(self, other: "Task") -> None:
-        """Watcher of a task it joins: `other` has ended."""
-        wait = self.wait
-        if wait.__class__ is Join and wait.target is other:
-            if get_ident() == self.kernel.owner:
-                self.unpark(other.outcome)
-            else:
-                self.kernel.post(self.joined, other)
-
-    def watch(self, watcher: Callable[["Task"], None]) -> None:
-        """Call `watcher(task)` when the task ends; at once when it has."""
-        if self.generator is None:
-            watcher(self)
-        elif self.watchers is None:
-            self.watchers = [watcher]
-        else:
-            self.watchers.append(watcher)
-
-    def unwatch(self, watcher: Callable[["Task"], None]) -> None:
-        """Take a watcher back; harmless when it has been called."""
-        if self.watchers and watcher in self.watchers:
-            self.watchers.remove(watcher)
-
-    def _interrupt(self, step: Callable, carried: Any) -> None:
-        """Make `step` the task's next one, wherever it is: parked, ready, or not begun."""
-        if self.generator is None:
-            return
-        wait = self.wait
-        if wait is not None:
-            wait.abandon(self)
-            self.unpark(carried)
-        self.carried = carried
-        self.step = step
-
-    def _throwing(self, error: BaseException) -> Any:
-        self.step = self.generator.send
-        self.carried = None
-        return self.generator.throw(error)
-
-    def _closing(self, _carried: Any) -> Any:
-        """Close the generators from the innermost outward; one that refuses to go is dropped."""
-        for generator in [self.generator] + (self.callers or [])[::-1]:
-            try:
-                generator.close()
-            except Exception:
-                log.debug("%r: error while it was terminated", self, exc_info=True)
-        self.callers = None
-        raise _Terminated
-
 
 def _forget_name(key: Tuple[str, str], task: Task) -> int:
     """Remove a name, if it is that task's; also the watcher that does so at its end."""
@@ -1775,6 +2141,19 @@ def _forget_name(key: Tuple[str, str], task: Task) -> int:
         return -1
     del NAMES[key]
     return 0
+
+
+def _tell_future(future: Any, task: Task) -> None:
+    """Watcher: completes the future of a task's end."""
+    outcome = task.outcome
+    if task.interruption is _Terminated:
+        future.cancel()
+        future.set_running_or_notify_cancel()
+    elif future.set_running_or_notify_cancel():
+        if isinstance(outcome, MonitorStatus):
+            future.set_exception(outcome.error or outcome)
+        else:
+            future.set_result(outcome)
 
 
 def _tell_monitor(monitor: Task, task: Task) -> None:
@@ -1804,12 +2183,16 @@ class Value(Request):
 #
 # A kernel owns a deque of ready tasks, a timer queue, a poller and an inbox of calls from other threads. Its loop:
 #
-#     inbox -> due timers -> ready tasks (a bounded number of passes) -> descriptors that are ready, then again
+#     inbox -> due timers -> ready tasks (a bounded number of steps) -> descriptors that are ready, then again
 #
 # Everything in it is touched by the thread that runs it (`owner`) and nothing is locked; other threads use `post`
 # (or append to `ready`, which the interpreter makes atomic) and wake the poller only when it sleeps.
 
-PASSES = 16                             # passes over the ready queue between two looks at timers and descriptors
+PASSES = 16                             # over the ready queue between two looks at timers and descriptors, ...
+PASS_COST = 100                         # ... fewer when it is long: a pass counts as that many steps, and its own
+LONGEST_SLEEP_S = 86_400.0              # pollers count milliseconds in 31 bits
+LAST_ROUNDS = 10                        # of a kernel that stops: what tasks may still do in their ``finally`` blocks
+HURRY_S = 2.0                           # after Ctrl-C a task that does not yield holds the program open this long
 TURNS = 64                              # results that were there already, before a task gives the others a turn
 POLL_EVERY_S = 0.001                    # a busy kernel looks at its descriptors this often
 
@@ -1880,15 +2263,19 @@ class Kernel:
         """Expire what is due."""
         if len(self.timers):
             for item in self.timers.expired(self.clock()):
-                item.expire()
+                try:
+                    item.expire()
+                except Exception:
+                    log.exception("what was to be done at a certain time failed: %r", item)
 
-    def run_ready(self, passes: int = PASSES) -> None:
-        """Step every ready task, `passes` times at most."""
-        ready = self.ready
+    def run_ready(self) -> None:
+        """Step every ready task, PASSES times at most. The hot loop: in one piece, every line of it was measured."""
+        ready, budget = self.ready, PASSES * PASS_COST
         pop, push, begin_of = ready.popleft, ready.append, REQUESTS.get
-        while ready and passes:
-            passes -= 1
-            for _ in range(len(ready)):
+        while ready and budget > 0:
+            count = len(ready)
+            budget -= count + PASS_COST
+            for _ in range(count):
                 self.current = task = pop()
                 turns = TURNS
                 while turns:
@@ -1907,15 +2294,21 @@ class Kernel:
                             break
                         begin = begin_of(value.__class__)
                         if begin is None:
-                            task.carried = value
-                            if task.generator.__class__ is _COROUTINE:
-                                self._refuse(task, value)
-                            push(task)
-                            break
-                        if not begin(value, self, task):
-                            break
+                            begin = REQUESTS[value.__class__]       # which knows more than it holds
+                            if begin is None and task.generator.__class__ is not _COROUTINE:
+                                task.carried = value
+                                task.wait = None
+                                push(task)
+                                break
+                            begin = begin or _refuse
+                        try:
+                            if not begin(value, self, task):
+                                break
+                        except BaseException as error:
+                            task.step, task.carried = task.throwing, error
                     turns -= 1
                 else:
+                    task.wait = HANDED
                     push(task)
         self.current = None
 
@@ -1924,7 +2317,7 @@ class Kernel:
         if self.ready or self.inbox or self.stopping:
             return 0
         deadline = self.timers.next_deadline()
-        return None if deadline is None else max(0.0, deadline - self.clock())
+        return None if deadline is None else min(max(0.0, deadline - self.clock()), LONGEST_SLEEP_S)
 
     def poll(self, timeout: Optional[float]) -> None:
         """Wait for descriptors and call their handlers."""
@@ -1936,7 +2329,10 @@ class Kernel:
         self.sleeping = False
         self.polled = self.clock()
         for handler, mask in events:
-            handler(mask)
+            try:
+                handler(mask)
+            except Exception:
+                log.exception("a descriptor's handler failed: %r", handler)
 
     def turn(self, limit: Optional[float] = None) -> None:
         """Once round the loop, sleeping at most `limit` seconds (None: as long as nothing is due)."""
@@ -1952,13 +2348,18 @@ class Kernel:
     # -- ends of generators and tasks ----------------------------------------------------------------------------------
 
     def _returned(self, task: Task, value: Any) -> bool:
-        """The innermost generator returned; an explicit value wins over what its last yield gave. True: goes on."""
-        if value is None:
+        """The innermost generator returned; an explicit value wins over what its last yield gave. (Async functions, and
+        generators marked with `types.coroutine`, yield nothing of their own: theirs is what they return.) True: it has
+        a caller, which goes on."""
+        if value is None and task.generator.__class__ is not _COROUTINE and not (
+                task.generator.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE):
             value = task.carried
         if task.callers:
-            task.generator = task.callers.pop()
-            task.step = task.generator.send
+            task.generator = caller = task.callers.pop()
+            task.step = caller.send if task.interruption is None else task.handing
             task.carried = value
+            if task.swap is not None:
+                self.post(task.try_swap)    # which is done at top level only
             return True
         self._end(task, value)
         return False
@@ -1969,12 +2370,14 @@ class Kernel:
             values = error.__cause__.args       # ``raise StopIteration(v)``, a return in programs of old (PEP 479)
             return self._returned(task, values[0] if len(values) == 1 else values or None)
         if isinstance(error, _Terminated):
-            self._end(task, None)
+            self._end(task, None, _Terminated)
             return False
         if task.callers:
             task.generator = task.callers.pop()
-            task.step = task._throwing
+            task.step = task.throwing
             task.carried = error
+            if task.swap is not None:
+                self.post(task.try_swap)
             return True
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         level = logging.DEBUG if task.watchers else logging.ERROR       # someone is told: no need to shout
@@ -1984,15 +2387,22 @@ class Kernel:
         self._end(task, status)
         return False
 
-    def _end(self, task: Task, outcome: Any) -> None:
+    def _end(self, task: Task, outcome: Any, how: Optional[type] = None) -> None:
+        """The task is over; `how` is _Terminated when that was not its own doing, and stays as its `interruption`."""
         task.outcome = outcome
         task.generator = task.step = task.callers = task.carried = task.mailbox = None
+        task.interruption = how
+        if task.swap is not None:
+            task.swap.offer(None, None)
         del self.tasks[task.id]
         self.daemons -= task.daemon
         self._check_idle()
         watchers, task.watchers = task.watchers, None
         for watcher in watchers or ():
-            watcher(task)
+            try:
+                watcher(task)
+            except Exception:
+                log.exception("%r has ended, telling %r failed", task, watcher)
 
     def count_daemon(self, task: Task, flag: bool) -> None:
         """A task becomes a daemon, or stops being one."""
@@ -2010,12 +2420,6 @@ class Kernel:
         """Set `event` once only daemon tasks are left."""
         self.idle_events.append(event)
         self._check_idle()
-
-    def _refuse(self, task: Task, value: Any) -> None:
-        """An async task awaited what this kernel cannot run: say so at the await."""
-        task.step = task._throwing
-        task.carried = MisuseError("task %r awaited %r, which belongs to another event loop: await calls of pycoslite, "
-                                   "or run it there and wait for a concurrent.futures.Future" % (task, value))
 
     # -- as a thread ---------------------------------------------------------------------------------------------------
 
@@ -2038,19 +2442,31 @@ class Kernel:
                 self.run_ready()
                 self.rounds += 1
                 guest.visit()
-        for task in list(self.tasks.values()):
-            task.terminate()
-        while self.ready or self.inbox:
-            self.run_inbox()
-            self.run_ready()
+        self._end_all()
         self.owner = None
 
-    def stop(self) -> None:
-        """End the loop and every task that is left; waits for it unless called from within. Any thread."""
+    def _end_all(self) -> None:
+        """Terminate every task, those too that others start in their ``finally`` blocks; but not for ever."""
+        for _ in range(LAST_ROUNDS):
+            for task in list(self.tasks.values()):
+                task.terminate()
+            self.run_inbox()
+            self.run_ready()
+            if not self.tasks:
+                return
+        log.warning("these tasks did not end: %s", ", ".join(map(repr, self.tasks.values())))
+
+    def stop(self, timeout: Optional[float] = None) -> bool:
+        """End the loop and every task that is left; waits for it unless called from within, at most `timeout` seconds.
+        Returns False when a task held the thread for longer than that. Any thread."""
         self.post(setattr, self, "stopping", True)
         if self.thread is not None and get_ident() != self.owner:
-            self.thread.join()
+            self.thread.join(timeout)
+            if self.thread.is_alive():
+                log.warning("the program ends while task %r is busy", self.current)
+                return False
             self.close()
+        return True
 
     def close(self) -> None:
         """Give the descriptors back; for a kernel that does not run (any more)."""
@@ -2073,18 +2489,24 @@ def default_kernel() -> Kernel:
     return _default or _start_default()
 
 
+def running_kernel() -> Optional[Kernel]:
+    """The kernel that runs this program's tasks, if it has been started. Any thread."""
+    return _default
+
+
 def _start_default() -> Kernel:
     global _default
     with _default_lock:
         if _default is None:
             _default = Kernel()
             _default.start("pycoslite")
-            _at_exit(_wait_at_exit)
+            _hook_exit()
         return _default
 
 
 def main_kernel() -> Kernel:
-    """A kernel for this program's tasks that the calling thread runs itself, with `Kernel.loop`; before the first task."""
+    """A kernel for this program's tasks that the calling thread runs itself, with `Kernel.loop`. Before the first
+    task."""
     global _default
     with _default_lock:
         if _default is not None:
@@ -2093,43 +2515,71 @@ def main_kernel() -> Kernel:
         return _default
 
 
-def _at_exit(function: Callable[[], None]) -> None:
-    """Call `function` in the main thread once the program's own code has ended, while threads and children can still be
-    started: that is before `atexit`, which since 3.12 is too late for both. 3.8 has only `atexit`, and no such limit."""
+@functools.lru_cache(maxsize=None)
+def _hook_exit() -> None:
+    """Once a process: have a program wait for its tasks when its own code has ended, and end them after its threads.
+
+    The first is done before the threads are waited for, while threads and children can still be started; `atexit`,
+    which comes after them, has been too late for both since 3.12. (3.8 has only `atexit`, and no such limit.)
+    """
+    atexit.register(_stop_at_exit)
     try:
-        getattr(threading, "_register_atexit", atexit.register)(function)
-    except RuntimeError:                # the first task is made by code that itself runs at exit
-        atexit.register(function)
+        getattr(threading, "_register_atexit", atexit.register)(_wait_at_exit)
+    except RuntimeError:                # the first task is made after that
+        pass
 
 
 def _wait_at_exit() -> None:
-    """A program lives until its non-daemon tasks have ended; Ctrl-C ends them."""
+    """A program lives until its non-daemon tasks have ended; Ctrl-C ends them, also when it came earlier and ended the
+    program's own code."""
     kernel = _default
-    if kernel is not None and kernel.thread is not None:
-        try:
+    if kernel is None or kernel.thread is None:
+        return
+    try:
+        if getattr(sys, "last_type", None) is not KeyboardInterrupt or hasattr(sys, "ps1"):
+            for waiter in list(WAITERS):
+                waiter()
             kernel.join()
-        except KeyboardInterrupt:
-            pass
-        stop_default()
+            return
+    except KeyboardInterrupt:
+        pass
+    _stop_at_exit(HURRY_S)
+
+
+def _stop_at_exit(timeout: Optional[float] = None) -> None:
+    try:
+        if timeout is None:
+            _wait_at_exit()             # for what the last threads have started
+        stop_default(timeout)
+    except KeyboardInterrupt:           # the second one: leave at once
+        pass
 
 
 STOPPERS: List[Callable[[], None]] = []     # what must end before the kernel that drives it
+WAITERS: List[Callable[[], None]] = []      # what else is waited for when the program's own code has ended
 
 
-def stop_default() -> None:
-    """End the default kernel with all its tasks; the next task starts a new one. Not from within a task."""
+def stop_default(timeout: Optional[float] = None) -> None:
+    """End the default kernel with all its tasks; the next task starts a new one. Not from within a task. A task that
+    does not yield is waited for, at most `timeout` seconds."""
     global _default
     for stopper in STOPPERS:
         stopper()
     with _default_lock:
         kernel, _default = _default, None
     if kernel is not None:
-        kernel.stop()
+        kernel.stop(timeout)
+
+
+_inherited: List[Kernel] = []           # by a forked child; kept, or ``finally`` blocks of the parent's tasks would run
 
 
 def _forget_after_fork() -> None:
     """A forked child has the parent's memory but none of its threads: it starts anew."""
     global _default, _default_lock
+    if _default is not None:
+        _inherited.append(_default)
+        _default.close()
     _default = None
     _default_lock = threading.Lock()
 
@@ -2138,7 +2588,733 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 # ======================================================================================================================
-# 15. Async sockets and TLS                                            tried first; only what would block makes a task wait
+# 12. Synchronisation                                                     between tasks of one kernel, all over one line
+# ======================================================================================================================
+#
+# Who has to wait stands in a line, first come first served; leaving it costs the same from the middle as from the
+# front. What is waited for (a lock, a unit of a semaphore) is passed straight to the first in line, so nobody can
+# overtake, and a task that is interrupted before it could take note of it gets it first (see `_Steps.interrupt`).
+# `Event.set`, `Condition.notify` and `Semaphore.release` may be called by any thread, the rest by tasks only.
+
+
+class _InLine(_Timed):
+    """A wait in a line (task -> request) that ends with True, or with False when time is up."""
+
+    __slots__ = ("line",)
+
+    def __init__(self, line: OrderedDict, timeout: Optional[float]) -> None:
+        super().__init__(timeout, False)
+        self.line = line
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        if super().begin(kernel, task):
+            return True
+        self.line[task] = self
+        return False
+
+    def expired(self, task: Task) -> Any:
+        self.abandon(task)
+        return False
+
+    def abandon(self, task: Task) -> None:
+        self.line.pop(task, None)
+
+
+class _Acquire(_InLine):
+    __slots__ = ("lock", "depth")
+
+    def __init__(self, lock: "Lock", blocking: bool, timeout: Optional[float]) -> None:
+        forever = timeout is None or timeout < 0
+        super().__init__(lock.line, 0 if not blocking else None if forever else timeout)
+        self.lock = lock
+        self.depth = 1
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        lock = self.lock
+        owner = lock.owner
+        if owner is None:
+            lock.owner = task
+            lock.depth = 1
+        elif owner is task and lock.reentrant:
+            lock.depth += 1
+        else:
+            self._check(task, owner)
+            if super().begin(kernel, task):
+                return True
+            owner.watch(lock.orphaned)
+            return False
+        task.carried = True
+        return True
+
+    def _check(self, task: Task, owner: Task) -> None:
+        if owner.kernel is not task.kernel:
+            raise MisuseError("%r cannot wait for a lock of %r: one of them is a SysTask" % (task, owner))
+        if owner is task and self.timeout is None:
+            raise MisuseError("task %r waits for a lock that it holds itself: release it first, or use RLock" % task)
+        if owner.generator is None and self.timeout is None:
+            raise self.lock.abandoned(owner)
+
+
+class Lock:
+    """A lock between tasks, not reentrant: ``yield lock.acquire()`` ... ``lock.release()``; in async functions also
+    ``async with lock``."""
+
+    __slots__ = ("owner", "depth", "line", "__weakref__")
+    reentrant = False
+
+    def __init__(self) -> None:
+        self.owner: Optional[Task] = None
+        self.depth = 0                  # how often the owner has to release it
+        self.line: OrderedDict = OrderedDict()
+
+    def acquire(self, blocking: bool = True, timeout: Optional[float] = -1) -> Any:
+        """Take the lock, waiting at most `timeout` seconds (negative or None: for ever), or not at all unless
+        `blocking`. Use with yield. Gives True, or False when it is not to be had in time. Raises MisuseError where it
+        never will be: the task has it already, or its owner ended without releasing it."""
+        return _Acquire(self, blocking, timeout)
+
+    def release(self) -> None:
+        """Give the lock to who waits longest, or to nobody. Raises RuntimeError unless the running task owns it."""
+        self.check_owner("release")
+        self.depth -= 1
+        if not self.depth:
+            self.pass_on()
+
+    def check_owner(self, what: str) -> None:
+        """Raise RuntimeError unless the running task owns the lock."""
+        owner = self.owner
+        if owner is None or not owner.is_running():
+            raise RuntimeError("%s() of a %s that %s: only the task that acquired it can do that" % (
+                what, type(self).__name__, "nobody has acquired" if owner is None else "task %r owns" % owner))
+
+    def pass_on(self) -> None:
+        """The owner has no more use for it."""
+        owner = self.owner
+        if not self.line:
+            self.owner = None
+            return
+        owner.unwatch(self.orphaned)
+        task, request = self.line.popitem(last=False)
+        self.owner = task
+        self.depth = request.depth
+        if self.line:
+            task.watch(self.orphaned)
+        task.unpark(True)
+
+    def orphaned(self, owner: Task) -> None:
+        """Watcher of an owner that others wait for: it has ended; if it took the lock along, they are told."""
+        if self.owner is owner:
+            while self.line:
+                self.line.popitem(last=False)[0].unpark_with(self.abandoned(owner))
+
+    def abandoned(self, owner: Task) -> MisuseError:
+        """The error of those who wait for a lock that nobody can release any more."""
+        return MisuseError("task %r ended without releasing a %s: release it in a 'finally' block" % (
+            owner, type(self).__name__))
+
+    async def __aenter__(self) -> Any:
+        await self.acquire()
+        return self
+
+    async def __aexit__(self, *_error: Any) -> None:
+        self.release()
+
+
+class RLock(Lock):
+    """A lock that its owner may acquire again; it must be released as often."""
+
+    __slots__ = ()
+    reentrant = True
+
+
+class _Notified(_InLine):
+    """The wait for `Condition.notify`, then for its lock."""
+
+    __slots__ = ("condition", "depth")
+
+    def __init__(self, condition: "Condition", timeout: Optional[float]) -> None:
+        super().__init__(condition.waiting, timeout)
+        self.condition = condition
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        condition = self.condition
+        self.depth = condition.depth
+        condition.kernel = kernel
+        late = super().begin(kernel, task)
+        condition.pass_on()
+        return late
+
+
+class Condition(RLock):
+    """A reentrant lock, and a place where its owner waits until another task says that something has changed."""
+
+    __slots__ = ("waiting", "kernel")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: OrderedDict = OrderedDict()
+        self.kernel: Optional[Kernel] = None
+
+    def wait(self, timeout: Optional[float] = None) -> Any:
+        """Release the lock and wait for `notify`, at most `timeout` seconds. Use with yield. Gives True, and the lock
+        is the task's again as often as it was; or False when time is up, and the lock is not. Raises RuntimeError
+        unless the running task owns the lock."""
+        self.check_owner("wait")
+        return _Notified(self, timeout)
+
+    def notify(self, n: int = 1) -> None:
+        """Wake up to `n` waiting tasks; each goes on once it has the lock. Any thread, owner or not."""
+        if self.kernel is not None:
+            self.kernel.call(self._notify, n)
+
+    def notify_all(self) -> None:
+        """Wake all waiting tasks. Any thread."""
+        self.notify(sys.maxsize)
+
+    notifyAll = notify_all
+
+    def _notify(self, n: int) -> None:
+        while n > 0 and self.waiting:
+            n -= 1
+            task, request = self.waiting.popitem(last=False)
+            task.kernel.timers.cancel(task)
+            request.line = self.line
+            self.line[task] = request
+            if self.owner is not None:
+                self.owner.watch(self.orphaned)
+            else:
+                self.owner = task           # only for the moment: it is the first in line
+                self.pass_on()
+
+
+class _EventWait(_InLine):
+    __slots__ = ("event",)
+
+    def __init__(self, event: "Event", timeout: Optional[float]) -> None:
+        super().__init__(event.line, timeout)
+        self.event = event
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        event = self.event
+        if not event.flag:
+            self.line = event.line
+            if super().begin(kernel, task):
+                return True
+            if not event.flag and self.line is event.line:
+                return False
+            self.abandon(task)              # set by another thread between the two looks
+            kernel.timers.cancel(task)
+            task.wait = None
+        task.carried = True
+        return True
+
+    def wake(self, task: Task) -> None:
+        """The event was set."""
+        if task.wait is self:
+            task.unpark(True)
+
+
+class Event:
+    """A flag that tasks can wait for."""
+
+    __slots__ = ("flag", "line", "__weakref__")
+
+    def __init__(self) -> None:
+        self.flag = False
+        self.line: OrderedDict = OrderedDict()      # replaced by each `set`: no thread changes what another reads
+
+    def set(self) -> None:
+        """Set the flag: all who wait go on. Any thread."""
+        self.flag = True
+        line, self.line = self.line, OrderedDict()
+        for task, request in list(line.items()):
+            task.kernel.call(request.wake, task)
+
+    def clear(self) -> None:
+        """Reset the flag. Any thread."""
+        self.flag = False
+
+    def is_set(self) -> bool:
+        """Whether the flag is set. Any thread."""
+        return self.flag
+
+    isSet = is_set
+
+    def wait(self, timeout: Optional[float] = None) -> Any:
+        """Wait until the flag is set, at most `timeout` seconds (0 or less: only look). Use with yield. Gives True, or
+        False when time is up."""
+        return _EventWait(self, timeout)
+
+
+class _TakeUnit(_InLine):
+    __slots__ = ("semaphore",)
+
+    def __init__(self, semaphore: "Semaphore", blocking: bool) -> None:
+        super().__init__(semaphore.line, None if blocking else 0)
+        self.semaphore = semaphore
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        semaphore = self.semaphore
+        semaphore.kernel = kernel
+        if not semaphore.value:
+            return super().begin(kernel, task)
+        semaphore.value -= 1
+        task.carried = True
+        return True
+
+
+class Semaphore:
+    """A counter that never gets below 0: whoever would take it there waits. Begins with `value`, at least 1; raises
+    ValueError otherwise."""
+
+    __slots__ = ("value", "line", "kernel", "__weakref__")
+
+    def __init__(self, value: int = 1) -> None:
+        if not value >= 1:
+            raise ValueError("a semaphore begins with 1 or more, not %r" % (value,))
+        self.value = value
+        self.line: OrderedDict = OrderedDict()
+        self.kernel: Optional[Kernel] = None
+
+    def acquire(self, blocking: bool = True) -> Any:
+        """Take one off the counter, waiting while it is 0. Use with yield. Gives True, or False when it is 0 and not
+        `blocking`."""
+        return _TakeUnit(self, blocking)
+
+    def release(self) -> None:
+        """Add one to the counter, or pass it to who waits longest; it may get above its first value. Any thread."""
+        if self.kernel is None:         # nobody has ever taken one
+            self.value += 1
+        else:
+            self.kernel.call(self._release)
+
+    def _release(self) -> None:
+        if self.line:
+            self.line.popitem(last=False)[0].unpark(True)
+        else:
+            self.value += 1
+
+    async def __aenter__(self) -> Any:
+        await self.acquire()
+        return self
+
+    async def __aexit__(self, *_error: Any) -> None:
+        self.release()
+
+
+# ======================================================================================================================
+# 13. Channels and categories                                               one message to many, many messages by kind
+# ======================================================================================================================
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether `function` can be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except (TypeError, ValueError):     # other arguments; no function; a built-in that does not tell
+        return False
+    return True
+
+
+class _Enough(_InLine):
+    """Waits until a channel has `n` subscribers."""
+
+    __slots__ = ("n",)
+
+    def __init__(self, line: OrderedDict, n: int, timeout: Optional[float]) -> None:
+        super().__init__(line, timeout)
+        self.n = n
+
+
+class Channel:
+    """Sends each message to all subscribers, tasks or other channels: ``yield channel.subscribe(task)``,
+    ``channel.send(message)``.
+
+    `name` begins with a letter or digit (what stands before is left out, with a warning) and belongs to one channel of
+    the process at a time; a second one works, but cannot be found by its name. `transform(name, message)` returns what
+    is sent instead, None for nothing.
+    """
+
+    _named: Any = weakref.WeakValueDictionary()     # name -> the channel that has it, until it is gone
+
+    def __init__(self, name: str, transform: Optional[Callable[[str, Any], Any]] = None) -> None:
+        stripped = name.lstrip("".join(char for char in name if not char.isalnum()))
+        if stripped != name:
+            log.warning("the name of channel %r should begin with a letter or digit: it is %r now", name, stripped)
+        self.name = stripped
+        self.location: Optional[Location] = None    # of the process it is in, for a channel of another process
+        self._transform: Optional[Callable] = None
+        self._tasks: Dict[Task, None] = {}          # subscribers of the kernel `_kernel`; changed in its thread only
+        self._others: Dict[Any, None] = {}          # channels, and tasks of other kernels or processes
+        self._kernel: Optional[Kernel] = None
+        self._line: OrderedDict = OrderedDict()     # of those who wait for subscribers
+        if Channel._named.setdefault(stripped, self) is not self:
+            log.warning("there is a channel %r already: the new one cannot be found by this name", stripped)
+        if transform is not None:
+            self.set_transform(transform)
+
+    def __repr__(self) -> str:
+        return self.name if self.location is None else "%s@%r" % (self.name, self.location)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Channel) and other.name == self.name and other.location == self.location
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.location))
+
+    def set_transform(self, transform: Optional[Callable[[str, Any], Any]]) -> int:
+        """Use another transform from now on, or none. Any thread. Returns 0, or -1 unless it takes two arguments."""
+        if transform is not None and not _takes(transform, 2):
+            log.warning("channel %r: %r is no transform, which takes a channel's name and a message", self, transform)
+            return -1
+        self._transform = transform
+        return 0
+
+    # -- subscribers ---------------------------------------------------------------------------------------------------
+
+    def subscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
+        """Let a task or channel have every message from now on. Use with yield. Gives 0 (also when it has them
+        already), or -1 for anything else, for a task that has ended and for a channel that would feed itself."""
+        if isinstance(subscriber, Channel):
+            if subscriber._feeds(self):
+                log.warning("channel %r cannot subscribe to %r, which would feed itself", subscriber, self)
+                return Value(-1)
+        elif not isinstance(subscriber, Task) or subscriber.generator is None and not subscriber.remote:
+            return Value(-1)
+        elif self._kernel is None:
+            self._kernel = subscriber.kernel
+        self._change(self._subscribe, subscriber)
+        return Value(0)
+
+    def unsubscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
+        """Send it no more messages. Use with yield. Gives 0, or -1 when it is no subscriber."""
+        if subscriber not in self._tasks and subscriber not in self._others:
+            return Value(-1)
+        self._change(self._unsubscribe, subscriber)
+        return Value(0)
+
+    def _change(self, function: Callable, *args: Any) -> None:
+        """Call `function` in the thread that owns the subscribers."""
+        if self._kernel is None:
+            function(*args)
+        else:
+            self._kernel.call(function, *args)
+
+    def _subscribe(self, subscriber: Any) -> None:
+        near = isinstance(subscriber, Task) and subscriber.kernel is self._kernel and not subscriber.remote
+        (self._tasks if near else self._others)[subscriber] = None
+        count = len(self._tasks) + len(self._others)
+        for task, request in list(self._line.items()):
+            if count >= request.n:
+                del self._line[task]
+                task.unpark(True)
+
+    def _unsubscribe(self, subscriber: Any) -> None:
+        self._tasks.pop(subscriber, None)
+        self._others.pop(subscriber, None)
+
+    def _feeds(self, channel: "Channel") -> bool:
+        """Whether what is sent here arrives there."""
+        return self is channel or any(other._feeds(channel) for other in self._others if isinstance(other, Channel))
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def send(self, message: Any) -> int:
+        """Send `message` to all who are subscribers now; never waits. Any thread. Returns 0."""
+        self._change(self.publish, message)
+        return 0
+
+    @types.coroutine
+    def deliver(self, message: Any, timeout: Optional[float] = None, n: int = 0) -> Any:
+        """Like `send`, once there are `n` subscribers, for which it waits at most `timeout` seconds. Use with yield.
+        Gives how many tasks have the message, those of chained channels too; 0 when time is up; -1 for negative `n`."""
+        if n < 0:
+            return -1
+        if len(self._tasks) + len(self._others) < n and not (yield _Enough(self._line, n, timeout)):
+            return 0
+        return self.publish(message)
+
+    def publish(self, message: Any) -> int:
+        """Send to all subscribers, and count the tasks that were reached. In the thread of the subscribers' kernel."""
+        if self._transform is not None:
+            try:
+                message = self._transform(self.name, message)
+            except Exception:
+                log.exception("channel %r: the transform failed, its message is dropped", self)
+                return 0
+            if message is None:
+                return 0
+        tasks = self._tasks
+        ended = [task for task in tasks if task.send(message)]
+        count = len(tasks) - len(ended)
+        for other in list(self._others):
+            if isinstance(other, Channel):
+                count += other.publish(message)
+            elif other.send(message) == 0:
+                count += 1
+            else:
+                ended.append(other)
+        for task in ended:
+            self._unsubscribe(task)
+        return count
+
+    # -- its name ------------------------------------------------------------------------------------------------------
+
+    def register(self, name: Optional[str] = None) -> int:
+        """Let others find the channel with `Channel.locate(name)`; the default is its own name. Any thread. Returns 0,
+        or -1 when the name is taken or is another channel's."""
+        name = self.name if name is None else name
+        if not isinstance(name, str) or Channel._named.get(name, self) is not self:
+            return -1
+        if NAMES.setdefault(("channel", name), self) is self and Channel._named.get(self.name) is self:
+            for watcher in NAME_WATCHERS:
+                watcher("channel", name, self)
+            return 0
+        return -1
+
+    def unregister(self, name: Optional[str] = None) -> int:
+        """Take a name back. Any thread. Returns 0, or -1 when the channel does not have it."""
+        return _forget_name(("channel", self.name if name is None else name), self)
+
+    def close(self) -> None:
+        """Take back all its names, drop its subscribers and free its own name. Any thread."""
+        for kind, name in [key for key, thing in list(NAMES.items()) if thing is self]:
+            _forget_name((kind, name), self)
+        if Channel._named.get(self.name) is self:
+            del Channel._named[self.name]
+        self._change(self._tasks.clear)
+        self._change(self._others.clear)
+
+
+_NO_MESSAGE = object()                  # what no message can be
+
+
+class CategorizeMessages:
+    """Receives a task's messages by category, in order of arrival within each: ``yield box.receive("urgent")``.
+
+    `task` is the task itself; use it in that task only. Messages have the category that the functions given to `add`
+    tell.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._functions: List[Callable] = []
+        self._stored: Dict[Any, deque] = {}         # category -> messages that came while another one was waited for
+
+    def add(self, function: Callable[[Any], Any]) -> None:
+        """Ask `function(message)` for the category before those added earlier; None lets it ask those. What does not
+        take one argument is ignored, with a warning."""
+        if _takes(function, 1):
+            self._functions.insert(0, function)
+        else:
+            log.warning("%r tells no category: it must be a function of one argument, the message", function)
+
+    def remove(self, function: Callable[[Any], Any]) -> None:
+        """Do not ask `function` any more; a warning when it was not asked."""
+        if function in self._functions:
+            self._functions.remove(function)
+        else:
+            log.warning("%r is not among the functions that tell categories", function)
+
+    def _category(self, message: Any) -> Any:
+        for function in self._functions:
+            try:
+                category = function(message)
+                hash(category)
+            except Exception:
+                log.exception("%r failed to tell the category of a message", function)
+                continue
+            if category is not None:
+                return category
+        return None
+
+    @types.coroutine
+    def receive(self, category: Any = None, timeout: Optional[float] = None, alarm_value: Any = None) -> Any:
+        """The oldest message of `category` (None: of no category); waits for one at most `timeout` seconds, then gives
+        `alarm_value`. Use with yield. A message that equals `alarm_value` ends the wait, too."""
+        stored = self._stored.get(category)
+        if stored:
+            return stored.popleft()
+        task, clock = self._task, self._task.kernel.clock
+        deadline = None if timeout is None else clock() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - clock())
+            message = yield task.receive(left, _NO_MESSAGE)
+            if message is _NO_MESSAGE or message is alarm_value or message == alarm_value:
+                return alarm_value
+            found = self._category(message)
+            if found == category:
+                return message
+            self._stored.setdefault(found, deque()).append(message)
+
+    recv = receive
+
+
+# ======================================================================================================================
+# 14. Threads and databases                                         calls that block run in threads, the task waits here
+# ======================================================================================================================
+
+
+class _ThreadCall(Request):
+    """A call that a pool's thread makes for a task."""
+
+    __slots__ = ("pool", "function", "kernel", "task")
+
+    def __init__(self, pool: "AsyncThreadPool", function: Callable) -> None:
+        self.pool = pool
+        self.function: Optional[Callable] = function    # None: not wanted any more
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.kernel, self.task = kernel, task
+        task.wait = self
+        self.pool.put(self)
+        return False
+
+    def abandon(self, task: Task) -> None:
+        self.function = None
+
+    def run(self) -> None:
+        """Make the call. The pool's thread."""
+        function = self.function
+        if function is None:
+            return
+        try:
+            result, error = function(), None
+        except BaseException as raised:     # raised in the task instead, SystemExit too
+            result, error = None, raised
+        self.kernel.post(self._done, result, error)
+
+    def _done(self, result: Any, error: Optional[BaseException]) -> None:
+        if self.task.wait is not self:
+            return
+        if error is None:
+            self.task.unpark(result)
+        else:
+            self.task.unpark_with(error)
+
+
+class AsyncThreadPool:
+    """At most `num_threads` threads that make blocking calls for tasks: ``yield pool.async_task(path.read_text)``.
+
+    The threads are daemons, started when there is work for them; `terminate` ends them, as does the end of a ``with``.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        if not num_threads >= 1:
+            raise ValueError("a thread pool needs 1 thread or more, not %r" % (num_threads,))
+        self._most = num_threads
+        self._calls: queue.Queue = queue.Queue()
+        self._lock = threading.Lock()       # guards: the rest
+        self._threads: List[threading.Thread] = []
+        self._idle = 0                      # threads that no queued call is meant for
+        self._closed = False
+
+    def async_task(self, *args: Any, **kwargs: Any) -> Any:
+        """``async_task(function, *args, **kwargs)`` or ``async_task(target=function, args=(), kwargs={})``: have it
+        called in a thread. Use with yield. Gives what it returns, or raises what it raises. Waits for a thread when all
+        are busy; a call that has begun goes on when its task is terminated meanwhile."""
+        if args:
+            function, args = args[0], args[1:]
+        else:
+            function, args, kwargs = _keyword_form(kwargs)
+        return _ThreadCall(self, functools.partial(function, *args, **kwargs))
+
+    def put(self, call: _ThreadCall) -> None:
+        """Queue a call; raises MisuseError once the pool was terminated. Any thread."""
+        with self._lock:
+            if self._closed:
+                raise MisuseError("this thread pool was terminated: make another one")
+            self._calls.put(call)
+            if self._idle:
+                self._idle -= 1
+            elif len(self._threads) < self._most:
+                name = "pycoslite pool thread %d" % (len(self._threads) + 1)
+                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads[-1].start()
+
+    def _work(self) -> None:
+        while True:
+            call = self._calls.get()
+            try:
+                if call is None:
+                    return
+                call.run()
+            finally:
+                call = None                 # or an idle thread would keep its last task alive
+                with self._lock:
+                    if self._calls.empty():
+                        self._idle += 1
+                self._calls.task_done()
+
+    def join(self) -> None:
+        """Block until all calls are done. Not in a task: raises MisuseError there."""
+        kernel = _default
+        if kernel is not None and kernel.owner == get_ident():
+            raise MisuseError("join() of a thread pool was called inside a task, which would block all of them")
+        self._calls.join()
+
+    def terminate(self) -> None:
+        """Block until all calls are done, then end the threads; the pool takes no more calls. Not in a task."""
+        with self._lock:
+            self._closed = True
+        self.join()
+        with self._lock:
+            threads, self._threads = self._threads, []
+        for _ in threads:
+            self._calls.put(None)
+        for thread in threads:
+            thread.join()
+
+    def __enter__(self) -> "AsyncThreadPool":
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self.terminate()
+
+
+class AsyncDBCursor:
+    """A database cursor whose slow calls run in `thread_pool`, one at a time: ``yield cursor.execute("SELECT 1")``.
+
+    All other attributes are those of `cursor`. The driver must allow its use in several threads; `sqlite3` does with
+    ``connect(..., check_same_thread=False)``.
+    """
+
+    def __init__(self, thread_pool: AsyncThreadPool, cursor: Any) -> None:
+        self._pool = thread_pool
+        self._cursor = cursor
+        self._turn = Lock()
+        self._busy = threading.Lock()       # held in the thread: its task may be gone and the turn passed on
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    @types.coroutine
+    def _run(self, method: Callable, *args: Any) -> Any:
+        yield self._turn.acquire()
+        try:
+            return (yield self._pool.async_task(self._exclusively, method, *args))
+        finally:
+            self._turn.release()
+
+    def _exclusively(self, method: Callable, *args: Any) -> Any:
+        with self._busy:
+            return method(*args)
+
+    def execute(self, query: str, args: Any = None) -> Any:
+        """The cursor's ``execute(query)``, or ``execute(query, args)``. Use with yield. Gives what that returns."""
+        return self._run(self._cursor.execute, query, *(() if args is None else (args,)))
+
+    def executemany(self, query: str, args: Any) -> Any:
+        """The cursor's ``executemany(query, args)``. Use with yield."""
+        return self._run(self._cursor.executemany, query, args)
+
+    def callproc(self, proc: str, args: Any = ()) -> Any:
+        """The cursor's ``callproc(proc, args)``. Use with yield."""
+        return self._run(self._cursor.callproc, proc, args)
+
+
+# ======================================================================================================================
+# 15. Async sockets and TLS                                         what would not block is done at once, the rest waits
 # ======================================================================================================================
 #
 # A blocking method returns an operation, the request a task yields. Its system call is made at once; if that would
@@ -2150,10 +3326,19 @@ if hasattr(os, "register_at_fork"):
 #   abandon    an exception is thrown into the task
 #   closed     another task closed the descriptor: end of file for a reader, an OSError for a writer
 #
-# All but `begin` give the place in the watch back. A descriptor stays in the poller between two waits (level triggered);
-# it is taken out only when it reports something nobody waits for. Everything here belongs to the kernel's thread.
+# All but `begin` give the place in the watch back, so whatever ends a wait leaves nothing behind. A descriptor stays in
+# the poller between two waits (level triggered): waiting again costs no system call. It is taken out when it reports
+# something nobody waits for, as it would go on reporting that. Everything here belongs to the kernel's thread.
+#
+# Trying costs a system call and an exception when nothing is there. So reading begins with the wait where that is to be
+# expected (`drained`): the last recv got less than it asked for, or something was sent since. Nothing can be missed by
+# that, as the poller reports what has been there for long just like what has just come.
+#
+# Blocking sockets, for threads that are no tasks, run the very same operations; `_run_here` takes the kernel's place.
 
-_WANTS: Dict[type, int] = {BlockingIOError: 0}      # error that means "would block" -> what to wait for; 0: own direction
+# Error that means "would block" -> what to wait for before the next try; 0: the operation's own direction. TLS has
+# errors of its own, as it may have to write in order to read; they come in with `_load_ssl`.
+_WANTS: Dict[type, int] = {BlockingIOError: 0}
 _RAISES: Any = object()                 # as `at_close`: closing the descriptor is an error for this operation
 
 
@@ -2199,6 +3384,9 @@ class _Watch:
     def ready(self, events: int) -> None:
         """The poller's handler."""
         reader, writer, unwanted = self.reader, self.writer, events
+        if writer is None and reader is not None and reader.wants == events:
+            reader.retry()                              # nearly always
+            return
         if reader is not None and reader.wants & events:
             unwanted &= ~reader.wants
             reader.retry()
@@ -2222,7 +3410,7 @@ class _Watch:
 def _fail(task: Task, error: BaseException) -> bool:
     """Answer of a `begin` that failed: `error` is raised at the task's yield."""
     task.carried = error
-    task.step = task._throwing
+    task.step = task.throwing
     return True
 
 
@@ -2245,14 +3433,14 @@ class _Operation(Request):
     def begin(self, kernel: Kernel, task: Task) -> bool:
         watch = self.stream.watch
         if (watch.reader if self.reads else watch.writer) is not None:
-            return _fail(task, self._taken())
+            raise self._taken()
         try:
             task.carried = self.attempt()
             return True
-        except Exception as error:              # whatever it is, it belongs to the task, not to the kernel
+        except OSError as error:
             wants = _WANTS.get(error.__class__)
             if wants is None:
-                return _fail(task, error)
+                raise
         return self._park(kernel, task, wants)
 
     def _taken(self) -> MisuseError:
@@ -2262,10 +3450,7 @@ class _Operation(Request):
     def _park(self, kernel: Kernel, task: Task, wants: int) -> bool:
         self.task = task
         self.wants = wants or (READ if self.reads else WRITE)
-        try:
-            self.stream.watch.wait(kernel, self)
-        except Exception as error:              # what cannot be polled, or is waited for elsewhere
-            return _fail(task, error)
+        self.stream.watch.wait(kernel, self)
         if self.timeout:
             kernel.timers.push(kernel.clock() + self.timeout, task)
         task.wait = self
@@ -2276,19 +3461,19 @@ class _Operation(Request):
         task = self.task
         try:
             result = self.attempt()
-        except Exception as error:              # as in `begin`
-            wants = _WANTS.get(error.__class__)
-            if wants is None:
-                self._leave()
-                task.unpark_with(error)
-            else:
-                self._stay(wants)
+        except Exception as error:              # it belongs to the task, and not to the poller
+            self._not_done(error)
         else:
             self._leave()
             task.unpark(result)
 
-    def _stay(self, wants: int) -> None:
-        """Not done yet; TLS may want to write in order to read, and the other way round."""
+    def _not_done(self, error: Exception) -> None:
+        """It failed, or waits on; TLS may want to write in order to read, and the other way round."""
+        wants = _WANTS.get(error.__class__)
+        if wants is None:
+            self._leave()
+            self.task.unpark_with(error)
+            return
         self.wants = wants or (READ if self.reads else WRITE)
         kernel = self.task.kernel
         self.stream.watch.wait(kernel, self)
@@ -2322,84 +3507,43 @@ def _closed_meanwhile() -> OSError:
     return OSError(errno.ECONNABORTED, "closed by another task while this one waited for it")
 
 
-class _Aside(Request):
-    """A call made in a helper thread, because the system has no way to make it without blocking."""
-
-    __slots__ = ("function", "args", "task")
-
-    def __init__(self, function: Callable, *args: Any) -> None:
-        self.function = function
-        self.args = args
-
-    def begin(self, kernel: Kernel, task: Task) -> bool:
-        self.task = task
-        task.wait = self
-        _helpers.start(self._run)
-        return False
-
-    def _run(self) -> None:
-        try:
-            self._tell(self.function(*self.args), None)
-        except Exception as error:              # it belongs to the task
-            self._tell(None, error)
-
-    def _tell(self, value: Any, error: Optional[Exception]) -> None:
-        self.task.kernel.post(self.done, value, error)
-
-    def done(self, value: Any, error: Optional[Exception]) -> None:
-        """The call has ended (kernel thread); nobody may be interested any more."""
-        if self.task.wait is self:
-            if error is None:
-                self.task.unpark(value)
-            else:
-                self.task.unpark_with(error)
+_HELPERS = 4                            # threads for what the system has no way to do without blocking
+_helpers: Optional[AsyncThreadPool] = None      # guarded by _helpers_lock
+_helpers_lock = threading.Lock()
 
 
-class _Helpers:
-    """A few threads for the calls of `_Aside`, started when needed, ended with the default kernel. Any thread."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin without threads; also in a forked child, which has none."""
-        self._lock = threading.Lock()           # guards what follows
-        self._jobs: Any = queue.SimpleQueue()
-        self._threads: List[threading.Thread] = []
-        self._waiting = 0                       # calls that are under way or queued
-
-    def start(self, call: Callable[[], None]) -> None:
-        """Make `call()` in one of the threads."""
-        with self._lock:
-            self._waiting += 1
-            if len(self._threads) < min(self._waiting, self.most):
-                thread = threading.Thread(target=self._serve, args=(self._jobs,), daemon=True,
-                                          name="pycoslite helper %d" % (len(self._threads) + 1))
-                self._threads.append(thread)
-                thread.start()
-        self._jobs.put(call)
-
-    def _serve(self, jobs: Any) -> None:
-        for call in iter(jobs.get, None):
-            call()
-            with self._lock:
-                self._waiting -= 1
-
-    def stop(self) -> None:
-        """End the threads; one that is stuck in its call is left behind."""
-        with self._lock:
-            threads, self._threads = self._threads, []
-            for _ in threads:
-                self._jobs.put(None)
-        for thread in threads:
-            thread.join(1.0)
+def _helper_threads() -> AsyncThreadPool:
+    """The pool for files on disks and the look-up of host names; made when first needed. Any thread."""
+    global _helpers
+    with _helpers_lock:
+        if _helpers is None:
+            _helpers = AsyncThreadPool(_HELPERS)
+        return _helpers
 
 
-_helpers = _Helpers(most=4)
-STOPPERS.append(_helpers.stop)
+def _stop_helpers() -> None:
+    """End the threads; one that is stuck in its call is left behind."""
+    global _helpers
+    with _helpers_lock:
+        pool, _helpers = _helpers, None
+    if pool is not None:
+        calls = pool._calls
+        with calls.all_tasks_done:              # looking up a name can take long, and nobody waits for it any more
+            done = calls.all_tasks_done.wait_for(lambda: not calls.unfinished_tasks, 1.0)
+        if done:
+            pool.terminate()
+
+
+def _forget_helpers() -> None:
+    """A forked child has none of the threads."""
+    global _helpers, _helpers_lock
+    _helpers = None
+    _helpers_lock = threading.Lock()
+
+
+STOPPERS.append(_stop_helpers)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.forget)
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
 def _run_operation(operation: _Operation) -> Any:
@@ -2426,7 +3570,7 @@ def _wait_here(fd: int, events: int, timeout: Optional[float]) -> bool:
 
 _HERE: Dict[type, Callable] = {         # how a thread that is no task does what a task would yield
     Value: lambda request: request.value,
-    _Aside: lambda request: request.function(*request.args),
+    _ThreadCall: lambda request: request.function(),
     _Timed: lambda request: time.sleep(request.timeout),
 }
 
@@ -2477,13 +3621,30 @@ class _Recv(_Operation):
         self.timeout = stream.timeout
         self.size = size
 
+    # What a generic operation does, written out for the one call that programs make most.
+
     def begin(self, kernel: Kernel, task: Task) -> bool:
-        # What came last was less than asked for, so there was no more. With nothing else to do until the poller has
-        # been asked, trying is a wasted system call and exception; otherwise it may save a trip through the loop.
         stream = self.stream
-        if stream.drained and not kernel.ready and stream.watch.reader is None:
+        watch = stream.watch
+        if not stream.drained or watch.reader is not None or not self.size:
+            return _Operation.begin(self, kernel, task)
+        if watch.kernel is not kernel or not watch.mask & READ or self.timeout:
             return self._park(kernel, task, READ)
-        return _Operation.begin(self, kernel, task)
+        self.task = task
+        self.wants = READ
+        watch.reader = task.wait = self
+        return False
+
+    def retry(self) -> None:
+        stream = self.stream
+        try:
+            data = stream.sock.recv(self.size)
+        except Exception as error:              # as in `_Operation.retry`
+            self._not_done(error)
+        else:
+            stream.drained = stream.plain and len(data) < self.size
+            stream.watch.reader = None
+            self.task.unpark(data)
 
     def attempt(self) -> bytes:
         stream = self.stream
@@ -2492,7 +3653,7 @@ class _Recv(_Operation):
         return data
 
 
-_CHUNK_BYTES = 1 << 20                  # most that is asked for at once: memory follows what came, not what was promised
+_CHUNK_BYTES = 1 << 20                  # most asked for at once: memory follows what came, and not what was promised
 
 
 class _RecvAll(_Operation):
@@ -2508,8 +3669,15 @@ class _RecvAll(_Operation):
         self.left = size
         self.chunks: List[bytes] = []
 
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        stream = self.stream
+        if stream.drained and stream.watch.reader is None and self.left:
+            return self._park(kernel, task, READ)
+        return _Operation.begin(self, kernel, task)
+
     def attempt(self) -> bytes:
         recv = self.stream.sock.recv
+        self.stream.drained = False
         while self.left:
             data = recv(self.left if self.left < _CHUNK_BYTES else _CHUNK_BYTES)
             if not data:
@@ -2576,8 +3744,26 @@ class _SendAll(_Operation):
         self.rest = data if data.__class__ is bytes else memoryview(data).cast("B")
         self.sent = 0
 
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        stream, rest = self.stream, self.rest
+        if not stream.plain or stream.watch.writer is not None:
+            return _Operation.begin(self, kernel, task)
+        try:                                    # written out like `_Recv`: nearly always one call sends it all
+            count = stream.sock.send(rest)
+        except BlockingIOError:
+            return self._park(kernel, task, WRITE)
+        stream.drained = True
+        if count == len(rest):
+            task.carried = None
+            return True
+        self.sent = count
+        self.rest = memoryview(rest)[count:]
+        return _Operation.begin(self, kernel, task)
+
     def attempt(self) -> None:
-        send, rest = self.stream.sock.send, self.rest
+        stream, rest = self.stream, self.rest
+        stream.drained = stream.plain           # who asks has to wait for the answer
+        send = stream.sock.send
         while rest:
             count = send(rest)
             if count == len(rest):
@@ -2593,6 +3779,7 @@ class _SendParts(_SendAll):
     """Several buffers end to end, uncopied."""
 
     __slots__ = ()
+    begin = _Operation.begin
 
     def __init__(self, stream: Any, parts: list) -> None:
         self.stream = stream
@@ -2778,8 +3965,8 @@ def _tls_version(version: Any) -> Any:
     ssl = _load_ssl()
     name = "TLSv1_2" if version is None else _TLS_VERSIONS.get(getattr(version, "name", ""))
     if name is None:
-        raise ValueError("%r is not a version of TLS that is spoken here: TLS 1.2 or newer (None, ssl.TLSVersion.TLSv1_2 or "
-                         "ssl.TLSVersion.TLSv1_3)" % (version,))
+        raise ValueError("%r is not a version of TLS that is spoken here: TLS 1.2 or newer (None, "
+                         "ssl.TLSVersion.TLSv1_2 or ssl.TLSVersion.TLSv1_3)" % (version,))
     return getattr(ssl.TLSVersion, name)
 
 
@@ -2849,6 +4036,7 @@ class _Stream:
         if self.sock.fileno() < 0:
             return
         self.watch.leave()
+        self.drained = False                    # the next call tries, and hears of it
         if self.greeter is not None:
             self.greeter.close()
         if hasattr(self.sock, "unwrap"):
@@ -2870,6 +4058,7 @@ class _Stream:
             raise MisuseError("a task waits for %r: end it before the socket is taken away" % self)
         self.watch.leave()
         sock, self.sock = self.sock, socket.socket.__new__(type(self.sock))     # one without a descriptor
+        self.drained = False
         sock.settimeout(self.original)
         return sock
 
@@ -2899,14 +4088,27 @@ class _Stream:
 
 
 class AsyncSocket(_Stream):
-    """A socket for tasks: ``AsyncSocket(socket.socket())``. Any family and kind; one reading and one writing task at once.
+    """A socket for tasks: ``AsyncSocket(socket.socket())``.
 
-    Methods marked "use with yield" (or ``yield from``, or await) make only their own task wait. Every other attribute
-    is the socket's (bind, listen, setsockopt, shutdown ...). `blocking`: see `setblocking`. With `certfile` (and
-    `keyfile`, see `tls_context`; `ssl_version` is the oldest accepted) or a `context` (ssl.SSLContext) of your own,
-    what it connects to and accepts speaks TLS, and both ends are verified; a socket that is connected already takes
-    `start_tls`. An AsyncSocket as `sock` is shared with the new one. Any thread may make one. Raises OSError,
-    ValueError, MisuseError.
+        def client(task=None):
+            with pycoslite.AsyncSocket(socket.socket()) as sock:
+                sock.settimeout(5)
+                yield sock.connect(("localhost", 8007))
+                yield sock.sendall(b"hello")
+                print((yield sock.recv(100)))
+
+    `sock` may be of any family and kind; an AsyncSocket is shared with the new one. Methods marked "use with yield"
+    make only their own task wait, as ``yield x``, ``yield from x`` or ``await x``. At one time one task may read and
+    one may write; a second one gets MisuseError. Every other attribute is the socket's: bind, listen, setsockopt,
+    shutdown ... `blocking`: see `setblocking`.
+
+    TLS: with `certfile` (and `keyfile`, see `tls_context`; `ssl_version` is the oldest accepted) what the socket
+    connects to and accepts speaks TLS, and both ends are verified. `context`, an ssl.SSLContext of your own, decides
+    otherwise. A socket that is connected already takes `start_tls`. What has been cut off in the midst of sending, by
+    a timeout or an exception, cannot be sent on: close the connection then.
+
+    Any thread may make one; the methods belong to tasks, all of one kernel at a time. Raises OSError, ValueError,
+    MisuseError.
     """
 
     __slots__ = ()
@@ -3050,17 +4252,18 @@ class AsyncSocket(_Stream):
         else:
             raise error
         if self.tls is not None:
-            yield from self.start_tls(self.tls.context(False), server_hostname=_host_of(address))
-        return 0
+            yield from AsyncSocket.start_tls(self, self.tls.context(False), server_hostname=_host_of(address))
+        return 0                                # (not self.start_tls, which for a blocking socket is no generator)
 
     @types.coroutine
-    def create_connection(self, host_port: Any, timeout: Optional[float] = None, source_address: Any = None) -> Generator:
+    def create_connection(self, host_port: Any, timeout: Optional[float] = None,
+                          source_address: Any = None) -> Generator:
         """Bind to `source_address` and set `timeout`, if given, then `connect`; gives None. Use with yield."""
         if source_address is not None:
             self.sock.bind(source_address)
         if timeout is not None:
             self.settimeout(timeout)
-        yield from self.connect(host_port)
+        yield from AsyncSocket.connect(self, host_port)
         yield Value(None)                       # a task's yield gives the last value if there is no other
 
     @types.coroutine
@@ -3084,7 +4287,10 @@ class AsyncSocket(_Stream):
     # -- settings ------------------------------------------------------------------------------------------------------
 
     def settimeout(self, timeout: Optional[float]) -> None:
-        """Seconds that each operation may wait before it raises socket.timeout; 0 or None: no limit. Raises ValueError."""
+        """Seconds that each operation may wait before it raises socket.timeout; 0 or None: no limit.
+
+        Counts from the next operation on. Raises ValueError for a negative one.
+        """
         if timeout is not None and timeout < 0:
             raise ValueError("a timeout of %r seconds is over already" % (timeout,))
         self.timeout = timeout
@@ -3196,13 +4402,548 @@ def _is_name(family: int, address: Any) -> bool:
     return False
 
 
-def _look_up(sock: socket.socket, address: tuple) -> "_Aside":
-    return _Aside(_addresses, sock.family, sock.type, address)
+def _look_up(sock: socket.socket, address: tuple) -> Request:
+    return _helper_threads().async_task(_addresses, sock.family, sock.type, address)
 
 
 def _addresses(family: int, kind: int, address: tuple) -> list:
     """Numeric addresses of a host name, for sockets of one family and kind; blocks."""
     return [found[4] for found in socket.getaddrinfo(address[0], address[1], family, kind)]
+
+
+# ======================================================================================================================
+# 16. Async files, pipes and child processes                                   how to wait depends on what is waited for
+# ======================================================================================================================
+#
+#   sockets, pipes    non-blocking, in the poller like any AsyncSocket
+#   terminals         left blocking, as other programs share that setting; asked before each call whether it would block
+#   files on disk     are always "ready" and block all the same: their calls are made by helper threads (`_Disk`)
+#
+# What was read and not yet asked for is in the file's buffer: a wait that ends early loses nothing.
+
+_PIECE_BYTES = 64 * 1024                # one read: as much as a pipe holds
+_LINGER_S = 1.0                         # communicate waits so long for the first of a chain, which may go on unread
+
+
+class _DiskCall:
+    """os.read or os.write of one disk file, in a helper thread; called like the function without its descriptor."""
+
+    __slots__ = ("function", "fd", "report", "argument", "answer", "starter")
+
+    def __init__(self, function: Callable, fd: int, report: Callable) -> None:
+        self.function = function
+        self.fd = fd
+        self.report = report            # called with the call and its answer, in the helper thread
+        self.argument: Any = None
+        self.answer: Any = None         # of the last call, until somebody takes it
+        self.starter: Any = None        # operation for which the call under way was started
+
+    def __call__(self, argument: Any) -> Any:
+        answer, self.answer = self.answer, None
+        if answer is None:
+            self.argument = argument
+            raise BlockingIOError(errno.EAGAIN, "in a helper thread")
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, bytes) and len(answer) > argument:    # was read for an operation that gave up
+            answer, self.answer = answer[:argument], answer[argument:]
+        return answer
+
+    def run(self) -> None:
+        """Make the call. The helper thread."""
+        try:
+            answer = self.function(self.fd, self.argument)
+        except Exception as error:      # it belongs to the operation
+            answer = error
+        self.report(self, answer)
+
+
+class _Disk:
+    """Stands in for the watch of a file on a disk: "ready" is when a helper thread has made the call."""
+
+    __slots__ = ("fd", "kernel", "reader", "writer", "receive", "transmit", "closing")
+    closed = _Watch.closed
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.kernel: Optional[Kernel] = None
+        self.reader: Any = None
+        self.writer: Any = None
+        self.receive = _DiskCall(os.read, fd, self._report)
+        self.transmit = _DiskCall(os.write, fd, self._report)
+        self.closing: Optional[Callable] = None
+
+    def wait(self, kernel: Kernel, operation: _Operation) -> None:
+        """Have the call made that `operation` has just tried; one that is under way already is waited for."""
+        self.kernel = kernel
+        if operation.reads:
+            self.reader, call = operation, self.receive
+        else:
+            self.writer, call = operation, self.transmit
+        if call.starter is None:
+            call.starter = operation
+            _helper_threads().put(call)
+
+    def _report(self, call: _DiskCall, answer: Any) -> None:
+        self.kernel.post(self._done, call, answer)
+
+    def _done(self, call: _DiskCall, answer: Any) -> None:
+        starter, call.starter = call.starter, None
+        operation = self.reader if call is self.receive else self.writer
+        if call is self.receive or operation is starter:
+            call.answer = answer        # another writer has nothing to do with it
+        if operation is not None:
+            operation.retry()
+        self.leave()
+
+    def leave(self, closing: Optional[Callable] = None) -> None:
+        """Call `closing` once no helper thread uses the descriptor."""
+        self.closing = closing or self.closing
+        if self.closing is not None and self.receive.starter is None and self.transmit.starter is None:
+            self.closing()
+
+
+class _FileOperation(_Operation):
+    __slots__ = ("size",)
+
+    def __init__(self, stream: "AsyncFile", size: int, timeout: Optional[float]) -> None:
+        self.stream = stream
+        self.size = size
+        self.timeout = timeout
+
+    def closed(self) -> None:
+        self._leave()
+        self.task.unpark(self.stream.take(self.size))
+
+
+class _Read(_FileOperation):
+    """Until there are `size` bytes (all: with 0, the end of file comes first), or any if `full` is not asked for."""
+
+    __slots__ = ("full",)
+
+    def __init__(self, stream: "AsyncFile", size: int, full: bool, timeout: Optional[float]) -> None:
+        super().__init__(stream, size, timeout)
+        self.full = full or size <= 0
+
+    def attempt(self) -> bytes:
+        file, buffer, size = self.stream, self.stream.buffer, self.size
+        if not buffer and not self.full:
+            return file.receive(size)
+        while size <= 0 or self.full and len(buffer) < size:
+            data = file.receive(max(_PIECE_BYTES, size - len(buffer)))
+            if not data:
+                break
+            buffer += data
+        return file.take(size)
+
+    def late(self) -> bytes:
+        return self.stream.take(self.size) or super().late()
+
+
+class _ReadLine(_FileOperation):
+    """Up to a newline, `size` bytes or the end of file; `scanned` bytes of the buffer hold no newline."""
+
+    __slots__ = ("piece", "scanned")
+
+    def __init__(self, stream: "AsyncFile", size: int, sizehint: int, timeout: Optional[float]) -> None:
+        super().__init__(stream, size, timeout)
+        self.piece = max(sizehint, _PIECE_BYTES)
+        self.scanned = 0
+
+    def attempt(self) -> bytes:
+        file, buffer, size = self.stream, self.stream.buffer, self.size
+        while True:
+            end = buffer.find(b"\n", self.scanned) + 1
+            if end or 0 < size <= len(buffer):
+                return file.take(min(end or size, size) if size > 0 else end)
+            self.scanned = len(buffer)
+            data = file.receive(self.piece)
+            if not data:
+                return file.take(0)
+            buffer += data
+
+
+class _Write(_Operation):
+    __slots__ = ("rest", "full", "sent")
+    reads = False
+
+    def __init__(self, stream: "AsyncFile", data: Any, full: bool, timeout: Optional[float]) -> None:
+        self.stream = stream
+        self.timeout = timeout
+        self.rest = memoryview(data).cast("B")
+        self.full = full
+        self.sent = 0
+
+    def attempt(self) -> int:
+        while self.rest:
+            count = self.stream.transmit(self.rest)
+            self.sent += count
+            self.rest = self.rest[count:]
+            if not self.full:
+                break
+        return self.sent
+
+    def late(self) -> int:
+        return self.sent or super().late()
+
+
+def _asking(function: Callable, fd: int) -> Callable:
+    """os.read or os.write of a blocking descriptor that raises BlockingIOError where it would block."""
+    reads = [fd] if function is os.read else []
+    writes = [] if reads else [fd]
+
+    def call(argument: Any) -> Any:
+        if not any(select.select(reads, writes, [], 0)):
+            raise BlockingIOError(errno.EAGAIN, "not ready")
+        return function(fd, argument)
+    return call
+
+
+def _refuse_closed(_argument: Any) -> Any:
+    raise ValueError("I/O operation on a closed AsyncFile")
+
+
+class AsyncFile:
+    """A file for tasks: ``AsyncFile(thing)``, where `thing` is a file object, socket, AsyncSocket or descriptor.
+
+    It belongs to the AsyncFile from then on. Bytes go in and come out; what `thing` has in buffers of its own is passed
+    by. Pipes and sockets become non-blocking. One task may read and one write at a time. Where the system cannot wait
+    for it (pipes and consoles of Windows) MisuseError is raised, for what is no file ValueError.
+    """
+
+    # For the operations: `watch`, `buffer`, `receive(n)` and `transmit(data)`; `owner` is closed in the end.
+    __slots__ = ("watch", "buffer", "receive", "transmit", "owner", "__weakref__")
+
+    def __init__(self, fd: Any) -> None:
+        if isinstance(fd, AsyncSocket):
+            fd = fd.unwrap()
+        elif isinstance(fd, int) and not isinstance(fd, bool):
+            fd = open(fd, "rb", buffering=0)    # it warns when nobody closes it
+        if not callable(getattr(fd, "fileno", None)):
+            raise ValueError("%r is not a file: AsyncFile takes a descriptor, a socket or what has a fileno()" % (fd,))
+        self.owner = fd
+        self.buffer = bytearray()
+        number = fd.fileno()
+        if isinstance(fd, socket.socket):
+            fd.setblocking(False)
+            self._use(_Watch(number), fd.recv, fd.send)
+        else:
+            self._open(number, os.fstat(number).st_mode)
+
+    def _open(self, fd: int, mode: int) -> None:
+        if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+            disk = _Disk(fd)
+            self._use(disk, disk.receive, disk.transmit)
+        elif os.name == "nt":
+            raise MisuseError("Windows cannot wait for descriptor %d, a pipe or console, together with others: use a "
+                              "socket, or read it in a thread (AsyncThreadPool)" % fd)
+        elif os.isatty(fd):
+            self._use(_Watch(fd), _asking(os.read, fd), _asking(os.write, fd))
+        else:
+            os.set_blocking(fd, False)
+            self._use(_Watch(fd), functools.partial(os.read, fd), functools.partial(os.write, fd))
+
+    def _use(self, watch: Any, receive: Callable, transmit: Callable) -> None:
+        self.watch = watch
+        self.receive = receive
+        self.transmit = transmit
+
+    def take(self, size: int) -> bytes:
+        """Up to `size` bytes (0 or less: all) out of the buffer, without waiting."""
+        buffer = self.buffer
+        if 0 < size < len(buffer):
+            data = bytes(memoryview(buffer)[:size])
+            del buffer[:size]
+        else:
+            data = bytes(buffer)
+            buffer.clear()
+        return data
+
+    def fileno(self) -> int:
+        """The descriptor. Raises ValueError when closed."""
+        return self.owner.fileno()
+
+    def read(self, size: int = 0, full: bool = False, timeout: Optional[float] = None) -> Any:
+        """Read bytes; b"" at the end of file. Use with yield.
+
+        `size`: at most so many, as soon as there are any; 0 or less: all to the end of file. `full`: exactly `size`,
+        unless the file ends before. After `timeout` seconds (0 or None: no limit) it gives what has come, or raises
+        socket.timeout if that is nothing. A task that is interrupted loses nothing: the next call has it. Raises
+        OSError.
+        """
+        return _Read(self, size, full, timeout)
+
+    def readline(self, size: int = 0, sizehint: int = 100, timeout: Optional[float] = None) -> Any:
+        """A line with its newline; the rest at the end of file, then b""; at most `size` bytes if that is not 0.
+        `sizehint`: how long lines are expected to be. Use with yield. Raises socket.timeout after `timeout` seconds (0
+        or None: no limit); the part of a line that has come is there for the next call."""
+        return _ReadLine(self, size, sizehint, timeout)
+
+    def write(self, buf: Any, full: bool = False, timeout: Optional[float] = None) -> Any:
+        """Write what can be written of `buf` (bytes-like) without waiting any longer, or all of it if `full`; gives the
+        number of bytes. Use with yield. After `timeout` seconds (0 or None: no limit) it gives what has been written,
+        or raises socket.timeout if that is nothing. Raises BrokenPipeError when nobody reads."""
+        return _Write(self, buf, full, timeout)
+
+    def close(self) -> None:
+        """Close the descriptor: a task that waits to read gets what has come, one that waits to write an OSError. Any
+        thread; from another than the tasks' it happens soon, and not at once."""
+        kernel = self.watch.kernel
+        if kernel is None or kernel.owner is None or kernel.owner == get_ident():
+            self._close()
+        else:
+            kernel.post(self._close)
+
+    def _close(self) -> None:
+        self.receive = self.transmit = _refuse_closed       # the descriptor's number may soon mean something else
+        if isinstance(self.watch, _Disk):
+            self.watch.leave(self.owner.close)
+        else:
+            self.watch.leave()
+            self.owner.close()
+        self.watch.closed()
+
+    def __enter__(self) -> "AsyncFile":
+        return self
+
+    def __exit__(self, *_exc: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return "<AsyncFile of %r>" % (getattr(self, "owner", None),)
+
+    def __del__(self) -> None:                  # as for _Stream
+        watch = getattr(self, "watch", None)
+        if watch is not None and watch.kernel is not None and watch.reader is None and watch.writer is None:
+            watch.leave()
+
+
+class _Current(Request):
+    """Gives the task that yields it."""
+
+    __slots__ = ()
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        task.carried = task
+        return True
+
+
+class _Exit(_Operation):
+    """A child's exit status; its pidfd is readable once it has ended."""
+
+    __slots__ = ("process",)
+
+    def __init__(self, stream: Any, process: Any, timeout: Optional[float]) -> None:
+        self.stream = stream
+        self.process = process
+        self.timeout = timeout
+
+    def attempt(self) -> int:
+        if self.process.poll() is None:
+            raise BlockingIOError(errno.EAGAIN, "it runs")
+        return self.process.returncode
+
+    def late(self) -> None:
+        return None
+
+
+@types.coroutine
+def _exit_of(process: Any, timeout: Optional[float] = None) -> Generator:
+    """Wait for a child's end and reap it; gives its exit status, or None after `timeout` seconds."""
+    if process.poll() is not None:
+        return process.returncode
+    try:
+        fd = os.pidfd_open(process.pid)         # type: ignore[attr-defined]
+    except (AttributeError, OSError):           # not on this system, or not allowed
+        return (yield from _exit_asked(process, timeout))
+    watch = _Watch(fd)
+    try:
+        return (yield _Exit(types.SimpleNamespace(watch=watch), process, timeout))
+    finally:
+        watch.leave()
+        os.close(fd)
+
+
+def _exit_asked(process: Any, timeout: Optional[float]) -> Generator:
+    """The same where nothing tells: ask, more and more rarely."""
+    pause, left = 0.001, timeout or math.inf
+    while process.poll() is None and left > 0:
+        pause = min(pause * 2, 0.05, left)
+        yield _Timed(pause)
+        left -= pause
+    return process.returncode
+
+
+def _settled(request: Any) -> Generator:
+    """Task: (result, None) of a request, or (None, error)."""
+    try:
+        return (yield request), None
+    except Exception as error:                  # it belongs to who asked
+        return None, error
+
+
+class AsyncPipe:
+    """Child processes for tasks: ``AsyncPipe(process)``, or ``AsyncPipe(first, last)`` for the two ends of a chain.
+
+        pipe = pycoslite.AsyncPipe(pycoslite.Popen(["sort"], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        output, _ = yield pipe.communicate("b\\na\\n")
+
+    `first` and `last` are subprocess.Popen objects, made with PIPE for what is to be used here. `stdin` (of first),
+    `stdout` and `stderr` (of last) are AsyncFiles, or None; every other attribute (pid, returncode, terminate, kill
+    ...) is last's. This process's copy of the pipe between first and the next of the chain is closed, so that first
+    notices when that ends; in a chain of more than two, close the others' likewise. What comes is bytes, whatever the
+    processes were told about text. Raises ValueError for what is no Popen, MisuseError as AsyncFile.
+    """
+
+    def __init__(self, first: Any, last: Any = None) -> None:
+        last = first if last is None else last
+        for process in (first, last):
+            if not all(hasattr(process, name) for name in ("stdin", "stdout", "stderr", "poll")):
+                raise ValueError("%r is not a process: AsyncPipe takes Popen objects" % (process,))
+        self.first = first
+        self.last = last
+        self.stdin = AsyncFile(first.stdin) if first.stdin else None
+        self.stdout = AsyncFile(last.stdout) if last.stdout else None
+        self.stderr = AsyncFile(last.stderr) if last.stderr else None
+        if first is not last and first.stdout:
+            first.stdout.close()
+
+    def _piped(self, name: str) -> AsyncFile:
+        file = getattr(self, name)
+        if file is None:
+            raise ValueError("%s of the process is not a pipe: start it with %s=subprocess.PIPE" % (name, name))
+        return file
+
+    def write(self, buf: Any, full: bool = False, timeout: Optional[float] = None) -> Any:
+        """`AsyncFile.write` to first's stdin. Use with yield."""
+        return self._piped("stdin").write(buf, full=full, timeout=timeout)
+
+    def read(self, size: int = 0, timeout: Optional[float] = None) -> Any:
+        """`AsyncFile.read` from last's stdout. Use with yield."""
+        return self._piped("stdout").read(size, timeout=timeout)
+
+    def readline(self, size: int = 0, sizehint: int = 100, timeout: Optional[float] = None) -> Any:
+        """`AsyncFile.readline` from last's stdout. Use with yield."""
+        return self._piped("stdout").readline(size, sizehint, timeout)
+
+    def read_stderr(self, size: int = 0, timeout: Optional[float] = None) -> Any:
+        """`AsyncFile.read` from last's stderr. Use with yield."""
+        return self._piped("stderr").read(size, timeout=timeout)
+
+    def readline_stderr(self, size: int = 0, sizehint: int = 100, timeout: Optional[float] = None) -> Any:
+        """`AsyncFile.readline` from last's stderr. Use with yield."""
+        return self._piped("stderr").readline(size, sizehint, timeout)
+
+    @types.coroutine
+    def communicate(self, input: Any = None) -> Generator:
+        """Write `input` to stdin and close it, read stdout and stderr to their ends, wait for the exit; gives (stdout,
+        stderr) as bytes, None for what is not a pipe. Use with yield. `input`: bytes, str (sent as UTF-8), a file or
+        AsyncFile (closed afterwards). A child that ends without reading it all is no error: look at `returncode`."""
+        if input is not None:
+            self._piped("stdin")
+        task = yield _CURRENT
+        jobs = [self.stdout.read() if self.stdout else Value(None), self.stderr.read() if self.stderr else Value(None),
+                self._feed(input)]
+        workers = [task.kernel.spawn(_settled, job) for job in jobs]
+        try:
+            for worker in workers:
+                task.kernel.count_daemon(worker, True)
+            results = []
+            for worker in workers[:2]:
+                results.append((yield Join(worker)))
+            yield from _exit_of(self.last)
+            workers[2].terminate()              # who should read it has gone
+            yield Join(workers[2])
+            yield from _exit_of(self.first, timeout=_LINGER_S)
+        finally:
+            for worker in workers:
+                worker.terminate()
+            self.close()
+        for _, error in results:
+            if error is not None:
+                raise error
+        return results[0][0], results[1][0]
+
+    def _feed(self, data: Any) -> Generator:
+        """Write all of communicate's input, then close stdin."""
+        try:
+            while data:
+                piece, data = yield from _next_piece(data)
+                if not piece:
+                    break
+                yield self.stdin.write(piece, full=True)
+        except (BrokenPipeError, ConnectionResetError):
+            log.debug("process %d ended before it had read all its input", self.first.pid)
+        finally:
+            if self.stdin is not None:
+                self.stdin.close()
+            if hasattr(data, "close"):
+                data.close()
+
+    @types.coroutine
+    def finish(self, timeout: Optional[float] = None) -> Generator:
+        """Wait for last's end at most `timeout` seconds (None: for ever); gives its exit status, or None. Use with
+        yield."""
+        return (yield from _exit_of(self.last, timeout))
+
+    def poll(self) -> Optional[int]:
+        """Last's exit status; None while it runs."""
+        if self.first is not self.last:
+            self.first.poll()                   # leaves no zombie
+        return self.last.poll()
+
+    def close(self) -> None:
+        """Close the pipes; the processes go on by themselves."""
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                file.close()
+
+    def __enter__(self) -> "AsyncPipe":
+        return self
+
+    def __exit__(self, *_exc: Any) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("first", "last"):
+            raise AttributeError(name)
+        return getattr(self.last, name)
+
+
+_CURRENT = _Current()
+
+
+def _next_piece(data: Any) -> Generator:
+    """The next piece of communicate's input, and where the one after it comes from."""
+    if isinstance(data, str):
+        return data.encode(), None
+    if isinstance(data, AsyncFile):
+        return (yield data.read(_PIECE_BYTES)), data
+    if hasattr(data, "read"):
+        piece = yield _helper_threads().async_task(data.read, _PIECE_BYTES)
+        return piece.encode() if isinstance(piece, str) else piece, data
+    return data, None
+
+
+def Popen(args: Any, stdin: Any = None, stdout: Any = None, stderr: Any = None, **kwargs: Any) -> Any:
+    """subprocess.Popen under the name that AsyncPipe's programs know: starts a process. Any thread.
+
+    Arguments, result and exceptions are those of subprocess.Popen.
+    """
+    import subprocess                           # takes its time to import: only who starts processes pays for it
+    return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, **kwargs)
+
+
+def pipe(bufsize: int = 8192) -> Tuple[int, int]:
+    """The descriptors of a new pipe, (read end, write end), for AsyncFile and Popen; it holds `bufsize` bytes at least.
+    Raises MisuseError on Windows, where nothing can wait for one. Any thread."""
+    if os.name == "nt":
+        raise MisuseError("Windows cannot wait for a pipe: use socket.socketpair()")
+    ends = os.pipe()
+    if bufsize > _PIECE_BYTES and sys.platform.startswith("linux"):
+        import fcntl                            # not everywhere
+        fcntl.fcntl(ends[1], 1031, bufsize)     # F_SETPIPE_SZ, which fcntl names from 3.10 on
+    return ends
 
 
 # ======================================================================================================================
@@ -3302,6 +5043,11 @@ def _make_secret(path: str) -> None:
 #   any other thread           for the length of one call (`Engine.post`), if the lock is free
 #
 # Where pollers do not nest (Windows) the watcher drives it all the time.
+#
+# Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that each
+# time it takes the lock, so nothing it reads itself can overtake it.
+
+RECEIVE_BYTES = 256 * 1024              # most taken from a connection at a time
 
 
 class _Later:
@@ -3335,13 +5081,17 @@ class Engine(Kernel):
         super().__init__()
         self.host = host
         self.lock = threading.Lock()        # guards: the engine's whole state and every peer, link and session
+        self.dirty: deque = deque()         # peers with something to send; any thread appends, see `Peer.mark`
+        self.now = self.clock()             # when the clock was last looked at; good enough for whatever is not a timer
+        self.space = memoryview(bytearray(RECEIVE_BYTES))       # what every link receives into
         self._nests = self.poller.nests and host.poller.nests
-        self._wanted = False                # a thread waits for the lock while the watcher has it
+        self._visited = False               # the host is in `visit`; set with the lock only
+        self._wanted = False                # the host waits for the lock while the watcher has it
         self._dozing = False                # the watcher sleeps until the host wakes up
         self._awake = threading.Event()
         self._tick = threading.Event()      # never set but at the end: the watcher's clock
         self._left = threading.Event()      # the host drives it no more
-        self._sleep_until: Optional[float] = None
+        self._sleeps_until = math.inf       # when the host, if it sleeps, wakes up by itself
         self._watcher = threading.Thread(target=self._watch, name="pycoslite network watcher", daemon=True)
 
     def begin(self) -> None:
@@ -3358,43 +5108,29 @@ class Engine(Kernel):
         self._tick.set()
         self._awake.set()
         self.waker.wake()
-        if self._nests and self.host.owner not in (None, get_ident()):
-            self._left.wait()
+        if self._nests:
+            while self.host.owner not in (None, get_ident()) and not self._left.wait(settings.takeover_s):
+                self.waker.wake()
         self.host.guest = None
         self._watcher.join()
         self.close()
 
-    # -- entering ------------------------------------------------------------------------------------------------------
-
-    def enter(self) -> None:
-        """Take the lock, from the watcher too."""
-        if not self.lock.acquire(False):
-            self._wanted = True
-            self.waker.wake()
-            self.lock.acquire()
-            self._wanted = False
-        self.owner = get_ident()
-
-    def leave(self) -> None:
-        """Give the lock back."""
-        self.owner = None
-        self.lock.release()
+    # -- from any thread -----------------------------------------------------------------------------------------------
 
     def post(self, function: Callable, *args: Any) -> None:
         """Call `function(*args)` in the engine: at once when it is idle, else soon. Any thread."""
-        if self.owner != get_ident() and self.lock.acquire(False):
-            self.owner = get_ident()
-            try:
-                self.inbox.append((function, args))
-                self.work()
-                deadline = self.timers.next_deadline()
-            finally:
-                self.leave()
-            until = self._sleep_until
-            if self.ready or deadline is not None and until is not None and deadline < until:
-                self.rouse()
-        else:
-            self.inbox.append((function, args))
+        self.inbox.append((function, args))
+        if self.owner == get_ident() or not self.lock.acquire(False):
+            self.rouse()
+            return
+        self.owner = get_ident()
+        try:
+            self.work()
+            deadline = self.timers.next_deadline()
+        finally:
+            self.owner = None
+            self.lock.release()
+        if self._pending() or deadline is not None and deadline < self._sleeps_until:
             self.rouse()
 
     def adopt(self, task: Task) -> None:
@@ -3403,9 +5139,13 @@ class Engine(Kernel):
         self.rouse()
 
     def rouse(self) -> None:
-        """Let whoever sleeps in the poller look again. Any thread."""
+        """Let whoever sleeps in the poller look again. Any thread. What is to be found must have been queued before: who
+        goes to sleep says so first and looks at the queues last."""
         if self.sleeping or self.host.sleeping:
             self.waker.wake()
+
+    def _pending(self) -> bool:
+        return bool(self.inbox or self.ready or self.dirty)
 
     def call_later(self, delay_s: float, function: Callable, *args: Any) -> _Later:
         """Call `function(*args)` in `delay_s` seconds; returns something with `cancel()`. Engine only."""
@@ -3415,62 +5155,90 @@ class Engine(Kernel):
 
     def work(self) -> None:
         """All there is to do without looking at descriptors. With the lock."""
-        self.run_inbox()
-        self.run_timers()
-        self.run_ready()
-        self.run_inbox()                    # what the tasks have sent (see Peer.mark)
+        if self.inbox:
+            self.run_inbox()
+        self.now = self.clock()
+        deadline = self.timers.next_deadline()
+        if deadline is not None and deadline <= self.now:
+            self.run_timers()
+        if self.ready:
+            self.run_ready()
+        if self.dirty:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Let the peers that have something to send write it; what all tasks of a pass have sent goes out together."""
+        dirty = self.dirty
+        for _ in range(len(dirty)):
+            peer = dirty.popleft()
+            try:
+                peer.flush()
+            except Exception:
+                log.exception("%s: what is queued for it could not be sent", peer)
 
     def visit(self) -> None:
         """The host's loop has come round: work, then sleep until something happens. Host's thread."""
-        host = self.host
         if self.stopping:
-            host.guest = None
+            self.host.guest = None
             self._left.set()
             return
-        self.enter()
+        self._enter()
         try:
+            self._visited = True            # and the watcher keeps away, also while the lock is given back below
             self.work()
-            timeout = self._timeout()
-            if timeout == 0 and self.clock() - self.polled >= POLL_EVERY_S:
-                self._handle(self.poller.poll(0))
+            host = self.host
+            host.sleeping = True            # before the queues are looked at: who comes later wakes us
+            if host.ready or host.inbox or host.stopping or self.inbox or self.ready or self.dirty:
+                host.sleeping = False
+                if self.now - self.polled >= POLL_EVERY_S:
+                    self._handle(self.poller.poll(0))
+            else:
+                self._sleep(host)
         finally:
-            self.leave()
-        if timeout != 0:
-            self._sleep(host, timeout)
+            self._visited = False
+            self.owner = None
+            self.lock.release()
 
-    def _timeout(self) -> Optional[float]:
-        mine, other = self.timeout(), self.host.timeout()
-        if mine is None or other is None:
-            return other if mine is None else mine
-        return min(mine, other)
+    def _enter(self) -> None:
+        """Take the lock, from the watcher too. Host's thread."""
+        if not self.lock.acquire(False):
+            self._wanted = True
+            self.waker.wake()
+            self.lock.acquire()
+            self._wanted = False
+        self.owner = self.host.owner
+        if self.host.inbox:                 # what others have read and posted there came before what is read next
+            self.host.run_inbox()
 
-    def _sleep(self, host: Kernel, timeout: Optional[float]) -> None:
-        self._sleep_until = math.inf if timeout is None else self.clock() + timeout
-        host.sleeping = True
-        if host.ready or host.inbox or self.ready or self.inbox:
-            timeout = 0                     # came in before `sleeping` was set, so nobody woke us
-        events = self.poller.poll(timeout)
-        host.sleeping = False
-        if self._dozing:
-            self._dozing = False
-            self._awake.set()
-        if events:
-            self.enter()
-            try:
-                self._handle(events)
-            finally:
-                self.leave()
+    def _sleep(self, host: Kernel) -> None:
+        """Wait for descriptors, without the lock, and handle them."""
+        until, other = self.timers.next_deadline(), host.timers.next_deadline()
+        if until is None or other is not None and other < until:
+            until = other
+        self._sleeps_until = math.inf if until is None else until
+        self.owner = None
+        self.lock.release()
+        try:
+            events = self.poller.poll(None if until is None else max(0.0, until - self.clock()))
+        finally:
+            host.sleeping = False
+            self._sleeps_until = -math.inf
+            if self._dozing:
+                self._dozing = False
+                self._awake.set()
+            self._enter()
+        self._handle(events)
 
     def _handle(self, events: list) -> None:
-        self.polled = self.clock()
-        if self.host.inbox and self.owner == self.host.owner:
-            self.host.run_inbox()           # what the watcher left there came before what is about to be read
+        """Call the handlers of what a poll has found, and send what they have to say."""
+        self.now = self.polled = self.clock()
         for handler, mask in events:
             try:
                 handler(mask)
             except Exception:
                 log.exception("a descriptor's handler failed: %r", handler)
-        self.run_inbox()                    # what the handlers have sent
+        if self.dirty:
+            self._flush()
 
     def _host_events(self, _mask: int) -> None:
         """A descriptor of the user kernel is ready. Host's thread (the watcher does not watch these)."""
@@ -3485,33 +5253,43 @@ class Engine(Kernel):
             rounds = host.rounds
             if host.sleeping:
                 self._dozing = True
-                if host.sleeping:           # still: it will see `_dozing` when it wakes up
+                if host.sleeping and not self.stopping:     # still: it will see `_dozing` when it wakes up
                     self._awake.wait()
                 self._awake.clear()
             if self._nests:
                 self._tick.wait(settings.takeover_s)
-            if not self._nests or host.rounds == rounds and not host.sleeping and host.owner is not None:
+            if not self._nests or host.rounds == rounds and not self._visited and host.owner is not None:
                 self._take_over(rounds)
 
     def _take_over(self, rounds: int) -> None:
-        """Drive the engine until the host comes round again."""
+        """Drive the engine until the host comes round again, unless it just has."""
         host = self.host
-        self.enter()
-        log.debug("the network is driven by the watcher")
-        try:
-            if self._nests:
-                self.poller.unregister(host.poller.fileno())
-            while not (self.stopping or self._wanted or self._nests and host.rounds != rounds):
-                self.work()
-                self.sleeping = True
-                timeout = 0 if self._wanted or self.ready or self.inbox else self.timeout()
-                events = self.poller.poll(timeout)
-                self.sleeping = False
-                self._handle(events)
-        finally:
-            if self._nests and not self.stopping:
-                self.poller.register(host.poller.fileno(), READ, self._host_events)
-            self.leave()
+        with self.lock:
+            if self._nests and (self._visited or host.rounds != rounds):
+                return
+            self.owner = get_ident()
+            try:
+                if self._nests:
+                    log.debug("the network is driven by the watcher: a task has not yielded for a while")
+                    self.poller.unregister(host.poller.fileno())
+                while not (self.stopping or self._wanted):
+                    self._drive()
+                if self._nests and not self.stopping:
+                    self.poller.register(host.poller.fileno(), READ, self._host_events)
+            finally:
+                self.owner = None
+
+    def _drive(self) -> None:
+        """Once round: work, then sleep until something happens, with the lock: the host asks for it."""
+        self.work()
+        self.sleeping = True                # before the queues are looked at, as in `visit`
+        if self._wanted or self.stopping or self._pending():
+            events = self.poller.poll(0)
+        else:
+            deadline = self.timers.next_deadline()
+            events = self.poller.poll(None if deadline is None else max(0.0, deadline - self.clock()))
+        self.sleeping = False
+        self._handle(events)
 
 # ======================================================================================================================
 # 19. Links and peers                                                            engine only, unless a method says else
@@ -3525,26 +5303,35 @@ class Engine(Kernel):
 # replaces the other at once; the other, if it comes second, waits unread as `candidate` until the first has answered a
 # PING (then it is closed) or proved dead (then it takes over). A peer without a link:
 #
-#   down      dialling with growing pauses; messages are kept; 'offline' is told after `refused_s`
-#   refused   its port refuses for `refused_s`: the process is gone
+#   down      dialling with growing pauses; messages are kept; 'offline' is told after `refused_s`, at once if the link
+#             was cut because nothing had been heard for `missed_heartbeats`
+#   refused   its port refuses for `refused_s`: the process is gone. Only an address proves that which is known to lead to
+#             it: one it was dialled at, or seen at and said itself. Behind NAT or a relay a refusal tells nothing.
 #   lost      gone, or down for `give_up_s`, or it said BYE: what is unconfirmed is reported, waiting requests fail
+#
+# A Peer is one session from the first message to `lost`. If the process is heard of again it is a new Peer.
 
-RECEIVE_BYTES = 256 * 1024
 _REQUEST_HEAD = struct.Struct(">II")    # request number (0: no answer wanted), bytes of JSON
 _REPLY_HEAD = struct.Struct(">IBI")     # request number, 0 done or 1 failed, bytes of JSON
 REQUEST, REPLY = 16, 17                 # frame codes
 _FIRST_SEQUENCED = Code.FIRST_SEQUENCED
 _UNCOPIED = 64 * 1024                   # a frame this long goes out from the buffers it was given in
+_FIRST_BYTES = 1024                     # of a link's first record; each next one has twice as many, up to ...
+_MOST_BYTES = RECORD_CAP                # ... Settings.record_bytes or this: so a line that keeps breaking gets on, too
+_LONG_QUEUE = 1024                      # frames that wait for the engine: senders are held back until it has come round
+_AFTER_YOU_S = 0.1                      # after a cut one end lets the other dial first, so that not both do
+_RIVAL_ANSWERS_S = 1.0                  # the better one of two links has this long to prove that it works
 
 
 class Link:
     """One connection, from its first byte to its last."""
 
-    __slots__ = ("network", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener", "decoder", "unsent",
-                 "interest", "connecting", "last_in", "last_out", "timer", "leftover", "answered")
+    __slots__ = ("network", "engine", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener", "decoder",
+                 "unsent", "interest", "connecting", "last_in", "last_out", "timer", "leftover", "record_bytes", "useful")
 
     def __init__(self, network: "Network", sock: socket.socket, role: str, where: str, dial: Any = None) -> None:
         self.network = network
+        self.engine = network.engine
         self.sock: Optional[socket.socket] = sock
         self.role = role                    # 'dial' or 'accept'
         self.where = where                  # the other end, for sentences
@@ -3552,41 +5339,53 @@ class Link:
         self.peer: Optional[Peer] = None    # once authenticated
         self.unsent: list = []              # buffers the socket has not taken yet
         self.connecting = role == "dial"
-        self.handshake = network.handshake(role)
+        self.handshake: Optional[Handshake] = network.handshake(role)
         self.leftover = b""
-        self.answered = False               # the candidate's rival has been heard since it was asked
+        self.record_bytes = _FIRST_BYTES    # most that the next record carries
+        self.useful = False                 # a message has come, or a confirmation
         self.timer = 0
-        self.last_in = self.last_out = network.engine.clock()
+        self.last_in = self.last_out = self.engine.clock()
         self.interest = WRITE if self.connecting else READ
-        network.engine.poller.register(sock.fileno(), self.interest, self.on_events)
-        network.engine.timers.push(self.last_in + settings.handshake_s, self)
+        network.links.add(self)
+        self.engine.poller.register(sock.fileno(), self.interest, self.on_events)
+        self.engine.timers.push(self.last_in + (settings.connect_s if dial else settings.handshake_s), self)
         if not self.connecting:
             self.write([self.handshake.data_to_send()])
 
     # -- descriptor events ---------------------------------------------------------------------------------------------
 
     def on_events(self, events: int) -> None:
-        """The socket is ready."""
+        """The socket is ready. It may have been closed since the poller said so, as that is asked without the lock."""
+        if self.sock is None:
+            return
         if self.connecting:
             self._connected()
-            return
-        if events & READ and self.sock is not None:
-            self.read()
-        if events & WRITE and self.sock is not None:
-            self._writable()
+        elif not self.interest:
+            self.fail(ConnectionError("the other end closed the connection"))
+        else:
+            if events & READ:
+                self.read()
+            if events & WRITE and self.sock is not None:
+                self._writable()
 
     def _connected(self) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             self.fail(OSError(error, os.strerror(error)))
-        else:
-            self.connecting = False
-            self._watch(READ)
+            return
+        self.connecting = False
+        self.engine.timers.cancel(self)
+        self.engine.timers.push(self.engine.clock() + settings.handshake_s, self)
+        self._watch(READ)
 
     def read(self) -> None:
         """Take what has come."""
         try:
-            data = self.sock.recv(RECEIVE_BYTES)
+            if self.peer is None:
+                data = self.sock.recv(settings.handshake_bytes)
+            else:
+                space = self.engine.space
+                data = space[:self.sock.recv_into(space)]
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -3595,7 +5394,7 @@ class Link:
         if not data:
             self.fail(ConnectionError("the other end closed the connection"))
             return
-        self.last_in = self.network.engine.clock()
+        self.last_in = self.engine.now
         try:
             if self.peer is None:
                 self._shake(data)
@@ -3621,21 +5420,26 @@ class Link:
 
     def take(self, data: bytes) -> None:
         """Records of an authenticated peer: hand their frames to whom they concern."""
-        peer = self.peer
-        handlers = self.network.frame_handlers
+        peer, handlers = self.peer, self.network.frame_handlers
         for body in self.opener.feed(data):
             count = 0
             for code, payload in self.decoder.feed(body):
-                if code < _FIRST_SEQUENCED:
+                if code >= _FIRST_SEQUENCED:
+                    count += 1
+                    try:
+                        handlers[code](peer, payload)
+                    except Exception:
+                        log.exception("%s: a message of kind %d could not be handled", peer, code)
+                else:
+                    if count:                   # first, for this frame may end the connection
+                        peer.note_received(count, 0)
+                        count = 0
                     peer.on_link_frame(self, code, payload)
-                    continue
-                count += 1
-                try:
-                    handlers[code](peer, payload)
-                except Exception:
-                    log.exception("%s: a message of kind %d could not be handled", peer, code)
-            if count and self.sock is not None:         # at once: what follows in `data` may end the connection
-                peer.note_received(count, len(body), self.last_in)
+                if self.sock is None:           # the connection has ended, or the peer
+                    return
+            if count:                           # at once: what follows in `data` may end the connection
+                self.useful = True
+                peer.note_received(count, len(body))
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -3651,7 +5455,9 @@ class Link:
         except OSError as error:
             self.fail(error)
             return False
-        self.last_out = self.network.engine.clock()
+        self.last_out = self.engine.now
+        if len(buffers) == 1 and sent == len(buffers[0]):
+            return True
         self.unsent = _behind(buffers, sent)
         if self.unsent:
             self._watch(READ | WRITE)
@@ -3674,10 +5480,11 @@ class Link:
     def _watch(self, interest: int) -> None:
         if self.sock is not None and interest != self.interest:
             self.interest = interest
-            self.network.engine.poller.modify(self.sock.fileno(), interest)
+            self.engine.poller.modify(self.sock.fileno(), interest)
 
     def pause(self) -> None:
         """Do not read on: a candidate waits."""
+        self.engine.timers.cancel(self)
         self._watch(0)
 
     def resume(self) -> None:
@@ -3696,32 +5503,36 @@ class Link:
         """Its timer: the handshake took too long, or it is time to show or to look for a sign of life."""
         if self.connecting:
             self.fail(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-            return
-        if self.peer is None:
+        elif self.peer is None:
             self.fail(OperationTimeout("the handshake was not finished within %g seconds: is what answers there "
                                        "pycoslite?" % settings.handshake_s))
-            return
-        engine, limit_s = self.network.engine, settings.heartbeat_s * settings.missed_heartbeats
-        if engine.clock() - self.last_in >= limit_s:
+        elif self.sock is not None:
+            self._look_for_life(settings.heartbeat_s, settings.heartbeat_s * settings.missed_heartbeats)
+
+    def _look_for_life(self, heartbeat_s: float, limit_s: float) -> None:
+        self.engine.now = now = self.engine.clock()
+        if now - self.last_in >= limit_s:
             self.read()                     # it may have spoken while nobody here listened
             if self.sock is None:
                 return
-            if engine.clock() - self.last_in >= limit_s:
+            if now - self.last_in >= limit_s:
                 self.fail(OperationTimeout("nothing was heard from it for %g seconds" % limit_s))
                 return
-        if engine.clock() - self.last_out >= settings.heartbeat_s:
-            self.peer.session.control(encode_frame(Code.PING, b""))
-            self.peer.flush()
+        if now - self.last_out >= heartbeat_s:
+            self.last_out = now             # also when something is in the way: then that is what it will hear
+            if not self.unsent:
+                self.peer.session.control(encode_frame(Code.PING, b""))
+                self.peer.flush()
         self.arm()
 
     def arm(self) -> None:
         """Set the timer for the next sign of life that is due, here or there."""
         if self.sock is not None:
-            engine = self.network.engine
-            engine.timers.cancel(self)
+            timers = self.engine.timers
+            timers.cancel(self)
             due = min(self.last_out + settings.heartbeat_s,
                       self.last_in + settings.heartbeat_s * settings.missed_heartbeats)
-            engine.timers.push(max(due, engine.clock() + 0.01), self)
+            timers.push(max(due, self.engine.now + 0.001), self)
 
     def fail(self, error: Exception) -> None:
         """The connection cannot go on; whoever it belongs to is told."""
@@ -3739,9 +5550,8 @@ class Link:
         """Let go of the socket; tells nobody."""
         sock, self.sock = self.sock, None
         if sock is not None:
-            engine = self.network.engine
-            engine.timers.cancel(self)
-            engine.poller.unregister(sock.fileno())
+            self.engine.timers.cancel(self)
+            self.engine.poller.unregister(sock.fileno())
             self.network.links.discard(self)
             sock.close()
 
@@ -3767,15 +5577,17 @@ class _Ask(Request):
     def begin(self, kernel: Kernel, task: Task) -> bool:
         peer = self.peer
         if peer.state == "lost":
-            task.step = task._throwing
-            task.carried = PeerLost("%s is gone: %s" % (peer, peer.reason))
-            return True
-        peer.last_request = self.number = peer.last_request % 0xFFFFFFFF + 1
+            return _fail(task, PeerLost("%s is gone: %s" % (peer, peer.reason)))
+        self.number = peer.last_request % 0xFFFFFFFF + 1
+        try:
+            peer.send_request(self.number, self.op, self.args, self.payload)
+        except (TypeError, ValueError, PycosError) as error:    # what is asked cannot be written as JSON, or is too long
+            return _fail(task, error)
+        peer.last_request = self.number
         peer.requests[self.number] = task
         if self.timeout is not None:
             kernel.timers.push(kernel.clock() + self.timeout, task)
         task.wait = self
-        peer.send_request(self.number, self.op, self.args, self.payload)
         return False
 
     def expired(self, task: Task) -> Any:
@@ -3791,9 +5603,10 @@ class Peer:
 
     def __init__(self, network: "Network", process_id: bytes) -> None:
         self.network = network
+        self.engine = network.engine
         self.process_id = process_id
         self.info: dict = {}
-        self.locations: List[Location] = []     # where it can be dialled, best first
+        self.route = _Route(self)
         self.session = Session(_random_id())
         self.link: Optional[Link] = None
         self.candidate: Optional[Link] = None
@@ -3802,15 +5615,11 @@ class Peer:
         self.reason = ""
         self.requests: Dict[int, Task] = {}
         self.last_request = 0
+        self.longest = settings.frame_bytes     # what it takes, and we, as one frame
         self.outbox: deque = deque()            # (frame, bytes) not yet handed to the session; any thread appends
         self.marked = False                     # a flush is on its way
         self.held: list = []                    # called once the window has room again
-        self.dial: Optional[_Dial] = None
-        self.redial: Optional[_Later] = None
         self.ack_timer: Optional[_Later] = None
-        self.since = 0.0                        # when it went down
-        self.refused_since: Optional[float] = None
-        self.pause_s = 0.0
 
     @property
     def name(self) -> str:
@@ -3818,9 +5627,14 @@ class Peer:
         return str(self.info.get("name", ""))
 
     @property
+    def locations(self) -> List[Location]:
+        """Where it can be dialled, best first."""
+        return self.route.locations
+
+    @property
     def location(self) -> Optional[Location]:
         """Where it can be reached, if it can."""
-        return self.locations[0] if self.locations else None
+        return self.route.locations[0] if self.route.locations else None
 
     @property
     def online(self) -> bool:
@@ -3834,20 +5648,32 @@ class Peer:
 
     def send_frame(self, code: int, *parts: Any) -> bool:
         """Send a sequenced frame made of bytes-like parts. Any thread. False when the peer's window is full (the frame
-        is taken all the same: hold back what follows)."""
+        is taken all the same: hold back what follows). Raises MisuseError when it is longer than either end takes."""
         size = sum(map(len, parts))
-        frame: Any = encode_frame(code, *parts) if size < _UNCOPIED else frame_buffers(code, *parts)
-        self.outbox.append((frame, size + 5))
-        if not self.marked:
-            self.mark()
+        if size < _UNCOPIED:
+            return self.push(encode_frame(code, *parts), size)
+        self.check_size(size)
+        self.push(frame_buffers(code, *parts), size)
+        self.engine.post(self.flush)            # at once, if possible: what is long fills the window by itself
         return self.session.below_window
 
-    def mark(self) -> None:
-        """Have the engine flush this peer soon. Any thread."""
-        self.marked = True
-        engine = self.network.engine
-        engine.inbox.append((self.flush, ()))
-        engine.rouse()
+    def check_size(self, size: int) -> None:
+        """Raise MisuseError when a frame of `size` bytes is longer than either end takes. Any thread."""
+        if size > self.longest:
+            raise MisuseError("%d bytes are more than a message to %s may have (%d): send it in pieces or as a file, or "
+                              "set PYCOSLITE_FRAME_BYTES at both ends" % (size, self, self.longest))
+
+    def push(self, frame: Any, size: int) -> bool:
+        """Queue an encoded sequenced frame with a body of `size` bytes; otherwise like `send_frame`. Any thread."""
+        outbox = self.outbox
+        outbox.append((frame, size + 5))
+        if not self.marked:
+            self.marked = True
+            self.engine.dirty.append(self)
+            self.engine.rouse()
+        elif not len(outbox) & 0xFF:            # who sends so much in one go must see the window fill
+            self.engine.post(self.flush)
+        return self.session.below_window and len(outbox) < _LONG_QUEUE
 
     def send_request(self, number: int, op: str, args: dict, payload: bytes) -> None:
         """Send a request frame; number 0 wants no reply. Any thread."""
@@ -3869,43 +5695,39 @@ class Peer:
     def flush(self) -> None:
         """Hand what is queued to the socket, as far as it takes it."""
         self.marked = False                     # before the outbox is emptied: what comes later marks again
-        outbox, session = self.outbox, self.session
+        outbox, session, link = self.outbox, self.session, self.link
         if self.state == "lost":
             outbox.clear()
             return
         while outbox:
-            frame, size = outbox.popleft()
-            session.push(frame, size)
-        link = self.link
+            session.push(*outbox.popleft())
         if link is None:
-            if self.dial is None and self.redial is None:
-                self._down(ConnectionError("not connected yet"))        # a reference came from elsewhere: dial it
+            if not self.route.searching:        # a reference came from elsewhere: now it is needed
+                self._down(ConnectionError("not connected yet"))
             return
         if link.unsent:
             return
-        clock, seal = self.network.engine.clock, link.sealer.seal
+        now = self.engine.now
         while link.sock is not None:
-            parts = session.next_batch(min(settings.record_bytes, RECORD_CAP), clock())
-            if not parts or not link.write(seal(parts)):
+            parts = session.next_batch(link.record_bytes, now)
+            if not parts or not link.write(link.sealer.seal(parts)):
                 break
+            if link.record_bytes < _MOST_BYTES:
+                link.record_bytes = min(link.record_bytes * 2, settings.record_bytes, _MOST_BYTES)
 
-    def note_received(self, count: int, size: int, now: float) -> None:
+    def note_received(self, count: int, size: int) -> None:
         """Sequenced frames were handled: confirm them in time."""
         session = self.session
-        try:
-            session.note_received(count, size, now)
-        except ProtocolError as error:
-            if self.link is not None:
-                self.link.fail(error)
-            return
+        session.note_received(count, size, self.engine.now)
         due = session.ack_deadline
         if due == 0.0:
             self.flush()
         elif self.ack_timer is None and due is not None:
-            self.ack_timer = self.network.engine.call_later(max(0.0, due - now), self._confirm)
+            self.ack_timer = self.engine.call_later(due - self.engine.now, self._confirm)
 
     def _confirm(self) -> None:
         self.ack_timer = None
+        self.engine.now = self.engine.clock()   # not before the deadline, or nothing would go out
         self.flush()
 
     def on_link_frame(self, link: Link, code: int, body: bytes) -> None:
@@ -3915,41 +5737,11 @@ class Peer:
             raise ProtocolError("a frame of the unknown kind %d" % code)
         handler(self, link, body)
 
-    def _on_session(self, link: Link, body: bytes) -> None:
-        outcome = self.session.on_session(*parse_session(body))
-        if outcome == "mismatch":
-            self._report(self.session.restart(_random_id()), "the peer began a new session")
-            link.fail(ConnectionError("the sessions of both ends differ; connecting again"))
-            return
-        self._online()
-        self.flush()
-        if self.session.below_window:
-            self._release()
-
-    def _on_ack(self, _link: Link, body: bytes) -> None:
-        if self.session.on_ack(parse_ack(body)):
-            self._release()
-
-    def _on_ping(self, _link: Link, body: bytes) -> None:
-        self.session.control(encode_frame(Code.PONG, bytes(body)))
-        self.flush()
-
-    def _on_pong(self, link: Link, _body: bytes) -> None:
-        if self.candidate is not None and link is self.link:
-            self.candidate.close()
-            self.candidate = None
-
-    def _on_bye(self, _link: Link, body: bytes) -> None:
-        self.lost(bytes(body).decode("utf8", "replace") or "it has ended")
-
-    def _release(self) -> None:
+    def go_on(self) -> None:
+        """There is room in the window, or the peer is lost: senders that were held back go on."""
         held, self.held = self.held, []
         for function in held:
             function()
-
-    def _report(self, unconfirmed: list, why: str) -> None:
-        if unconfirmed:
-            log.warning("%s: %d messages could not be confirmed: %s", self, len(unconfirmed), why)
 
     # -- links come and go ---------------------------------------------------------------------------------------------
 
@@ -3957,34 +5749,34 @@ class Peer:
         """An authenticated link: use it, or hold it as a candidate beside a better one."""
         link.peer = self
         old = self.link
-        if old is not None and self._preferred(old) and not self._preferred(link):
+        if old is not None and self._prefers(old) and not self._prefers(link):
             if self.candidate is not None:
                 self.candidate.close()
             self.candidate = link
             link.pause()
-            self.session.control(encode_frame(Code.PING, b""))
+            self.session.control(encode_frame(Code.PING, link.where.encode()))      # the answer names it
             self.flush()
-            self.network.engine.call_later(1.0, self._prefer, link, old)
+            self.engine.call_later(_RIVAL_ANSWERS_S, self._prefer, link)
             return
         if old is not None:
             old.close()
         self._use(link)
 
-    def _prefer(self, link: Link, old: Link) -> None:
-        """The old link had a second to answer and did not."""
+    def _prefer(self, link: Link) -> None:
+        """The link beside the candidate `link` had its time to answer and did not, or has failed."""
         if self.candidate is link:
-            if self.link is old:
-                old.close()
+            if self.link is not None:
+                self.link.close()
             self.candidate = None
             self._use(link)
 
-    def _preferred(self, link: Link) -> bool:
+    def _prefers(self, link: Link) -> bool:
         """Whether the smaller process id dialled it."""
         return (link.role == "dial") == (self.network.process_id < self.process_id)
 
     def _use(self, link: Link) -> None:
         self.link = link
-        self._stop_dialling()
+        self.route.found(stop=self._prefers(link))
         self.session.connected()
         link.arm()
         self.flush()
@@ -3997,15 +5789,17 @@ class Peer:
         elif link is self.link:
             self.link = None
             self.session.disconnected()
+            if link.useful:                     # else the next attempt comes later and later
+                self.route.pause_s = 0.0
             if self.candidate is not None:
-                self._prefer(self.candidate, link)
-            elif self.state != "lost":
+                self._prefer(self.candidate)
+            else:
                 self._down(error)
 
-    def _online(self) -> None:
+    def came_up(self) -> None:
+        """Both sessions agree: messages flow."""
         self.state = "up"
-        self.refused_since = None
-        self.pause_s = 0.0
+        self.route.since = None
         if not self.told_online:
             self.told_online = True
             log.info("%s is online", self)
@@ -4013,86 +5807,89 @@ class Peer:
         self.network.came_online(self)
 
     def _down(self, error: Exception) -> None:
-        engine = self.network.engine
         self.state, self.reason = "down", str(error)
-        self.since = engine.clock()
-        self.refused_since = None
-        log.debug("%s: connection broken: %s", self, error)
-        engine.call_later(settings.refused_s, self._still_down, self.since)
-        first = 0.0 if self.network.process_id < self.process_id else 0.1      # not both at once
-        self.redial = engine.call_later(first, self._dial_again)
+        log.debug("%s: no connection: %s", self, error)
+        self.route.search()
+        if isinstance(error, OperationTimeout):     # silent for long enough
+            self._still_down(self.route.since)
+        elif self.told_online:
+            self.engine.call_later(settings.refused_s, self._still_down, self.route.since)
 
-    def _still_down(self, since: float) -> None:
-        if self.state == "down" and self.since == since and self.told_online:
+    def _still_down(self, since: Optional[float]) -> None:
+        if self.state == "down" and self.route.since == since and self.told_online:
             self.told_online = False
             log.info("%s is offline: %s", self, self.reason)
             self.network.tell(self, "offline", self.reason)
-
-    def _dial_again(self) -> None:
-        self.redial = None
-        if self.state != "down" or self.network.closing:
-            return
-        if self.locations:
-            self.dial = _Dial(self.network, self.locations, self._dialled, expect=self.process_id)
-            self.dial.next()
-        else:
-            self._dialled(None, ConnectionError("its address is not known"), False)
-
-    def _dialled(self, peer: Optional["Peer"], error: Optional[Exception], refused: bool) -> None:
-        """An attempt to reach it again has ended."""
-        self.dial = None
-        if peer is self or self.state != "down":
-            return
-        now = self.network.engine.clock()
-        if refused and self.refused_since is None:
-            self.refused_since = now
-        elif not refused:
-            self.refused_since = None
-        if refused and now - self.refused_since >= settings.refused_s * 0.8 or peer is not None:
-            self.lost("its process has ended (nothing listens at %s any more)" % self.location)
-        elif now - self.since >= settings.give_up_s:
-            self.lost("not reached for %g seconds: %s" % (settings.give_up_s, error))
-        else:
-            limit_s = settings.refused_s / 5 if refused else settings.reconnect_max_s
-            self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), limit_s)
-            pause_s = min(self.pause_s * random.uniform(0.8, 1.2), self.since + settings.give_up_s - now)
-            self.redial = self.network.engine.call_later(max(0.0, pause_s), self._dial_again)
-
-    def _stop_dialling(self) -> None:
-        if self.redial is not None:
-            self.redial.cancel()
-            self.redial = None
-        if self.dial is not None:
-            self.dial.stop()
-            self.dial = None
 
     def lost(self, reason: str, expected: bool = False) -> None:
         """The process is gone, or given up: report what is unconfirmed (unless that is `expected`), fail what waits."""
         if self.state == "lost":
             return
+        while self.outbox:
+            self.session.push(*self.outbox.popleft())
         self.state, self.reason = "lost", reason
-        self._stop_dialling()
+        self.route.found(stop=True)
         for link in (self.link, self.candidate):
             if link is not None:
                 link.close()
         self.link = self.candidate = None
         unconfirmed = self.session.lost(_random_id())
-        if not expected:
-            self._report(unconfirmed, reason)
+        if unconfirmed and not expected:
+            log.warning("%s: %d messages were not confirmed, %d of them may have arrived: %s", self, len(unconfirmed),
+                        sum(item.sent for item in unconfirmed), reason)
         requests, self.requests = self.requests, {}
         for task in requests.values():
             task.unpark_with(PeerLost("%s is gone: %s" % (self, reason)))
-        self._release()
+        self.go_on()
         log.info("%s is gone: %s", self, reason)
         self.network.forget(self)
 
 
+def _on_session(peer: Peer, link: Link, body: bytes) -> None:
+    session, unconfirmed = peer.session, peer.session.unconfirmed_frames
+    if session.on_session(*parse_session(body)) != "mismatch":
+        link.useful = session.unconfirmed_frames < unconfirmed      # the link before it was
+        peer.came_up()
+        peer.flush()
+        if session.below_window:
+            peer.go_on()
+    elif session.remote_sid:            # ours is the one that was given up there
+        peer.lost("it had given this process up, and begins anew")
+        peer.network.dial_again(peer)
+    else:
+        link.fail(ConnectionError("what it knows of this process is older; connecting again"))
+
+
+def _on_ack(peer: Peer, link: Link, body: bytes) -> None:
+    link.useful = True
+    if peer.session.on_ack(parse_ack(body)):
+        peer.go_on()
+
+
+def _on_ping(peer: Peer, _link: Link, body: bytes) -> None:
+    peer.session.control(encode_frame(Code.PONG, bytes(body)))
+    peer.flush()
+
+
+def _on_pong(peer: Peer, link: Link, body: bytes) -> None:
+    candidate = peer.candidate
+    if candidate is not None and link is peer.link and body == candidate.where.encode():
+        candidate.close()
+        peer.candidate = None
+
+
+def _on_bye(peer: Peer, _link: Link, body: bytes) -> None:
+    peer.session.confirm()
+    peer.flush()                        # the last confirmation: the other end waits for it
+    peer.lost(bytes(body).decode("utf8", "replace") or "it has ended")
+
+
 _LINK_FRAMES = {                        # code -> (peer, link, body)
-    Code.SESSION: Peer._on_session,
-    Code.ACK: Peer._on_ack,
-    Code.PING: Peer._on_ping,
-    Code.PONG: Peer._on_pong,
-    Code.BYE: Peer._on_bye,
+    Code.SESSION: _on_session,
+    Code.ACK: _on_ack,
+    Code.PING: _on_ping,
+    Code.PONG: _on_pong,
+    Code.BYE: _on_bye,
 }
 
 
@@ -4100,25 +5897,139 @@ def _random_id() -> int:
     return int.from_bytes(os.urandom(8), "big") | 1
 
 
-class _Dial:
-    """Tries addresses one after the other until an authenticated link stands; `done(peer, error, refused)` once."""
+class _Route:
+    """How a peer is reached: its addresses, and the search for it while there is no link."""
 
-    def __init__(self, network: "Network", locations: list, done: Callable, expect: Optional[bytes] = None) -> None:
+    __slots__ = ("peer", "locations", "sure", "since", "dial", "redial", "refused_since", "pause_s")
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.locations: List[Location] = []     # best first
+        self.sure: Optional[Location] = None    # where nothing but this process can be: a refusal there tells its end
+        self.since: Optional[float] = None      # when it was cut off, until messages flow again
+        self.dial: Optional[_Dial] = None
+        self.redial: Optional[_Later] = None
+        self.refused_since: Optional[float] = None
+        self.pause_s = 0.0
+
+    @property
+    def searching(self) -> bool:
+        """Whether an attempt is under way or planned."""
+        return self.dial is not None or self.redial is not None
+
+    def learn(self, link: Link, info: dict, dialled: Optional[Location]) -> None:
+        """Take the addresses that an authenticated link tells: the one `dialled`, the one seen, those it says itself."""
+        port = info.get("port")
+        port = port if isinstance(port, int) and 0 < port < 65536 else 0
+        said = [host for host in info.get("addresses", ()) if isinstance(host, str) and host.strip("[] ")][:8]
+        try:
+            seen = link.sock.getpeername()[0]
+        except OSError:                         # gone already
+            return
+        near = _is_loopback(seen) and not {at.addr for at in self.peer.network.locations}.isdisjoint(said)
+        if dialled is not None:
+            self.sure = dialled
+        elif port and (seen in said or near):
+            self.sure = Location(seen, port)
+        hosts = [seen] + [host for host in said if host != seen] if port else []
+        found = [] if self.sure is None else [self.sure]
+        found += [at for at in (Location(host, port) for host in hosts) if at != self.sure]
+        self.locations = found or self.locations
+
+    def search(self) -> None:
+        """The peer has no link: look for it until it is found, or lost."""
+        if self.peer.network.closing and not self.peer.session.unconfirmed_frames:
+            return
+        if self.since is None:
+            self.since = self.peer.engine.clock()
+            self.refused_since = None
+            later = self.peer.told_online and self.peer.network.process_id > self.peer.process_id
+            self._plan(self.pause_s + (_AFTER_YOU_S if later else 0.0))
+            self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), settings.reconnect_max_s)
+        elif not self.searching:
+            self._failed(ConnectionError(self.peer.reason), False)
+
+    def found(self, stop: bool) -> None:
+        """There is a link, or nobody is interested any more. An attempt under way goes on unless `stop`: both ends may
+        prefer what it leads to."""
+        if self.redial is not None:
+            self.redial.cancel()
+            self.redial = None
+        if self.dial is not None and stop:
+            self.dial.stop()
+            self.dial = None
+
+    def _plan(self, delay_s: float) -> None:
+        if not self.searching:
+            self.redial = self.peer.engine.call_later(delay_s, self._attempt)
+
+    def _attempt(self) -> None:
+        self.redial = None
+        peer = self.peer
+        if peer.state != "down" or peer.link is not None:
+            return
+        if self.locations:
+            self.dial = _Dial(peer.network, self.locations, self._ended, peer.process_id, self.sure)
+            self.dial.next()
+        else:
+            self._failed(ConnectionError("its address is not known"), False)
+
+    def _ended(self, peer: Optional[Peer], error: Optional[Exception], gone: bool) -> None:
+        """An attempt has ended."""
+        self.dial = None
+        if peer is None and self.peer.state == "down" and self.peer.link is None:
+            self._failed(error or ConnectionError("no connection"), gone)
+
+    def _failed(self, error: Exception, gone: bool) -> None:
+        peer, now = self.peer, self.peer.engine.clock()
+        since = now if self.since is None else self.since
+        if not gone:
+            self.refused_since = None
+        elif self.refused_since is None:
+            self.refused_since = now
+        if self.refused_since is not None and now - self.refused_since >= settings.refused_s * 0.8:
+            peer.lost("its process has ended (%s)" % error)
+        elif now - since >= settings.give_up_s:
+            peer.lost("not reached for %g seconds: %s" % (settings.give_up_s, error))
+        else:
+            limit_s = settings.refused_s / 5 if gone else settings.reconnect_max_s
+            self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), limit_s)
+            self._plan(max(0.0, min(self.pause_s * random.uniform(0.8, 1.2), since + settings.give_up_s - now)))
+
+
+def _is_loopback(host: str) -> bool:
+    return host.startswith("127.") or host == "::1"
+
+
+class _Dial:
+    """Tries addresses one after the other until an authenticated link stands; calls `done(peer, error, gone)` once.
+
+    `expect` is the process that should answer, `sure` an address that only it can have; `gone` tells that it has not.
+    """
+
+    def __init__(self, network: "Network", locations: Iterable[Location], done: Callable,
+                 expect: Optional[bytes] = None, sure: Optional[Location] = None) -> None:
         self.network = network
         self.todo = deque(locations)
         self.done: Optional[Callable] = done
-        self.expect = expect                # process id that should answer
+        self.expect = expect
+        self.sure = sure
         self.error: Optional[Exception] = None
-        self.refused = True                 # nothing but refusals so far
+        self.gone = False
+        self.tried_sure = False
         self.link: Optional[Link] = None
-        self.at: Optional[Location] = None
+        self.at: Optional[Location] = None          # the location being tried, and ...
+        self.addresses: deque = deque()             # ... addresses of it that were not
 
     def next(self) -> None:
         """Try the next address."""
         if self.done is None:
             return
+        if self.addresses:
+            self._connect(*self.addresses.popleft())
+            return
         if not self.todo:
-            self.finish(None, self.error or ConnectionError("no address to dial"), self.refused)
+            self.finish(None, self.error or ConnectionError("no address to dial"))
             return
         self.at = location = self.todo.popleft()
         try:
@@ -4127,7 +6038,7 @@ class _Dial:
         except OSError:                     # a name: ask in a thread, the engine must not wait
             threading.Thread(target=self._resolve, args=(location,), name="pycoslite resolver", daemon=True).start()
         else:
-            self._connect(found)
+            self._resolved(found)
 
     def _resolve(self, location: Location) -> None:
         try:
@@ -4135,19 +6046,25 @@ class _Dial:
         except OSError as error:
             found = OSError(error.errno, "the host name %r cannot be resolved (%s): use its IP address" % (
                 location.addr, error.strerror))
-        self.network.engine.post(self._connect, found)
+        if not self.network.engine.stopping:
+            self.network.engine.post(self._resolved, found)
 
-    def _connect(self, found: Any) -> None:
-        if self.done is None or self.network.closing:
-            return
+    def _resolved(self, found: Any) -> None:
         if isinstance(found, OSError):
             self.failed(found)
-            return
-        family, kind, protocol, _, address = found[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            self.addresses.extend((family, address) for family, _, _, _, address in found)
+            self.next()
+
+    def _connect(self, family: int, address: tuple) -> None:
         try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:            # no descriptor left, or no such protocol here
+            self.failed(error)
+            return
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
         except (BlockingIOError, InterruptedError):
             pass
@@ -4156,24 +6073,23 @@ class _Dial:
             self.failed(error)
             return
         self.link = Link(self.network, sock, "dial", repr(self.at), self)
-        self.network.links.add(self.link)
 
     def failed(self, error: Exception) -> None:
         """This address did not do."""
         self.link = None
-        self.refused = self.refused and isinstance(error, ConnectionRefusedError) or getattr(
-            error, "errno", None) == errno.ECONNREFUSED and self.refused
-        self.error = _explained(error, self.at)
-        if isinstance(error, AuthenticationError):
-            self.finish(None, self.error, False)
-        else:
-            self.next()
+        if self.at == self.sure:            # does nothing but the process that is looked for not answer there?
+            other = isinstance(error, (ConnectionRefusedError, AuthenticationError, ProtocolError))
+            self.gone = other and (self.gone or not self.tried_sure)
+            self.tried_sure = True
+        if not isinstance(self.error, AuthenticationError):     # which says most about what to change
+            self.error = _explained(error, self.at)
+        self.next()
 
-    def finish(self, peer: Optional[Peer], error: Optional[Exception], refused: bool) -> None:
+    def finish(self, peer: Optional[Peer], error: Optional[Exception]) -> None:
         """Tell the outcome, once."""
         done, self.done = self.done, None
         if done is not None:
-            done(peer, error, refused)
+            done(peer, error, self.gone)
 
     def stop(self) -> None:
         """Nobody is interested any more; a link that is not authenticated yet is closed."""
@@ -4201,6 +6117,19 @@ _REASONS = {
 # ======================================================================================================================
 # 20. Network                                                              the processes that are known, and the way in
 # ======================================================================================================================
+#
+# Strangers: a connection that has not proved the secret costs a descriptor, a few KiB and a place among the
+# `pending_handshakes`, for `handshake_s` at most; nothing it says is taken for more than a handshake. What is logged of
+# strangers is limited, so that they cannot fill a disk.
+#
+# The end: a peer is told BYE when it has confirmed, or been sent, all there was. It answers with its last confirmation
+# and closes; so what was sent right before the end arrives, and what did not is reported.
+
+_COMPLAIN_AGAIN_S = 10.0                # a complaint about strangers is not repeated before that, and ...
+_COMPLAINTS = 10                        # ... so many are made in that time at most
+_ACCEPT_AGAIN_S = 1.0                   # pause after descriptors ran out
+_FAREWELL_S = 2.0                       # at the end, a peer that takes nothing for so long is not waited for
+_LOOK_AGAIN_S = 0.001                   # how often it is looked at
 
 
 class Network:
@@ -4228,10 +6157,14 @@ class Network:
         self.request_handlers: Dict[str, Callable] = {}
         self.facts: dict = {}                   # told to peers in the handshake, besides what `handshake` lists
         self.closing = False
-        self._listeners: List[socket.socket] = []
+        self.sockets: List[socket.socket] = []  # that listen, for connections or datagrams
+        self.tasks: Any = None                  # section 22's: names, monitors, ...
+        self.itself: Any = None                 # ... who references to ended tasks of this process lead to, ...
+        self.addresses: list = []               # ... `locations` as references carry them
         self._watchers: List[Callable] = []
         self._arriving: Dict[Peer, list] = {}   # dials whose session is being agreed on
         self._complained: Dict[tuple, float] = {}
+        self._complaints: deque = deque((-math.inf,) * _COMPLAINTS, _COMPLAINTS)    # when the last ones were logged
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -4241,17 +6174,17 @@ class Network:
         error: Optional[OSError] = None
         for port in ports:
             try:
-                self._listeners = _listen(hosts, port)
+                self.sockets = _listen(hosts, port)
                 break
             except OSError as problem:
                 error = problem
         else:
             raise OSError(error.errno if error else 0, "cannot listen at port %s of %s: %s" % (
                 port, ", ".join(hosts) or "any interface", error.strerror if error else "no port was named"))
-        self.port = self._listeners[0].getsockname()[1]
+        self.port = self.sockets[0].getsockname()[1]
         names = announced or [host for host in hosts if host] or own_addresses()
         self.locations = [Location(host, self.port) for host in names]
-        for listener in self._listeners:
+        for listener in self.sockets:
             self.engine.poller.register(listener.fileno(), READ, functools.partial(self._accept, listener))
 
     def begin(self) -> None:
@@ -4290,7 +6223,7 @@ class Network:
         found = self.peers.get(process_id)
         if found is None:
             found = Peer(self, process_id)
-            found.locations = list(locations)
+            found.route.locations = list(locations)
             found = self.peers.setdefault(process_id, found)
         return found
 
@@ -4312,7 +6245,7 @@ class Network:
         """A new handshake of this process."""
         info = {**self.facts, "name": self.name, "port": self.port, "role": self.role, "pid": os.getpid(),
                 "python": list(sys.version_info[:3]), "magic": importlib.util.MAGIC_NUMBER.hex(),
-                "addresses": [location.addr for location in self.locations[:8]]}
+                "longest": settings.frame_bytes, "addresses": [location.addr for location in self.locations[:8]]}
         return Handshake(role, self.key, self.process_id, info, os.urandom(32), self.cluster)
 
     def _accept(self, listener: socket.socket, _events: int) -> None:
@@ -4323,18 +6256,26 @@ class Network:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause_accepting(listener, error)
                 return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:                     # reset before it was taken (macOS)
+                sock.close()
+                continue
             pending = [link for link in self.links if link.peer is None and link.role == "accept"]
             if len(pending) >= settings.pending_handshakes:
-                min(pending, key=lambda link: link.last_in).close()
-            self.links.add(Link(self, sock, "accept", "%s:%d" % address[:2]))
+                min(pending, key=lambda link: link.timer).close()       # the oldest; timers are numbered
+            Link(self, sock, "accept", "%s:%d" % address[:2])
 
     def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
         """Out of descriptors: trying again at once would only burn the processor."""
-        log.error("no connection can be accepted for now: %s", error.strerror)
+        self.complain(logging.ERROR, "no connection can be accepted for now: %s", error.strerror)
         self.engine.poller.modify(listener.fileno(), 0)
-        self.call_later(1.0, self.engine.poller.modify, listener.fileno(), READ)
+        self.call_later(_ACCEPT_AGAIN_S, self._accept_again, listener)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if not self.closing:
+            self.engine.poller.modify(listener.fileno(), READ)
 
     def refused(self, link: Link, error: Exception) -> None:
         """A connection made to us ended before it was authenticated."""
@@ -4343,32 +6284,46 @@ class Network:
         self.complain(level, "refused a connection from %s: %s", host, str(error))
 
     def complain(self, level: int, text: str, *args: str) -> None:
-        """Log a line about a stranger, the same one at most every 10 seconds."""
+        """Log a line about strangers: the same one at most every 10 seconds, and at most `_COMPLAINTS` in that time."""
         now = self.engine.clock()
-        if now - self._complained.get(args, -math.inf) >= 10:
-            if len(self._complained) >= 1000:
-                self._complained.clear()
-            self._complained[args] = now
-            log.log(level, text, *args)
+        key = (text,) + args
+        if now - self._complained.get(key, -math.inf) < _COMPLAIN_AGAIN_S or now - self._complaints[0] < _COMPLAIN_AGAIN_S:
+            return
+        if len(self._complained) >= 100:
+            self._complained.clear()
+        self._complained[key] = now
+        self._complaints.append(now)
+        log.log(level, text, *args)
 
     def authenticated(self, link: Link, result: HandshakeResult) -> None:
         """A link has proved who it is."""
         peer = self.peer(result.peer_id, ())
         peer.info = result.peer_info
-        peer.locations = _reachable_at(link, result.peer_info) or peer.locations
+        longest = result.peer_info.get("longest")
+        peer.longest = min(settings.frame_bytes, longest if isinstance(longest, int) else settings.frame_bytes)
         dial, link.dial = link.dial, None
         if dial is not None:
             dial.link = None
-            if dial.done is not None and peer.state != "up":
-                self._arriving.setdefault(peer, []).append(dial)
+        peer.route.learn(link, result.peer_info, dial and dial.at)
+        if dial is not None and dial.expect not in (None, peer.process_id):
+            dial.failed(ProtocolError("another process answers there"))
+        elif dial is not None and dial.done is not None:
+            self._arriving.setdefault(peer, []).append(dial)
         peer.adopt(link)
-        if dial is not None and peer.state == "up":
-            dial.finish(peer, None, False)
+        if peer.state == "up":
+            self.came_online(peer)
 
     def came_online(self, peer: Peer) -> None:
         """Messages can flow: who waited to be connected goes on."""
         for dial in self._arriving.pop(peer, ()):
-            dial.finish(peer, None, False)
+            dial.finish(peer, None)
+
+    def dial_again(self, peer: Peer) -> None:
+        """A peer is lost, and its process lives: begin anew with it."""
+        if not self.closing:
+            fresh = self.peer(peer.process_id, peer.locations)
+            fresh.info, fresh.route.sure = peer.info, peer.route.sure
+            self.post(fresh.flush)
 
     def tell(self, peer: Peer, event: str, detail: str) -> None:
         """Tell the watchers of a peer."""
@@ -4383,36 +6338,53 @@ class Network:
         if self.peers.get(peer.process_id) is peer:
             del self.peers[peer.process_id]
         for dial in self._arriving.pop(peer, ()):
-            dial.finish(None, PeerLost("%s is gone: %s" % (peer, peer.reason)), False)
+            dial.finish(None, PeerLost("%s is gone: %s" % (peer, peer.reason)))
         self.tell(peer, "lost", peer.reason)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def _on_request(self, peer: Peer, body: bytes) -> None:
         number, size = _REQUEST_HEAD.unpack_from(body)
-        start = _REQUEST_HEAD.size
-        head = json.loads(bytes(body[start:start + size]))
-        self.spawn(self._serve, peer, number, head["op"], head["args"], bytes(body[start + size:]))
-
-    def _serve(self, peer: Peer, number: int, op: str, args: dict, payload: bytes) -> Generator:
-        """Answer one request."""
-        failed = 0
+        start = _REQUEST_HEAD.size + size
+        head = json.loads(bytes(body[_REQUEST_HEAD.size:start]))
+        op = head["op"]
         try:
             handler = self.request_handlers.get(op)
             if handler is None:
                 raise PycosError("it does not know the request '%s': is it the same release, and the right port?" % op)
-            answer = handler(peer, args, payload)
-            if isinstance(answer, types.GeneratorType):
-                answer = yield answer
-        except PycosError as error:
-            failed, answer = 1, {"error": str(error)}
+            answer = handler(peer, head["args"], bytes(memoryview(body)[start:]))
         except Exception as error:
-            log.exception("request '%s' of %s failed", op, peer)
-            failed, answer = 1, {"error": "request '%s' failed there: %s: %s" % (op, type(error).__name__, error)}
+            self._refuse_request(peer, number, op, error)
+        else:
+            if isinstance(answer, types.GeneratorType):
+                self.spawn(self._serve, peer, number, op, answer)
+            else:
+                self._reply(peer, number, op, 0, answer)
+
+    def _serve(self, peer: Peer, number: int, op: str, answer: Generator) -> Generator:
+        """Run a handler that is a generator, and answer the request."""
+        try:
+            reply = yield answer
+        except Exception as error:
+            self._refuse_request(peer, number, op, error)
+        else:
+            self._reply(peer, number, op, 0, reply)
+
+    def _refuse_request(self, peer: Peer, number: int, op: str, error: Exception) -> None:
+        text = str(error)
+        if not isinstance(error, PycosError):
+            log.error("request '%s' of %s failed", op, peer, exc_info=error)
+            text = "request '%s' failed there: %s: %s" % (op, type(error).__name__, error)
+        self._reply(peer, number, op, 1, {"error": text})
+
+    def _reply(self, peer: Peer, number: int, op: str, failed: int, answer: Any) -> None:
         if number:
             reply, payload = answer if isinstance(answer, tuple) else (answer or {}, b"")
-            head = json.dumps(reply, separators=(",", ":")).encode()
-            peer.send_frame(REPLY, _REPLY_HEAD.pack(number, failed, len(head)), head, payload)
+            try:
+                head = json.dumps(reply, separators=(",", ":")).encode()
+                peer.send_frame(REPLY, _REPLY_HEAD.pack(number, failed, len(head)), head, payload)
+            except (TypeError, ValueError, MisuseError) as error:       # no JSON, or too long
+                self._refuse_request(peer, number, op, error)
 
     def _on_reply(self, peer: Peer, body: bytes) -> None:
         number, failed, size = _REPLY_HEAD.unpack_from(body)
@@ -4429,26 +6401,49 @@ class Network:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> Generator:
-        """Say goodbye to all peers, once what was sent is on its way; at most a second or so. A system task."""
+        """Say goodbye to all peers, once they have what was sent to them. A peer is waited for as long as it goes on
+        taking something, `_FAREWELL_S` more, and `Settings.give_up_s` at most. A system task."""
         self.closing = True
-        for listener in self._listeners:
-            self.engine.poller.unregister(listener.fileno())
-            listener.close()
-        for peer in list(self.peers.values()):
-            peer.session.confirm()
-            peer.flush()
-            if peer.link is not None:
-                peer.session.control(encode_frame(Code.BYE, b"it has ended"))
-                peer.flush()
-        deadline = self.engine.clock() + 1.0
-        while self.engine.clock() < deadline and any(link.sock is not None and link.peer for link in self.links):
-            for link in self.links:
-                if link.sock is not None and not link.unsent and link.peer and not link.answered:
-                    link.answered = True
-                    _end_writing(link.sock)
-            yield Suspend(0.002)
+        while self.sockets:
+            self.close_socket(self.sockets[0])
+        farewells = [self.spawn(self._part, peer) for peer in list(self.peers.values())]
+        for farewell in farewells:
+            yield Join(farewell)
         for link in list(self.links):
             link.close()
+
+    def close_socket(self, sock: socket.socket) -> None:
+        """Close one of `sockets`. Engine."""
+        self.sockets.remove(sock)
+        self.engine.poller.unregister(sock.fileno())
+        sock.close()
+
+    def _part(self, peer: Peer) -> Generator:
+        """Say goodbye to a peer."""
+        session, clock = peer.session, self.engine.clock
+        told: Optional[Link] = None
+        left, last = -1, clock() + settings.give_up_s
+        deadline = last
+        while peer.state != "lost" and clock() < min(deadline, last):
+            peer.flush()
+            if left != session.unconfirmed_frames:
+                left, deadline = session.unconfirmed_frames, clock() + _FAREWELL_S
+            link = peer.link
+            if link is None and not left:
+                break
+            if link is not None and link is not told and peer.state == "up" and self._said_all(peer, link):
+                session.control(encode_frame(Code.BYE, b"it has ended"))
+                peer.flush()
+                told = link             # it confirms what it has not yet, and closes
+            yield Suspend(_LOOK_AGAIN_S)
+        peer.lost("this process ends")
+
+    @staticmethod
+    def _said_all(peer: Peer, link: Link) -> bool:
+        """Whether everything queued for the peer, confirmations included, is with the socket."""
+        peer.session.confirm()
+        peer.flush()
+        return not link.unsent and not peer.session.wants_write(math.inf)
 
 
 class _Connect(Request):
@@ -4473,7 +6468,7 @@ class _Connect(Request):
         self.dial.next()
         return False
 
-    def _done(self, peer: Optional[Peer], error: Optional[Exception], _refused: bool) -> None:
+    def _done(self, peer: Optional[Peer], error: Optional[Exception], _gone: bool) -> None:
         if self.task.wait is self:
             if peer is not None:
                 self.task.unpark(peer)
@@ -4508,177 +6503,6 @@ def _listen(hosts: List[str], port: int) -> List[socket.socket]:
             sock.close()
         raise
     return listeners
-
-
-def _end_writing(sock: socket.socket) -> None:
-    """Everything was said: the other end sees the end after the last byte, and a reset loses nothing."""
-    try:
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:                         # it is gone already
-        pass
-
-
-def _reachable_at(link: Link, info: dict) -> List[Location]:
-    """Where the other end of a link can be dialled: the address seen, and those it names, at the port it names."""
-    port = info.get("port")
-    if not isinstance(port, int) or not 0 < port < 65536:
-        return []
-    try:
-        seen = link.sock.getpeername()[0]
-    except OSError:
-        return []
-    hosts = [seen] + [host for host in info.get("addresses", ()) if isinstance(host, str) and host != seen]
-    return [Location(host, port) for host in hosts]
-
-
-# ======================================================================================================================
-# 21. Discovery                                                        a convenience: naming an address does without it
-# ======================================================================================================================
-#
-# Datagrams over UDP, all of one size, so that an answer is never longer than the question:
-#
-#   offset 0   4s  'PCLD'          5   u8  kind: 1 ping, 2 pong, 3 refusal       6  16s  process id of the sender
-#          4   u8  version         22  u16 TCP port of the sender                24  u8  roles wanted (ping) or had (pong)
-#          25  8s  cluster         33  16s nonce of the ping                     49  32s MAC over all before it
-#
-# Whoever looks for peers pings every interface's broadcast address a few times; a process of a wanted role whose MAC
-# holds answers with a pong to the pinger alone; the pinger, if the pong carries a nonce of its own and a right MAC,
-# connects to it. A replayed ping earns an answer and nothing else, so no clocks need to agree. A ping with another
-# secret is answered with a refusal (a hint without a MAC: it only makes a line in the log).
-
-_DATAGRAM = struct.Struct(">4sBB16sHB8s16s")
-PING, PONG, REFUSAL = 1, 2, 3
-ROLES = {"peer": 1, "node": 2, "scheduler": 4, "client": 8}
-PING_TIMES_S = (0.0, 0.1, 0.4, 1.0, 2.0)        # a ping is repeated, so that lost datagrams lose nobody
-
-
-def encode_datagram(key: Optional[bytes], kind: int, process_id: bytes, port: int, roles: int, cluster: str,
-                    nonce: bytes) -> bytes:
-    """A discovery datagram, with its MAC. Pure."""
-    tag = hashlib.sha256(cluster.encode()).digest()[:8]
-    body = _DATAGRAM.pack(b"PCLD", 1, kind, process_id, port, roles, tag, nonce)
-    return body + hmac.digest(key or b"", b"discovery" + body, "sha256")
-
-
-def parse_datagram(key: Optional[bytes], cluster: str, data: bytes) -> Optional[tuple]:
-    """(authentic, kind, process id, port, roles, nonce) of a datagram; None for another cluster's, or no datagram of
-    ours at all. Pure."""
-    if len(data) != _DATAGRAM.size + 32 or data[:5] != b"PCLD\x01":
-        return None
-    body = data[:_DATAGRAM.size]
-    _, _, kind, process_id, port, roles, tag, nonce = _DATAGRAM.unpack(body)
-    if tag != hashlib.sha256(cluster.encode()).digest()[:8]:
-        return None
-    authentic = hmac.compare_digest(hmac.digest(key or b"", b"discovery" + body, "sha256"), data[_DATAGRAM.size:])
-    return authentic, kind, process_id, port, roles, nonce
-
-
-class Discovery:
-    """Finds peers on the local networks, and lets itself be found."""
-
-    def __init__(self, network: Network, udp_port: int, hosts: List[str]) -> None:
-        self.network = network
-        self.udp_port = udp_port
-        self.hosts = hosts                  # addresses whose networks are searched; empty: all
-        self.ignore = False                 # answer nobody
-        self._answering: Optional[socket.socket] = None
-        self._asking: Optional[socket.socket] = None
-        self._nonces: deque = deque(maxlen=64)
-        self._connecting: set = set()
-
-    def answer(self) -> None:
-        """Be found from now on. Before the network begins, or engine. Without the UDP port it is left out, with a line."""
-        try:
-            self._answering = self._socket(self.udp_port)
-        except OSError as error:
-            log.warning("discovery is off, UDP port %d cannot be used (%s): others must name this address",
-                        self.udp_port, error.strerror)
-
-    def search(self, roles: int) -> None:
-        """Ping all networks, several times over the next seconds. Engine."""
-        if self._asking is None:
-            self._asking = self._socket(0)
-        for delay_s in PING_TIMES_S:
-            self.network.call_later(delay_s, self._ping, roles)
-
-    def close(self) -> None:
-        """Stop both. Engine."""
-        for sock in (self._answering, self._asking):
-            if sock is not None:
-                self.network.engine.poller.unregister(sock.fileno())
-                sock.close()
-        self._answering = self._asking = None
-
-    def _socket(self, port: int) -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            if port:                        # all processes of a machine share it and all hear a broadcast
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if sys.platform == "darwin":
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.setblocking(False)
-            sock.bind(("", port))
-        except OSError:
-            sock.close()
-            raise
-        self.network.engine.poller.register(sock.fileno(), READ, functools.partial(self._receive, sock))
-        return sock
-
-    def _ping(self, roles: int) -> None:
-        if self._asking is None:
-            return
-        nonce = os.urandom(16)
-        self._nonces.append(nonce)
-        network = self.network
-        data = encode_datagram(network.key, PING, network.process_id, network.port, roles, network.cluster, nonce)
-        for address in broadcast_addresses(self.hosts):
-            self._send(self._asking, data, (address, self.udp_port))
-
-    def _send(self, sock: socket.socket, data: bytes, address: tuple) -> None:
-        try:
-            sock.sendto(data, address)
-        except OSError as error:            # that network is not there (any more)
-            log.debug("discovery: nothing can be sent to %s: %s", address[0], error.strerror)
-
-    def _receive(self, sock: socket.socket, _events: int) -> None:
-        for _ in range(64):
-            try:
-                data, address = sock.recvfrom(512)
-            except OSError:
-                return
-            parsed = parse_datagram(self.network.key, self.network.cluster, data)
-            if parsed is not None and parsed[2] != self.network.process_id:
-                self._take(sock, address, *parsed)
-
-    def _take(self, sock: socket.socket, address: tuple, authentic: bool, kind: int, process_id: bytes, port: int,
-              roles: int, nonce: bytes) -> None:
-        network = self.network
-        if kind == PING and not self.ignore:
-            if not authentic:
-                network.complain(logging.WARNING, "ignored a search from %s: it has another secret than this process "
-                                 "(copy ~/.pycoslite/secret from one machine to the other)", address[0])
-            mine = ROLES[network.role]
-            if roles & mine:
-                self._send(sock, encode_datagram(network.key if authentic else b"", PONG if authentic else REFUSAL,
-                                                 network.process_id, network.port, mine, network.cluster, nonce), address)
-        elif nonce in self._nonces and kind == REFUSAL:
-            network.complain(logging.WARNING, "a process at %s was found and refused: it has another secret than this "
-                             "process (copy ~/.pycoslite/secret from one machine to the other)", address[0])
-        elif nonce in self._nonces and kind == PONG and authentic:
-            self._found(process_id, Location(address[0], port))
-
-    def _found(self, process_id: bytes, location: Location) -> None:
-        known = self.network.peers.get(process_id)
-        if process_id in self._connecting or known is not None and known.state == "up":
-            return
-        self._connecting.add(process_id)
-        _Dial(self.network, [location], functools.partial(self._connected, process_id)).next()
-
-    def _connected(self, process_id: bytes, peer: Optional[Peer], error: Optional[Exception], _refused: bool) -> None:
-        self._connecting.discard(process_id)
-        if peer is None:
-            log.warning("a peer was found and cannot be reached: %s", error)
 
 
 def interfaces() -> List[Tuple[str, Optional[str]]]:
@@ -4716,6 +6540,168 @@ def own_addresses() -> List[str]:
     return found or ["127.0.0.1"]
 
 
+# ======================================================================================================================
+# 21. Discovery                                                        a convenience: naming an address does without it
+# ======================================================================================================================
+#
+# Datagrams over UDP, all of one size, so that an answer is never longer than the question:
+#
+#   offset 0   4s  'PCLD'          5   u8  kind: 1 ping, 2 pong, 3 refusal       6  16s  process id of the sender
+#          4   u8  version         22  u16 TCP port of the sender                24  u8  roles wanted (ping) or had (pong)
+#          25  8s  cluster         33  16s nonce of the ping                     49  32s MAC over all before it
+#
+# Whoever looks for peers pings every interface's broadcast address a few times; a process of a wanted role whose MAC
+# holds answers with a pong to the pinger alone; the pinger, if the pong carries a nonce of its own and a right MAC,
+# connects to it. A replayed ping earns an answer and nothing else, so no clocks need to agree. A ping with another
+# secret is answered with a refusal (a hint without a MAC: it only makes a line in the log).
+
+_DATAGRAM = struct.Struct(">4sBB16sHB8s16s")
+PING, PONG, REFUSAL = 1, 2, 3
+ROLES = {"peer": 1, "node": 2, "scheduler": 4, "client": 8}
+PING_TIMES_S = (0.0, 0.1, 0.4, 1.0, 2.0)        # a ping is repeated, so that lost datagrams lose nobody
+
+
+Datagram = namedtuple("Datagram", "authentic kind process_id port roles nonce")
+Datagram.__doc__ = "A discovery datagram, taken apart; `authentic` when its MAC is right for our secret."
+
+
+def encode_datagram(key: Optional[bytes], kind: int, process_id: bytes, port: int, roles: int, cluster: str,
+                    nonce: bytes) -> bytes:
+    """A discovery datagram, with its MAC. Pure."""
+    body = _DATAGRAM.pack(b"PCLD", 1, kind, process_id, port, roles, _cluster_tag(cluster), nonce)
+    return body + keyed_digest(key, b"discovery" + body)
+
+
+def parse_datagram(key: Optional[bytes], cluster: str, data: bytes) -> Optional[Datagram]:
+    """A received datagram; None for another cluster's, or when it is no datagram of ours at all. Pure."""
+    if len(data) != _DATAGRAM.size + 32 or data[:5] != b"PCLD\x01":
+        return None
+    body = data[:_DATAGRAM.size]
+    _, _, kind, process_id, port, roles, tag, nonce = _DATAGRAM.unpack(body)
+    if tag != _cluster_tag(cluster):
+        return None
+    authentic = same_digest(keyed_digest(key, b"discovery" + body), data[_DATAGRAM.size:])
+    return Datagram(authentic, kind, process_id, port, roles, nonce)
+
+
+@functools.lru_cache(maxsize=8)
+def _cluster_tag(cluster: str) -> bytes:
+    return hashlib.sha256(cluster.encode()).digest()[:8]
+
+
+class Discovery:
+    """Finds peers on the local networks, and lets itself be found."""
+
+    def __init__(self, network: Network, udp_port: int, hosts: List[str]) -> None:
+        self.network = network
+        self.udp_port = udp_port
+        self.hosts = hosts                  # addresses whose networks are searched; empty: all
+        self.ignore = False                 # answer nobody
+        self._answering: Optional[socket.socket] = None
+        self._asking: Optional[socket.socket] = None
+        self._nonces: deque = deque(maxlen=64)
+        self._connecting: set = set()
+
+    def answer(self) -> None:
+        """Be found from now on. Before the network begins, or engine. Without the UDP port it is left out, with a line."""
+        try:
+            self._answering = self._socket(self.udp_port)
+        except OSError as error:
+            log.warning("discovery is off, UDP port %d cannot be used (%s): others must name this address",
+                        self.udp_port, error.strerror)
+
+    def search(self, roles: int) -> None:
+        """Ping all networks, several times over the next seconds. Engine."""
+        if self._asking is None:
+            self._asking = self._socket(0)
+        for delay_s in PING_TIMES_S:
+            self.network.call_later(delay_s, self._ping, roles)
+
+    def close(self) -> None:
+        """Stop both. Engine."""
+        for sock in (self._answering, self._asking):
+            if sock in self.network.sockets:
+                self.network.close_socket(sock)
+        self._answering = self._asking = None
+
+    def _socket(self, port: int) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            if port:                        # all processes of a machine share it and all hear a broadcast
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if sys.platform == "darwin":
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.setblocking(False)
+            sock.bind(("", port))
+        except OSError:
+            sock.close()
+            raise
+        self.network.sockets.append(sock)
+        self.network.engine.poller.register(sock.fileno(), READ, functools.partial(self._receive, sock))
+        return sock
+
+    def _ping(self, roles: int) -> None:
+        if self._asking is None or self.network.closing:
+            return
+        nonce = os.urandom(16)
+        self._nonces.append(nonce)
+        network = self.network
+        data = encode_datagram(network.key, PING, network.process_id, network.port, roles, network.cluster, nonce)
+        for address in broadcast_addresses(self.hosts):
+            self._send(self._asking, data, (address, self.udp_port))
+
+    def _send(self, sock: socket.socket, data: bytes, address: tuple) -> None:
+        try:
+            sock.sendto(data, address)
+        except OSError as error:            # that network is not there (any more)
+            log.debug("discovery: nothing can be sent to %s: %s", address[0], error.strerror)
+
+    def _receive(self, sock: socket.socket, _events: int) -> None:
+        for _ in range(64):
+            try:
+                data, address = sock.recvfrom(512)
+            except OSError:
+                return
+            datagram = parse_datagram(self.network.key, self.network.cluster, data)
+            if datagram is None or datagram.process_id == self.network.process_id or self.network.closing:
+                continue
+            if datagram.kind == PING and not self.ignore:
+                self._on_ping(sock, address, datagram)
+            elif datagram.nonce in self._nonces:
+                self._on_answer(address, datagram)
+
+    def _on_ping(self, sock: socket.socket, address: tuple, ping: Datagram) -> None:
+        network = self.network
+        mine = ROLES.get(network.role, 0)
+        if not ping.roles & mine:
+            return
+        if not ping.authentic:
+            network.complain(logging.WARNING, "ignored a search from %s: it has another secret than this process "
+                             "(copy ~/.pycoslite/secret from one machine to the other)", address[0])
+        self._send(sock, encode_datagram(network.key if ping.authentic else b"", PONG if ping.authentic else REFUSAL,
+                                         network.process_id, network.port, mine, network.cluster, ping.nonce), address)
+
+    def _on_answer(self, address: tuple, answer: Datagram) -> None:
+        if answer.kind == REFUSAL:
+            self.network.complain(logging.WARNING, "a process at %s was found and refused: it has another secret than "
+                                  "this process (copy ~/.pycoslite/secret from one machine to the other)", address[0])
+        elif answer.kind == PONG and answer.authentic:
+            self._found(answer.process_id, Location(address[0], answer.port))
+
+    def _found(self, process_id: bytes, location: Location) -> None:
+        known = self.network.peers.get(process_id)
+        if process_id in self._connecting or known is not None and known.state == "up":
+            return
+        self._connecting.add(process_id)
+        _Dial(self.network, [location], functools.partial(self._connected, process_id)).next()
+
+    def _connected(self, process_id: bytes, peer: Optional[Peer], error: Optional[Exception], _refused: bool) -> None:
+        self._connecting.discard(process_id)
+        if peer is None:
+            log.warning("a peer was found and cannot be reached: %s", error)
+
+
 def broadcast_addresses(hosts: List[str]) -> List[str]:
     """Where a search of the networks of `hosts` (empty: all of this machine) is sent."""
     found = [broadcast for address, broadcast in interfaces() if broadcast and (not hosts or address in hosts)]
@@ -4731,28 +6717,22 @@ def broadcast_addresses(hosts: List[str]) -> List[str]:
 #   frame 19 DELIVER     u64 task id | u32 number | pickled message       answered with
 #   frame 20 DELIVERED   u32 number | i8 1, 0 or -1
 #   request task.seek {kind, name, id}, answered any time later with the notice task.found {id} + pickled reference;
-#   task.unseek {id}; task.monitor {task} + pickled monitor; task.terminate {task}
+#   task.unseek {id}; task.terminate {task}
+#   request task.monitor {task, id}, answered with {status}, and when the task ends with the notice task.ended {id} +
+#   pickled MonitorStatus. Who asked passes it on to the monitor, so a peer that is lost cannot keep it from doing so.
 #
 # References travel as numbers and addresses; the class that they become is ours by a code that both ends register with
 # pickle, so no module path of ours is ever on the wire.
 
 MESSAGE, DELIVER, DELIVERED = 18, 19, 20
 _TASK_ID = struct.Struct(">Q")
+_MESSAGE_FRAME = struct.Struct(">IBQ")  # head of the frame and of its body in one
 _DELIVER_HEAD = struct.Struct(">QI")
 _DELIVERED_BODY = struct.Struct(">Ib")
 _REVIVE_CODE = 0x70636C                 # 'pcl': pickle's extension code for `_revive`
 
-_network: Optional[Network] = None      # this process's, once started (see Pycos)
-
-
-def serialize(value: Any) -> bytes:
-    """Pickle `value`. Any thread."""
-    return pickle.dumps(value, PROTOCOL)
-
-
-def deserialize(data: bytes) -> Any:
-    """Inverse of `serialize`; for bytes from an authenticated peer only. Any thread."""
-    return pickle.loads(data)
+_network: Optional[Network] = None      # this process's, once started (see Pycos); guarded by ...
+_network_lock = threading.Lock()        # ... this while it is set or taken away
 
 
 def _revive(kind: str, *args: Any) -> Any:
@@ -4764,12 +6744,17 @@ def _revive_task(process_id: bytes, addresses: list, task_id: int, name: str) ->
     network = _network
     if network is None:
         raise MisuseError("a reference to task %r came before this process's network was started" % name)
-    if process_id == network.process_id:
-        local = network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
-        if local is not None:
-            return local
-    peer = network.peer(process_id, [Location(host, port) for host, port in addresses])
+    peer = network.peers.get(process_id)
+    if peer is None:
+        if process_id == network.process_id:
+            return _local_task(network, task_id) or RemoteTask(network.itself, task_id, name)
+        peer = network.peer(process_id, [Location(host, port) for host, port in addresses])
     return RemoteTask(peer, task_id, name)
+
+
+def _local_task(network: Network, task_id: int) -> Optional[Task]:
+    """The task of this process with that id, unless it has ended."""
+    return network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
 
 
 def _revive_status(info: Any, kind: tuple, value: Any) -> MonitorStatus:
@@ -4790,7 +6775,13 @@ def _reduce_task(task: Task) -> tuple:
     network = _network
     if network is None:
         raise MisuseError("task %r cannot be sent to another process: the network is not started" % task)
-    return _revive, ("task", network.process_id, [(at.addr, at.port) for at in network.locations], task.id, task.name)
+    return _revive, ("task", network.process_id, network.addresses, task.id, task.name)
+
+
+def _reduce_remote_task(task: "RemoteTask") -> tuple:
+    addresses = [(at.addr, at.port) for at in task.peer.locations]
+    addresses.sort(key=lambda address: _is_loopback(address[0]))    # it may go to another machine
+    return _revive, ("task", task.peer.process_id, addresses, task.id, task.name)
 
 
 def _reduce_status(status: MonitorStatus) -> tuple:
@@ -4814,13 +6805,13 @@ class RemoteTask(Task):
     """Reference to a task of another process. `send`, `deliver`, `terminate`, `notify` and being monitored work as with
     a task of this process; it can be sent on to third processes, and is the task itself again when it comes home."""
 
-    __slots__ = ("peer", "_key")
+    __slots__ = ("peer",)
+    remote = True
 
     def __init__(self, peer: Peer, task_id: int, name: str) -> None:
         self.peer = peer
         self.id = task_id
         self._name = name
-        self._key = _TASK_ID.pack(task_id)
         self.kernel = peer.network.host
         self.generator = self.outcome = None
 
@@ -4841,20 +6832,30 @@ class RemoteTask(Task):
         return hash((self.id, self.peer.process_id))
 
     def send(self, message: Any) -> int:
-        """Queue `message` for the task; never waits by itself, but a task that outruns the peer is held back at its next
-        yield. Any thread. Returns 0, or -1 when the peer is gone or the message cannot be pickled (logged)."""
+        """Queue `message` for the task; a task that outruns the peer is held back at its next yield, a thread that is no
+        task at once. Any thread. Returns 0, or -1 when the peer is gone, or the message cannot be pickled or is too long
+        (logged)."""
+        if self.peer.state == "lost" and not self._found_again():
+            return -1
         peer = self.peer
-        if peer.state == "lost":
-            return -1
         try:
-            data = pickle.dumps(message, PROTOCOL)
-        except Exception as error:
-            log.error("message to %r was not sent, it cannot be pickled: %s", self, error)
+            data = serialize(message)
+            size = len(data) + 8
+            if size < _UNCOPIED:
+                roomy = peer.push(_MESSAGE_FRAME.pack(size, MESSAGE, self.id) + data, size)
+            else:
+                roomy = peer.send_frame(MESSAGE, _TASK_ID.pack(self.id), data)
+        except Exception as error:      # pickling runs code of the user's
+            log.error("message to %r was not sent: %s", self, _unsendable(error))
             return -1
-        parts = (self._key + data,) if len(data) < _SMALL else (self._key, data)
-        if not peer.send_frame(MESSAGE, *parts):
+        if not roomy:
             _hold_back(peer)
         return 0
+
+    def _found_again(self) -> bool:
+        """Whether the process has been heard of since it was given up; then the reference works again."""
+        self.peer = self.peer.network.peers.get(self.peer.process_id, self.peer)
+        return self.peer.state != "lost"
 
     def deliver(self, message: Any, timeout: Optional[float] = None) -> Any:
         """Send and wait until the task's mailbox has it, at most `timeout` seconds. Use with yield. Gives 1, or 0 (time
@@ -4863,23 +6864,30 @@ class RemoteTask(Task):
 
     def terminate(self) -> int:
         """End the task. Any thread. Returns 0 (the request is queued), or -1 when the peer is gone."""
-        if self.peer.state == "lost":
+        if self.peer.state == "lost" and not self._found_again():
             return -1
         self.peer.notify("task.terminate", {"task": self.id})
         return 0
 
     def notify(self, monitor: Task) -> Any:
-        """Have a `MonitorStatus` sent to `monitor` when the task ends. Use with yield. Gives 0 or -1."""
-        return _remote(self.peer.network, self._monitor, monitor)
+        """Have a `MonitorStatus` sent to `monitor` when the task ends, or its process is lost (then its type is
+        `PeerLost`). Use with yield. Gives 0, or -1 when the task has ended or cannot be asked (logged)."""
+        return _Remote(self.peer.network, self._monitor, monitor)
 
     def _monitor(self, monitor: Task) -> Generator:
+        monitored, number = self.peer.network.tasks.monitored, next(_numbers)
+        monitored[number] = self, monitor
+        status = -1
         try:
-            reply, _ = yield self.peer.request("task.monitor", {"task": self.id}, serialize(monitor),
+            reply, _ = yield self.peer.request("task.monitor", {"task": self.id, "id": number},
                                                timeout=settings.message_timeout_s)
+            status = reply["status"]
         except PycosError as error:
             log.warning("%r cannot be monitored: %s", self, error)
-            return -1
-        return reply["status"]
+        finally:
+            if status:
+                monitored.pop(number, None)
+        return status
 
     def finish(self, timeout: Optional[float] = None) -> Any:
         """Exit value of a remote task, where its creator can know it; for a located one None, with a warning."""
@@ -4900,8 +6908,7 @@ class RemoteTask(Task):
     suspend = sleep = resume = wakeup = throw = set_daemon = register = unregister = _refuse
 
 
-copyreg.pickle(RemoteTask, lambda task: (_revive, (        # type: ignore[arg-type]
-    "task", task.peer.process_id, [(at.addr, at.port) for at in task.peer.locations], task.id, task.name)))
+copyreg.pickle(RemoteTask, _reduce_remote_task)     # type: ignore[arg-type]
 
 
 class _Deliver(_Timed):
@@ -4913,22 +6920,25 @@ class _Deliver(_Timed):
         self.message = message
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
-        peer = self.target.peer
-        try:
-            data = pickle.dumps(self.message, PROTOCOL)
-        except Exception as error:
-            log.error("message to %r was not delivered, it cannot be pickled: %s", self.target, error)
-            task.carried = -1
+        target = self.target
+        if target.peer.state == "lost" and not target._found_again():
+            task.carried = 0 if target.peer is not target.peer.network.itself else -1
             return True
-        if peer.state == "lost":
-            task.carried = 0
+        try:
+            data = serialize(self.message)
+            target.peer.check_size(len(data) + _DELIVER_HEAD.size)
+        except Exception as error:      # pickling runs code of the user's
+            log.error("message to %r was not delivered: %s", target, _unsendable(error))
+            task.carried = -1
             return True
         if super().begin(kernel, task):
             return True
         self.task = task
         self.number = next(_numbers) & 0xFFFFFFFF
         _deliveries[self.number] = self
-        peer.send_frame(DELIVER, _DELIVER_HEAD.pack(self.target.id, self.number), data)
+        target.peer.send_frame(DELIVER, _DELIVER_HEAD.pack(target.id, self.number), data)
+        if target.peer.state == "lost":         # just now: who told the others may not have seen this one
+            self.done(0)
         return False
 
     def done(self, status: int) -> None:
@@ -4936,6 +6946,7 @@ class _Deliver(_Timed):
         self.task.kernel.call(self._done, status)
 
     def _done(self, status: int) -> None:
+        _deliveries.pop(self.number, None)
         if self.task.wait is self:
             self.task.unpark(status)
 
@@ -4951,6 +6962,10 @@ _numbers = itertools.count(1)
 _deliveries: Dict[int, _Deliver] = {}   # by number; entries are made and taken out by single dict operations
 
 
+def _unsendable(error: Exception) -> str:
+    return str(error) if isinstance(error, MisuseError) else "it cannot be pickled: %s" % error
+
+
 class _HeldBack(Request):
     """A task that outran a peer waits until its window has room again, then goes on with what it had."""
 
@@ -4962,52 +6977,82 @@ class _HeldBack(Request):
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
         task.wait = self
-        self.peer.network.post(self._when_room, kernel, task)
+        self.peer.network.post(_when_roomy, self.peer, functools.partial(kernel.call, self._go_on, task))
         return False
-
-    def _when_room(self, kernel: Kernel, task: Task) -> None:
-        if self.peer.session.below_window or self.peer.state == "lost":
-            kernel.call(self._go_on, task)
-        else:
-            self.peer.held.append(functools.partial(kernel.call, self._go_on, task))
 
     def _go_on(self, task: Task) -> None:
         if task.wait is self:
             task.unpark(self.carried)
 
 
-def _hold_back(peer: Peer) -> None:
-    """Let the running task, if there is one, wait at its next step until `peer` has room."""
-    task = peer.network.host.current
-    if task is not None and get_ident() == task.kernel.owner and task.step is not None:
-        step = task.step
+class _WaitFirst:
+    """In the place of a task's next step: waits for `peer` before it."""
 
-        def wait_first(carried: Any) -> Any:
-            task.step = step
-            return _HeldBack(peer, carried)
-        task.step = wait_first
+    __slots__ = ("task", "peer", "step")
+
+    def __init__(self, task: Task, peer: Peer) -> None:
+        self.task, self.peer, self.step = task, peer, task.step
+
+    def __call__(self, carried: Any) -> Any:
+        self.task.step = self.step
+        return _HeldBack(self.peer, carried)
+
+
+def _wait_between(peer: Peer) -> Generator:
+    """In the place of a generator's caller: waits for `peer` when that has returned, and passes its result on."""
+    result = yield
+    yield _HeldBack(peer, result)
+    return result
+
+
+def _when_roomy(peer: Peer, function: Callable) -> None:
+    """Call `function()` once the window of `peer` has room, or it is lost. Engine."""
+    peer.flush()
+    if peer.session.below_window or peer.state == "lost":
+        function()
+    else:
+        peer.held.append(function)
+
+
+def _hold_back(peer: Peer) -> None:
+    """Let the running task wait, at its next step, until `peer` has room; a thread that is no task waits right here."""
+    me, host, engine = get_ident(), peer.network.host, peer.engine
+    task = engine.current if engine.owner == me and engine.current is not None else host.current
+    if me not in (host.owner, engine.owner):
+        roomy = threading.Event()
+        peer.network.post(_when_roomy, peer, roomy.set)
+        roomy.wait()
+    elif task is not None and task.step.__class__ is not _WaitFirst:
+        if task.callers:                # it may return instead of taking another step
+            between = _wait_between(peer)
+            next(between)
+            task.callers.append(between)
+        task.step = _WaitFirst(task, peer)
 
 
 def _on_message(peer: Peer, body: bytes) -> None:
-    network = peer.network
-    task_id, = _TASK_ID.unpack_from(body)
-    task = network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
+    task_id = _TASK_ID.unpack_from(body)[0]
+    task = peer.network.host.tasks.get(task_id) or _local_task(peer.network, task_id)
     if task is None:
         log.debug("%s: a message came for task %d, which has ended", peer, task_id)
         return
-    task.send(pickle.loads(memoryview(body)[8:]))
+    try:
+        message = deserialize(body[8:] if len(body) < _SMALL else memoryview(body)[8:])
+    except Exception as error:          # unpickling runs code of the user's
+        log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, error)
+    else:
+        task.send(message)
 
 
 def _on_deliver(peer: Peer, body: bytes) -> None:
-    network = peer.network
     task_id, number = _DELIVER_HEAD.unpack_from(body)
-    task = network.host.tasks.get(task_id) or network.engine.tasks.get(task_id)
+    task = peer.network.host.tasks.get(task_id) or _local_task(peer.network, task_id)
     status = -1
     if task is not None:
         try:
-            status = 1 if task.send(pickle.loads(memoryview(body)[12:])) == 0 else -1
-        except Exception as error:
-            log.error("%s: a message to %r cannot be unpickled: %s", peer, task, error)
+            status = task.send(deserialize(body[12:] if len(body) < _SMALL else memoryview(body)[12:])) or 1
+        except Exception as error:      # as above
+            log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, error)
     peer.send_frame(DELIVERED, _DELIVERED_BODY.pack(number, status))
 
 
@@ -5019,30 +7064,70 @@ def _on_delivered(_peer: Peer, body: bytes) -> None:
 
 
 def _on_terminate(peer: Peer, args: dict, _payload: bytes) -> None:
-    task = peer.network.host.tasks.get(args["task"])
+    task = _local_task(peer.network, args["task"])
     if task is not None:
         task.terminate()
 
 
-def _on_monitor(peer: Peer, args: dict, payload: bytes) -> dict:
-    task = peer.network.host.tasks.get(args["task"])
-    return {"status": -1 if task is None else task.notify(deserialize(payload))}
+def _on_monitor(peer: Peer, args: dict, _payload: bytes) -> dict:
+    task = _local_task(peer.network, args["task"])
+    if task is None:
+        return {"status": -1}
+    task.kernel.call(task.watch, functools.partial(_tell_asker, peer, args["id"]))
+    return {"status": 0}
 
 
-@types.coroutine
-def _remote(network: Network, function: Callable, *args: Any) -> Generator:
-    """Run the generator function as a system task; give its result here. Use with yield in a user task."""
-    result, error = yield Join(network.spawn(_caught, function, *args))
-    if error is not None:
-        raise error
-    return result
-
-
-def _caught(function: Callable, *args: Any) -> Generator:
+def _tell_asker(peer: Peer, number: int, task: Task) -> None:
+    """Watcher of a task that `peer` asked about: it has ended."""
+    status = task.outcome
+    if not isinstance(status, MonitorStatus):
+        status = MonitorStatus(task, StopIteration, status)
     try:
-        return (yield function(*args)), None
-    except Exception as error:
-        return None, error
+        data = serialize(status)
+        peer.check_size(len(data) + _SMALL)
+    except Exception as error:          # pickling runs code of the user's
+        log.error("%r: how it ended cannot be told to %s: %s", task, peer, _unsendable(error))
+        data = serialize(MonitorStatus(task, type(error), _unsendable(error)))
+    peer.notify("task.ended", {"id": number}, data)
+
+
+def _on_ended(peer: Peer, args: dict, payload: bytes) -> None:
+    task, monitor = peer.network.tasks.monitored.pop(args["id"], (None, None))
+    if monitor is not None:
+        monitor.send(deserialize(payload))
+
+
+class _Remote(Request):
+    """A user task waits for the result of a generator function that runs as a system task, and ends it if it is itself
+    ended before."""
+
+    __slots__ = ("network", "function", "args", "task", "system")
+
+    def __init__(self, network: Network, function: Callable, *args: Any) -> None:
+        self.network, self.function, self.args = network, function, args
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.task = task
+        task.wait = self
+        self.system = self.network.spawn(self._run)
+        return False
+
+    def _run(self) -> Generator:
+        try:
+            result, error = (yield self.function(*self.args)), None
+        except Exception as failure:
+            result, error = None, failure
+        self.task.kernel.call(self._done, result, error)
+
+    def _done(self, result: Any, error: Optional[Exception]) -> None:
+        if self.task.wait is self:
+            if error is None:
+                self.task.unpark(result)
+            else:
+                self.task.unpark_with(error)
+
+    def abandon(self, task: Task) -> None:
+        self.system.terminate()
 
 
 class _Search:
@@ -5052,32 +7137,36 @@ class _Search:
         self.network, self.kind, self.name, self.only = network, kind, name, only
         self.number = next(_numbers)
         self.task: Optional[Task] = None
+        self.asked: List[Peer] = []
         self.found: Any = None
 
     def run(self, timeout: Optional[float]) -> Generator:
         """The search, as a system task: gives what was found, or None when time is up."""
-        network = self.network
+        network, clock = self.network, self.network.engine.clock
+        deadline = None if timeout is None else clock() + timeout
         self.task = network.engine.current
-        network.searches[self.number] = self
+        network.tasks.searches[self.number] = self
         try:
             if self.only is not None and network.peer_at(self.only) is None:
-                yield network.connect([self.only], timeout=timeout or settings.message_timeout_s)
+                yield network.connect([self.only], settings.message_timeout_s if timeout is None else timeout)
             for peer in list(network.peers.values()):
                 self.ask(peer)
             if self.found is None:
-                yield Suspend(timeout)
+                yield Suspend(None if deadline is None else deadline - clock())
         except PycosError as error:
-            log.info("%s %r was not found: %s", self.kind, self.name, error)
+            level = logging.WARNING if isinstance(error, AuthenticationError) else logging.INFO
+            log.log(level, "%s %r was not found: %s", self.kind, self.name, error)
         finally:
-            del network.searches[self.number]
-            for peer in list(network.peers.values()):
-                if peer.state == "up":
+            del network.tasks.searches[self.number]
+            for peer in self.asked:
+                if peer.state != "lost" and self.found is None:
                     peer.notify("task.unseek", {"id": self.number})
         return self.found
 
     def ask(self, peer: Peer) -> None:
-        """Ask one more peer."""
-        if peer.state == "up" and (self.only is None or self.only in peer.locations):
+        """Ask one more peer. One that has been online and is cut off for the moment will get the question."""
+        if peer.told_online and peer not in self.asked and (self.only is None or self.only in peer.locations):
+            self.asked.append(peer)
             peer.notify("task.seek", {"kind": self.kind, "name": self.name, "id": self.number})
 
     def answer(self, reference: Any) -> None:
@@ -5087,19 +7176,20 @@ class _Search:
             self.task.resume()
 
 
-@types.coroutine
-def _locate(kind: str, name: str, location: Optional[Location], timeout: Optional[float]) -> Generator:
+NETWORK_STARTERS: List[Callable[[], Network]] = []      # what starts this process's network; the facade's is the first
+
+
+def _locate(kind: str, name: str, location: Optional[Location], timeout: Optional[float]) -> Request:
     """What `Task.locate` and its like do. Use with yield."""
     network = _network
     local = NAMES.get((kind, name))
     if local is not None and (location is None or network is None or location in network.locations):
-        return local
+        return Value(local)
     if network is None:
-        network = Pycos().network
+        network = NETWORK_STARTERS[0]()
     if location in network.locations:
-        return None
-    search = _Search(network, kind, name, location)
-    return (yield from _remote(network, search.run, timeout))
+        return Value(None)
+    return _Remote(network, _Search(network, kind, name, location).run, timeout)
 
 
 def _locate_task(name: str, location: Optional[Location] = None, timeout: Optional[float] = None) -> Any:
@@ -5117,18 +7207,15 @@ def _on_seek(peer: Peer, args: dict, _payload: bytes) -> None:
     if found is not None:
         peer.notify("task.found", {"id": args["id"]}, serialize(found))
     else:
-        peer.network.seekers.setdefault(wanted, {})[peer.process_id, args["id"]] = peer
+        peer.network.tasks.seekers.setdefault(wanted, {})[peer.process_id, args["id"]] = peer
 
 
 def _on_unseek(peer: Peer, args: dict, _payload: bytes) -> None:
-    for wanted, asked in list(peer.network.seekers.items()):
-        asked.pop((peer.process_id, args["id"]), None)
-        if not asked:
-            del peer.network.seekers[wanted]
+    peer.network.tasks.forget_seekers(lambda key: key == (peer.process_id, args["id"]))
 
 
 def _on_found(peer: Peer, args: dict, payload: bytes) -> None:
-    search = peer.network.searches.get(args["id"])
+    search = peer.network.tasks.searches.get(args["id"])
     if search is not None:
         search.answer(deserialize(payload))
 
@@ -5141,33 +7228,58 @@ def _announce(kind: str, name: str, thing: Any) -> None:
 
 
 def _tell_seekers(network: Network, wanted: Tuple[str, str], thing: Any) -> None:
-    for (_, number), peer in network.seekers.pop(wanted, {}).items():
+    for (_, number), peer in network.tasks.seekers.pop(wanted, {}).items():
         peer.notify("task.found", {"id": number}, serialize(thing))
 
 
 NAME_WATCHERS.append(_announce)
 
 
-def _search_there_too(peer: Peer, event: str, _detail: str) -> None:
-    """Watcher of peers: a search includes who comes later; who has gone seeks no more."""
-    network = peer.network
+class _Tasks:
+    """What a network knows of tasks here and there; engine only."""
+
+    def __init__(self) -> None:
+        self.searches: Dict[int, _Search] = {}              # ours, by number
+        self.seekers: Dict[Tuple[str, str], dict] = {}      # (kind, name) -> (process id, number) -> peer that looks for it
+        self.monitored: Dict[int, tuple] = {}               # number -> (remote task, who is told of its end)
+
+    def forget_seekers(self, gone: Callable[[tuple], bool]) -> None:
+        """Drop those whose (process id, number) `gone` says."""
+        for wanted, asked in list(self.seekers.items()):
+            for key in [key for key in asked if gone(key)]:
+                del asked[key]
+            if not asked:
+                del self.seekers[wanted]
+
+
+def _on_peer_event(peer: Peer, event: str, reason: str) -> None:
+    """Watcher of peers: a search includes who comes later; who is lost seeks, ends and answers nothing any more."""
+    tasks = peer.network.tasks
     if event == "online":
-        for search in list(network.searches.values()):
+        for search in list(tasks.searches.values()):
             search.ask(peer)
     elif event == "lost":
-        for asked in network.seekers.values():
-            for key in [key for key in asked if key[0] == peer.process_id]:
-                del asked[key]
+        tasks.forget_seekers(lambda key: key[0] == peer.process_id)
+        for waiting in list(_deliveries.values()):
+            if waiting.target.peer is peer:
+                waiting.done(0)
+        for number, (task, monitor) in list(tasks.monitored.items()):
+            if task.peer is peer:
+                del tasks.monitored[number]
+                monitor.send(MonitorStatus(task, PeerLost, reason))
 
 
 def serve_tasks(network: Network) -> None:
     """Let `network` carry messages and references to tasks."""
-    network.searches, network.seekers = {}, {}
+    network.tasks = _Tasks()
+    network.itself = Peer(network, network.process_id)
+    network.itself.state, network.itself.reason = "lost", "the task has ended"
+    network.addresses = [(at.addr, at.port) for at in network.locations]
     network.frame_handlers.update({MESSAGE: _on_message, DELIVER: _on_deliver, DELIVERED: _on_delivered})
-    for op, handler in (("task.terminate", _on_terminate), ("task.monitor", _on_monitor), ("task.seek", _on_seek),
-                        ("task.unseek", _on_unseek), ("task.found", _on_found)):
+    for op, handler in (("task.terminate", _on_terminate), ("task.monitor", _on_monitor), ("task.ended", _on_ended),
+                        ("task.seek", _on_seek), ("task.unseek", _on_unseek), ("task.found", _on_found)):
         network.on_request(op, handler)
-    network.on_peer(_search_there_too)
+    network.on_peer(_on_peer_event)
 
 
 # ======================================================================================================================
@@ -5200,35 +7312,63 @@ def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Option
     OSError when it cannot listen. Any thread but the engine's.
     """
     global _network
-    with _default_lock:
-        running = _network
-    if running is not None:
-        raise MisuseError("the network of this process is running already: give the options to the first Pycos(...)")
-    network = Network(default_kernel(), key, name or socket.gethostname(), cluster, role)
-    network.facts.update(facts or {})
-    ports = [settings.net_port, 0] if tcp_port is None else [tcp_port] if isinstance(tcp_port, int) else tcp_port
-    network.listen([host] if isinstance(host, str) else host or [], ports, announced)
-    serve_tasks(network)
-    _network = network
-    network.begin()
-    return network
+    with _network_lock:
+        if _network is not None:
+            raise MisuseError("the network of this process is running already: give the options to the first "
+                              "Pycos(...)")
+        network = Network(default_kernel(), key, name or socket.gethostname(), cluster, role)
+        network.facts.update(facts or {})
+        ports = [settings.net_port, 0] if tcp_port is None else [tcp_port] if isinstance(tcp_port, int) else tcp_port
+        try:
+            network.listen([host] if isinstance(host, str) else host or [], ports, announced)
+        except OSError:
+            network.engine.close()
+            raise
+        serve_tasks(network)
+        _network = network
+        network.begin()
+        return network
 
 
 def stop_network() -> None:
-    """Say goodbye to all peers and close the network. Any thread but the kernel's, before the kernel is stopped."""
+    """Say goodbye to all peers and close the network; what was sent before arrives, or is reported. Any thread but the
+    kernel's, before the kernel is stopped."""
     global _network
-    network, _network = _network, None
-    if network is not None:
-        closed = threading.Event()
+    with _network_lock:
+        network = _network
+        if network is None or network.closing:
+            return
+        network.closing = True
+    closed = threading.Event()
 
-        def closing() -> Generator:
-            try:
-                yield network.close()
-            finally:
-                closed.set()
-        network.spawn(closing)
-        closed.wait(3.0)
-        network.engine.end()
+    def closing() -> Generator:
+        try:
+            yield network.close()
+        finally:
+            closed.set()
+    network.spawn(closing)
+    closed.wait(settings.give_up_s + _FAREWELL_S)
+    network.engine.end()
+    _network = None
+
+
+def _forget_network_after_fork() -> None:
+    """A forked child has the parent's connections and none of its threads: it closes its copies, so that the end of the
+    parent is seen by its peers, and starts anew. The poller is shared with the parent: nothing is unregistered."""
+    global _network, _network_lock
+    network, _network = _network, None
+    _network_lock = threading.Lock()
+    Singleton._lock = threading.RLock()
+    Singleton.discard(Pycos)
+    _deliveries.clear()
+    if network is not None:
+        for sock in network.sockets + [link.sock for link in network.links if link.sock is not None]:
+            sock.close()
+        network.engine.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_network_after_fork)
 
 
 def running_network() -> Optional[Network]:
@@ -5239,11 +7379,20 @@ def running_network() -> Optional[Network]:
 class Pycos(metaclass=Singleton):
     """The scheduler of this process: kernel and network. Made once; options count the first time only.
 
-    Without options it is local; the network starts with the first option, or when it is first needed. Options: `host`
-    (or `node`, `ip_addr`: address or list of them; all interfaces), `udp_port` (of discovery), `tcp_port` (None: 9705 or any free one; 0: any), `name`
-    (this host's), `discover_peers` (search the local networks at start and be found: True), `peers` (list of `Location` to contact),
-    `secret` (text), `secret_file`, `cluster` (name; clusters never meet), `ext_host` (or `ext_ip_addr`: addresses that others are told).
-    Raises SecretError, OSError. Any thread.
+    Without options it is local; the network starts with the first option, or when it is first needed. Options:
+
+        host            (or node, ip_addr) address to listen at, or a list of them; all interfaces
+        tcp_port        None: 9705 if it is free, else any; 0: any; or a number, which must be free
+        udp_port        of discovery; 9705
+        ext_host        (or ext_ip_addr) address, or list of them, that others are told instead
+        name            what others call this process; this host's name
+        discover_peers  search the local networks at start, and be found: True
+        peers           list of `Location` to contact
+        secret          text that all of the cluster share; False runs open; else see section 17
+        secret_file     file that holds it, or a random key
+        cluster         name; clusters never meet
+
+    Raises TypeError for another option, SecretError, OSError. Any thread.
     """
 
     _ALIASES = {"node": "host", "ip_addr": "host", "ext_ip_addr": "ext_host"}
@@ -5283,6 +7432,8 @@ class Pycos(metaclass=Singleton):
     def network(self) -> Network:
         """The network, started when it is not running yet."""
         with self._lock:
+            if self._network is None:
+                self._network = running_network()       # `start_network` was used
             if self._network is None:
                 self._start()
         return self._network                # type: ignore[return-value]
@@ -5345,7 +7496,7 @@ class Pycos(metaclass=Singleton):
         """Make the process at `loc` (a `Location`, or a host name for the default port) a peer. Use with yield. Gives 0,
         or -1 with a line in the log that says why not."""
         location = loc if isinstance(loc, Location) else Location.parse(loc, settings.net_port)
-        return _remote(self.network, self._contact, location)
+        return _Remote(self.network, self._contact, location)
 
     def _contact(self, location: Location) -> Generator:
         try:
@@ -5359,4 +7510,6 @@ class Pycos(metaclass=Singleton):
 AsynCoro = Pycos
 Coro = Coroutine = Task
 
+copyreg.pickle(SysTask, _reduce_task)               # type: ignore[arg-type]
+NETWORK_STARTERS.append(lambda: Pycos().network)
 STOPPERS.append(stop_network)

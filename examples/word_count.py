@@ -4,7 +4,7 @@
     python3 examples/word_count.py ~/src --serial               in this process alone: the same totals
     python3 examples/word_count.py ~/src --node hosta --node hostb:9706     on nodes that run dispycosnode_lite.py
 
-Printed: `files N`, `lines N`, `words N` (what blanks separate), `unreadable N`, the ten commonest identifiers (names
+Printed: a line that says it is done, `files N`, `lines N`, `words N` (what blanks separate), `unreadable N`, the ten commonest identifiers (names
 outside comments and strings), each with its number, then files/s and MB/s, then what each server did. Files are read
 here and their contents sent in batches, as other machines have other files. A server that is killed meanwhile changes
 nothing but the time: its batches run again elsewhere.
@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # where the modules lie
 
 import dispycos_lite  # noqa: E402
+import pycoslite  # noqa: E402
 
 BATCH_BYTES = 512 * 1024        # one job: some 20 ms of work, next to which sending it costs nothing
 SKIPPED = {"site-packages", "dist-packages", "__pycache__"}
@@ -106,10 +107,12 @@ def run(options):
             servers[server].update(part, jobs=1)
             show_progress(totals["size"], whole)
     show_progress(1, 1, end="\n")
+    elapsed = time.monotonic() - started
     for why in unreadable:
         print("cannot read:", why, file=sys.stderr)
     totals["unreadable"] = len(unreadable)
-    report(totals, names, servers, time.monotonic() - started)
+    print("counted %d files, %.1f MB, in %.1f s" % (totals["files"], totals["size"] / 1e6, elapsed))
+    report(totals, names, servers, elapsed)
 
 
 def report(totals, names, servers, elapsed):
@@ -141,6 +144,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\ninterrupted" if sys.stdout.isatty() else "interrupted", file=sys.stderr)
         return 130
+    except pycoslite.PycosError as error:                   # no node, another secret: its sentence says what to do
+        print("word_count:", error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -15,8 +15,6 @@ from tests.bench import catalogue, harness, report, runner
 
 harness.load_families()
 
-LOCAL = ("L1", "L2", "L3", "L3b", "L4", "L5")
-
 
 def run_program(*argv: str) -> Tuple[int, str]:
     """Exit status and standard output of the command line."""
@@ -34,14 +32,22 @@ def run_record(contestant: str, rate: float, n: int = 10, **notes: float) -> Dic
 class Programs(support.TestCase):
     """The command line and the processes it starts."""
 
-    def test_local_workloads_run(self) -> None:
-        status, output = run_program(*LOCAL, "--smoke", "--json", "--only", "limit,ours,asyncio")
+    def smoke(self, workloads: Tuple[str, ...], contestants: Tuple[str, ...]) -> None:
+        """A tiny run of each contestant at each workload: all succeed, and have done at least what they were asked."""
+        options = ("--smoke", "--json", "--timeout", "20", "--only", ",".join(contestants))
+        status, output = run_program(*workloads, *options)
         runs = [json.loads(line) for line in output.splitlines()]
         self.assertEqual([run.get("error") for run in runs], [None] * len(runs))
         self.assertEqual(status, 0)
         self.assertEqual({(run["workload"], run["contestant"]) for run in runs},
-                         {(name, who) for name in LOCAL for who in ("limit", "ours", "asyncio")})
+                         {(workload, contestant) for workload in workloads for contestant in contestants})
         self.assertTrue(all(run["rate"] > 0 and run["operations"] >= run["n"] for run in runs))
+
+    def test_local_workloads_run(self) -> None:
+        self.smoke(("L1", "L2", "L3", "L3b", "L4", "L5"), ("limit", "ours", "asyncio"))
+
+    def test_ours_runs_with_other_processes(self) -> None:
+        self.smoke(("D1", "D3p", "J1"), ("ours",))
 
     def test_sizes_give_a_rate_each(self) -> None:
         status, output = run_program("L2", "--only", "limit", "--rounds", "1", "--sizes", "10,20")

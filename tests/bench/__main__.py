@@ -9,7 +9,7 @@ from typing import Dict, Iterable, List, Optional
 
 from . import harness, report
 from .catalogue import WORKLOADS, Workload
-from .runner import Plan, run_plan
+from .runner import Plan, compile_modules, run_plan
 
 
 def _numbers(text: str) -> List[int]:
@@ -30,7 +30,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="NAMES", help="contestants, comma-separated: limit,ours")
     parser.add_argument("--sizes", type=_numbers, metavar="N,N,...", help="rate by size instead of goals")
     parser.add_argument("--pin", type=_core, default=-1, metavar="CORE", help=(
-        "run everything on this core; 'none' pins nothing (default: only workloads that ask for it, on the first)"))
+        "run everything on this core, 'none': nothing (default: only workloads that ask for it, on the first; our J "
+        "workloads refuse, as a node lends no more cores than it may use)"))
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="kill a run after this (default 60)")
     parser.add_argument("--smoke", action="store_true", help="one round of tiny sizes: does it still run?")
     parser.add_argument("--json", action="store_true", help="one line per run on standard output, no tables")
@@ -72,7 +73,7 @@ def _tell(run: Dict, as_json: bool) -> None:
     else:
         found = run.get("error") or "%.6g" % run["rate"]
         line = "%-4s %-8s n=%-8d %s" % (run["workload"], run["contestant"], run["n"], found)
-        print(line, file=sys.stderr, flush=True)
+        print(line, run.get("stderr", ""), sep="\n" if "stderr" in run else "", file=sys.stderr, flush=True)
 
 
 def _list() -> None:
@@ -89,6 +90,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if options.list:
         _list()
         return 0
+    compile_modules()
     failed = False
     for workload in [WORKLOADS[name] for name in options.workloads or WORKLOADS]:
         runs: List[Dict] = []

@@ -224,7 +224,7 @@ _SERVERS = {"echo": _echo, "sink": _sink}
 
 
 def _start_network(name: str):
-    """Our network on a free port; the secret comes from the environment, see `runner`."""
+    """Our network on a free port; its secret is in the file below the home, see `runner`."""
     import pycoslite
     return pycoslite.Pycos(host=HOST, tcp_port=0, name=name, discover_peers=False)
 

@@ -1,9 +1,9 @@
 """Starts measured processes, one at a time and alternately, and never waits for one for ever."""
 from __future__ import annotations
 
+import compileall
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from .catalogue import Workload
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ERROR_CHARS = 200
+STDERR_CHARS = 4000
 
 
 class Plan(NamedTuple):
@@ -27,13 +28,19 @@ class Plan(NamedTuple):
 
 
 def _environment() -> Dict[str, str]:
-    """A secret that only this run's processes know: nodes and clients of other users are no part of it.
+    """Measured processes share the home that importing `tests` gave to this one: with it a secret, kept in its file as
+    a user's is, that nobody else's nodes and clients have.
 
-    Measured processes import this package as `bench`, without `tests` around it: that one prepares each process that
-    imports it for tests, with a home, and so a secret, of its own.
+    They import this package as `bench`, without `tests` around it, for that would give a home of its own to each.
     """
-    path = os.pathsep.join([ROOT, os.path.join(ROOT, "tests")])
-    return dict(os.environ, PYCOSLITE_SECRET=secrets.token_hex(32), PYTHONPATH=path)
+    return dict(os.environ, PYTHONPATH=os.pathsep.join([ROOT, os.path.join(ROOT, "tests")]))
+
+
+def compile_modules() -> None:
+    """Compile what is measured, as installing it or running it once does; where the environment forbids Python to keep
+    compiled files, every process would do it again at its start."""
+    for directory in (ROOT, os.path.dirname(os.path.abspath(__file__))):
+        compileall.compile_dir(directory, maxlevels=0, quiet=2)
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -51,7 +58,7 @@ def _read_result(output: str, errors: str, status: int) -> Dict:
         if line.startswith('{"workload"'):
             return json.loads(line)
     said = (errors.strip().splitlines() or ["no output"])[-1]
-    return {"error": "exit status %d: %s" % (status, said[:ERROR_CHARS])}
+    return {"error": "exit status %d: %s" % (status, said[:ERROR_CHARS]), "stderr": errors[-STDERR_CHARS:]}
 
 
 def run_one(command: List[str], timeout_s: float) -> Dict:

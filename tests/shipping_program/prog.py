@@ -248,7 +248,7 @@ def main():
             try:
                 server.call(function)
             except Exception as error:
-                line = [text for text in str(error.__cause__).splitlines() if "raise " in text or "prog.py" in text]
+                line = [text for text in str(error.__cause__).splitlines() if "raise " in text or "<client>/" in text]
                 print(function.__name__, type(error).__name__, error, getattr(error, "code", None), "|".join(
                     text.strip() for text in line))
 

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Pass on what each client of a chat says to all the others.
+
+    python3 examples/chat_server.py [PORT]          port 8008 if none is given, 0: any that is free; Ctrl-C ends it
+    python3 examples/chat_client.py 8008 ann        in other terminals, once for each person
+
+Printed: `listening on port N`, and everything that is said. Each message is a text of one line, framed by
+`send_msg`: on the wire its length comes first, in four bytes, so it does not matter how the network cuts it up.
+"""
+import socket
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # where the module lies
+
+from pycoslite import AsyncSocket, Task  # noqa: E402
+
+writers = set()         # one task for each client
+
+
+def say(text):
+    """Tell everybody. Sending to a task never waits, so a slow client holds up nobody."""
+    print(text, flush=True)
+    for writer in writers:
+        writer.send(text)
+
+
+def write(conn, task=None):
+    """The only task that writes to a client: takes its turn from the task's mailbox."""
+    while True:
+        yield conn.send_msg((yield task.receive()).encode())
+
+
+def read(conn):
+    """The only task that reads from a client. Its first message is the name."""
+    with conn:
+        name = (yield conn.recv_msg(limit=100)).decode()
+        writer = Task(write, conn)
+        writers.add(writer)
+        say("%s joined" % name)
+        while (text := (yield conn.recv_msg(limit=10_000))):
+            say("%s: %s" % (name, text.decode()))
+        writers.discard(writer)
+        writer.terminate()
+        say("%s left" % name)
+
+
+def serve(port):
+    """Accept clients for ever."""
+    with AsyncSocket(socket.create_server(("127.0.0.1", port))) as listener:
+        print("listening on port %d" % listener.getsockname()[1], flush=True)
+        while True:
+            conn, _ = yield listener.accept()
+            Task(read, conn)
+
+
+if __name__ == "__main__":
+    Task(serve, int(sys.argv[1]) if len(sys.argv) > 1 else 8008)

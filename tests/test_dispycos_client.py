@@ -1,0 +1,904 @@
+"""dispycos_lite.py section 7: the documented Client (Computation), on a real node on the loopback interface."""
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import unittest
+
+import dispycos_lite
+import pycoslite
+from dispycos_lite import Client, Computation, DispycosNodeAllocate, DispycosStatus, Scheduler
+from tests import client_jobs as jobs
+from tests.client_support import LOOPBACK, ClientTestCase, Statuses, each, running_node
+from tests.rows_dispycos import ROWS
+from tests.support import ROOT, TestCase, running
+
+
+class RowsTest(TestCase):
+
+    def test_every_row_has_its_tests(self):
+        loader = unittest.TestLoader()
+        for row, names in ROWS.items():
+            for name in names.split():
+                with self.subTest(row):
+                    loader.loadTestsFromName("tests." + name)
+                    self.assertEqual(loader.errors, [])
+
+
+class ConstructorTest(TestCase):
+    """What a client is made with; no network."""
+
+    def tearDown(self):
+        pycoslite.stop_default()
+
+    def task(self):
+        def waits(task=None):
+            task.set_daemon()
+            yield task.receive()
+        return pycoslite.Task(waits)
+
+    def options(self, *args, **options):
+        return vars(Client([], *args, **options)._options)
+
+    def test_form_of_pycos(self):
+        status = self.task()
+        found = self.options(["host1"], status, jobs.load_node, jobs.load_server, True, True, 20, [], 30, True, 200, True)
+        self.assertEqual(found["nodes"], ["host1"])
+        self.assertIs(found["status_task"], status)
+        self.assertIs(found["node_setup"], jobs.load_node)
+        self.assertIs(found["server_setup"], jobs.load_server)
+        self.assertEqual((found["disable_nodes"], found["disable_servers"], found["pulse_interval"]), (True, True, 20))
+        self.assertEqual((found["ping_interval"], found["restart_servers"], found["zombie_period"]), (30, True, 200))
+        self.assertTrue(found["abandon_zombie_nodes"])
+
+    def test_form_of_the_first_dispycos(self):
+        status, rule = self.task(), DispycosNodeAllocate("*", cpus=1)
+        found = self.options(25, [rule], status, jobs.load_node, jobs.load_server, True, False, True)
+        self.assertEqual((found["pulse_interval"], found["node_allocations"]), (25, [rule]))
+        self.assertIs(found["status_task"], status)
+        self.assertTrue(found["peers_communicate"])
+        found = self.options(status_coro=status, pulse_interval=25, node_allocations=[rule])
+        self.assertIs(found["status_task"], status)
+
+    def test_form_of_discoro(self):
+        status = self.task()
+        found = self.options(status, 5, 20, 300)
+        self.assertIs(found["status_task"], status)
+        self.assertEqual((found["timeout"], found["pulse_interval"], found["zombie_period"]), (5, 20, 300))
+
+    def test_defaults(self):
+        found = self.options()
+        self.assertEqual(found["pulse_interval"], 5 * dispycos_lite.MinPulseInterval)
+        self.assertIsNone(found["status_task"])
+
+    def test_options_of_both_names_are_one(self):
+        client = Client([], nodes=["a"], node_allocations=[DispycosNodeAllocate("b", cpus=1)])
+        self.assertEqual([rule.node for rule in client._wanted.rules], ["a", "b"])
+        with self.assertRaisesRegex(TypeError, "status_task twice"):
+            Client([], status_task=None, status_coro=None)
+        with self.assertRaises(TypeError):
+            Client([], no_such_option=1)
+
+    def test_what_does_not_fit_is_said(self):
+        for options, sentence in (
+                ({"pulse_interval": 1}, "pulse_interval=1 is not between"),
+                ({"pulse_interval": 1000}, "pulse_interval=1000 is not between"),
+                ({"pulse_interval": 50, "ping_interval": 20}, "ping_interval=20 is shorter"),
+                ({"pulse_interval": 50, "zombie_period": 100}, "zombie_period=100 is shorter"),
+                ({"nodes": [1]}, "is not a list of host names"),
+                ({"status_task": "me"}, "status_task='me' is not a task"),
+                ({"node_setup": jobs.double}, "node_setup=.* is not a generator function"),
+                ({"server_setup": 3}, "server_setup=3 is not a generator function"),
+                ({"disable_nodes": True}, "need a status_task"),
+                ({"disable_servers": True}, "need a status_task")):
+            with self.subTest(options), self.assertRaisesRegex(pycoslite.MisuseError, sentence):
+                Client([], **options)
+        Client([], zombie_period=0)                     # off
+
+    def test_components_that_cannot_be(self):
+        with self.assertRaisesRegex(pycoslite.MisuseError, "/no/such/file cannot be sent: No such file"):
+            Client(["/no/such/file"])
+        for builtin in (int, 3, [1]):
+            with self.subTest(builtin), self.assertRaisesRegex(TypeError, "built-in"):
+                Client([builtin])
+        lock = threading.Lock()
+        with self.assertRaisesRegex(dispycos_lite.CannotShip, "lock"):
+            Client([lambda: lock])
+
+    def test_callers_list_is_left_alone(self):
+        components = [jobs.double, jobs.Point(1), __file__]
+        client = Client(components)
+        self.assertEqual(len(components), 3)
+        self.assertEqual(len(client._wanted.components), 2)
+
+    def test_names_of_files(self):
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        folder = self.temp_dir().resolve()
+        (folder / "data").mkdir()
+        (folder / "data" / "in.txt").write_text("x")
+        os.chdir(str(folder))
+        wanted = Client([os.path.join("data", "in.txt"), os.path.abspath(__file__)])._wanted
+        self.assertEqual([name for name, _ in wanted.files], ["data/in.txt", "test_dispycos_client.py"])
+
+    def test_status_task_may_be_set_later(self):
+        client, status = Client([]), self.task()
+        client.status_coro = status
+        self.assertIs(client.status_task, status)
+        with self.assertRaisesRegex(pycoslite.MisuseError, "not a task"):
+            client.status_task = 1
+
+    def test_old_names(self):
+        self.assertIs(Computation, Client)
+        for old, new in (("DiscoroStatus", "DispycosStatus"), ("CoroInfo", "DispycosTaskInfo"),
+                         ("DiscoroNodeAllocate", "DispycosNodeAllocate"), ("NodeAvailInfo", "DispycosNodeAvailInfo")):
+            self.assertIs(getattr(dispycos_lite, old), getattr(dispycos_lite, new))
+
+
+class JobsTest(ClientTestCase):
+    """Running jobs."""
+
+    def test_components_are_there_before_jobs(self):
+        folder = self.temp_dir()
+        (folder / "data.txt").write_text("content")
+        (folder / "data.txt").chmod(0o640)
+
+        def body(client, task):
+            self.assertEqual((yield client.run_result(jobs.read_file, "data.txt")), ("content", 0o640))
+            _, name, beside = yield client.run_result(jobs.place)
+            self.assertIn("data.txt", beside)
+            self.assertRegex(name, r"^dispycos_server_\d$")
+
+            def other(task=None):                       # not a component: it travels with the job
+                yield
+                import __main__
+                return sorted({"double", "Point"} & set(vars(__main__))), jobs.double(2)
+            self.assertEqual((yield client.run_result(other))[1], 4)
+        self.with_client(body, [jobs.square, jobs.double, jobs.Point(0), jobs, str(folder / "data.txt")])
+
+    def test_all_ways_to_wait(self):
+        """yield, yield from and await, each in a program of its own kind."""
+        self.scheduler()
+
+        async def asynchronous():
+            client = Client(jobs.square)
+            self.assertEqual(await client.schedule(), 0)
+            rtask = await client.rtask(jobs.square, 3)
+            found = [await rtask(), await client.run_result(jobs.square_async, 4), await client.nodes()]
+            await client.close()
+            return found
+
+        def delegating(task=None):
+            client = Client(jobs.square)
+            yield from client.schedule()
+            rtask = yield from client.rtask(jobs.square, 3)
+            found = [(yield from rtask.finish()), (yield from client.run_result(jobs.square_async, 4)),
+                     (yield from client.nodes())]
+            yield from client.close()
+            return found
+        for program in (asynchronous, delegating):
+            self.assertEqual(self.run_task(program), [9, 16, ["127.0.0.1"]])
+
+    def test_cpu_tasks_have_a_server_each(self):
+        def body(client, task):
+            first = yield each(client.rtask(jobs.wait, task) for _ in range(2))
+            here = yield each(task.receive() for _ in range(2))
+            self.assertEqual(len({pid for _, _, pid in here}), 2)
+
+            def third(client, task=None):
+                return (yield client.rtask(jobs.square, 5))
+            waiting = pycoslite.Task(third, client)
+            quick = yield client.io_rtask(jobs.square, 2)               # needs no slot
+            self.assertEqual((yield quick()), 4)
+            self.assertTrue(waiting.is_alive())
+            self.assertEqual(Scheduler().status()["PendingCPU"], 0)     # it waits at its server already
+            first[0].send("go on")
+            rtask = yield waiting()
+            self.assertEqual((yield rtask.finish()), 25)
+            first[1].send(None)
+        self.with_client(body)
+
+    def test_waits_for_the_first_node(self):
+        """The client is there before any node; a job handed in meanwhile runs when one comes."""
+        self.scheduler(nodes=[])
+        location = pycoslite.Location("127.0.0.1", self.node.port)
+
+        def main(task=None):
+            client = Client([])
+            yield client.schedule()
+            job = pycoslite.Task(lambda task=None: (yield client.run_result(jobs.square, 3)))
+            self.assertEqual((yield client.nodes()), [])
+            yield task.sleep(0.05)
+            self.assertEqual(Scheduler().status()["PendingCPU"], 1)
+            yield pycoslite.Pycos().peer(location)
+            result = yield job()
+            yield client.close()
+            return result
+        self.assertEqual(self.run_task(main), 9)
+
+    def test_at_a_place(self):
+        def body(client, task):
+            servers = yield client.servers()
+            node = (yield client.nodes())[0]
+            pids = []
+            for where in servers:
+                rtask = yield client.rtask_at(where, jobs.place)
+                self.assertEqual(rtask.location, where)
+                pids.append((yield rtask())[0])
+            self.assertEqual(len(set(pids)), 2)
+            for where in (node, "localhost", Scheduler().network and self.node_name(client)):
+                self.assertIn((yield client.run_result_at(where, jobs.place))[0], pids)
+            rtask = yield client.io_rtask_at(servers[1], jobs.place)
+            self.assertEqual((yield rtask())[0], pids[1])
+        self.with_client(self.when_up(body, 2))
+
+    @staticmethod
+    def node_name(client):
+        return client._nodes()[0].info.name
+
+    @staticmethod
+    def when_up(body, count):
+        """The same body, once so many servers are up."""
+        def waiting(client, task):
+            while len((yield client.servers())) < count:
+                yield task.sleep(0.01)
+            return (yield body(client, task))
+        return waiting
+
+    def test_what_cannot_run_is_refused(self):
+        def body(client, task):
+            for method, args, sentence in (
+                    (client.rtask, (jobs.double, 1), "double was not started: it is neither a generator function"),
+                    (client.rtask, (jobs.square,), "square was not started: (?s:.*)missing 1 required"),
+                    (client.rtask, (jobs.square, threading.Lock()), "square was not started: cannot send argument 1"),
+                    (client.io_rtask, (len, "x"), "len was not started: it is neither"),
+                    (functools.partial(client.rtask_at, "192.0.2.1"), (jobs.square, 1), "no node or server '192.0.2.1'"),
+                    (functools.partial(client.rtask_at, pycoslite.Location("127.0.0.1", 1)), (jobs.square, 1),
+                     "no node or server 127.0.0.1:1 is in use; there are: 127.0.0.1")):
+                with self.subTest(sentence), self.expect_log(sentence, level=40):
+                    self.assertIsNone((yield method(*args)))
+        self.with_client(self.when_up(body, 2))
+
+    def test_not_scheduled(self):
+        client = Client([])
+        self.addCleanup(self.stop_all)
+        with self.expect_log("is not scheduled"):
+            self.assertIsNone(self.run_task(client.run_result, jobs.square, 1))
+
+    def test_results(self):
+        def body(client, task):
+            self.assertEqual((yield client.run_result(jobs.square, 7)), 49)
+            self.assertEqual((yield client.run_result(jobs.square_async, 7)), 49)
+            self.assertEqual((yield client.run_result(jobs.double, 7)), 14)
+            self.assertEqual((yield client.run_results(jobs.square, range(20))), [n * n for n in range(20)])
+            self.assertEqual((yield client.run_results(jobs.total, [(1, 2), [3, 4, 5], 6, ()])), [3, 12, 6, 0])
+            self.assertEqual((yield client.run_result(jobs.total, 1, 2, scale=5)), 15)
+            failed = yield client.run_result(jobs.fail, "text")
+            self.assertIsInstance(failed, pycoslite.MonitorException)
+            self.assertIs(failed.type, ValueError)
+            failed = yield client.run_result(jobs.give_lock)
+            self.assertIs(failed.type, dispycos_lite.ResultError)
+            self.assertIn("lock", failed.value)
+        with self.expect_log("failed, and nobody waits"):
+            self.with_client(body)
+
+    def test_many_at_once(self):
+        def body(client, task):
+            servers = yield client.servers()
+            tasks = yield client.run_servers(jobs.place)
+            pids = {pid for pid, _, _ in (yield each(rtask() for rtask in tasks))}
+            self.assertEqual(len(pids), 2)
+            for call, expected in (
+                    (client.run_nodes(jobs.place), 1), (client.run_each("node", jobs.place), 1),
+                    (client.run_each("server", jobs.place), 2), (client.run_each(servers[0], jobs.place), 2),
+                    (client.run_each("127.0.0.1", jobs.place), 2), (client.run_each("anything", jobs.place), 1),
+                    (client.run_node_servers("127.0.0.1", jobs.place), 2),
+                    (client.run_node_servers("192.0.2.1", jobs.place), 0)):
+                tasks = yield call
+                found = {pid for pid, _, _ in (yield each(rtask() for rtask in tasks))}
+                self.assertEqual(len(found), expected)
+                self.assertLessEqual(found, pids)
+        self.with_client(self.when_up(body, 2))
+
+    def test_end_of_a_task(self):
+        def body(client, task):
+            rtask = yield client.rtask(jobs.square, 3)
+            self.assertIsInstance(rtask, pycoslite.Task)
+            self.assertEqual((yield rtask()), 9)
+            self.assertEqual((yield rtask.finish(0)), 9)                # again
+            self.assertFalse(rtask.is_alive())
+            rtask = yield client.rtask(jobs.wait, task)
+            yield task.receive()
+            self.assertIsNone((yield rtask.finish(0.01)))               # time is up
+            self.assertTrue(rtask.is_alive())
+            rtask.send(None)
+            self.assertIsNone((yield rtask()))
+            rtask = yield client.rtask(jobs.fail, "text")
+            monitor = task.monitor(rtask)
+            failed = yield rtask()
+            self.assertIs(failed.type, ValueError)
+            self.assertRegex(failed.value, r"^Traceback (?s:.*)in fail(?s:.*)ValueError: text\s*$")
+            self.assertEqual((failed.info, str(failed.error)), (rtask, "text"))
+            yield monitor
+        self.with_client(body)
+
+    def test_messages_both_ways(self):
+        def body(client, task):
+            rtask = yield client.rtask(jobs.echo_points, task)
+            for n in range(3):
+                self.assertEqual(rtask.send(jobs.Point(n)), 0)
+                self.assertEqual((yield task.receive()).x, n + 1)
+            self.assertEqual((yield rtask.deliver(None, timeout=5)), 1)
+            self.assertEqual((yield rtask()), "done")
+            self.assertEqual((yield rtask.deliver("late", timeout=5)), -1)
+            rtask = yield client.io_rtask(jobs.wait, task)
+            _, named, _ = yield task.receive()
+            self.assertEqual(named, rtask)                              # it has sent a reference to itself
+            self.assertEqual({rtask: 1}[named], 1)
+            named.send("by the other reference")
+            self.assertEqual((yield rtask()), "by the other reference")
+        self.with_client(body, [jobs.Point])
+
+    def test_monitor_and_terminate(self):
+        def body(client, task):
+            rtask = yield client.rtask(jobs.wait, task)
+            yield task.receive()
+            self.assertEqual((yield task.monitor(rtask)), 0)
+            self.assertEqual(rtask.terminate(), 0)
+            status = yield task.receive(5)
+            self.assertEqual((status.info, status.type, status.value), (rtask, StopIteration, None))
+            self.assertIsNone((yield rtask()))
+            self.assertEqual(rtask.notify(task), -1)                    # too late
+            self.assertEqual((yield client.run_results(jobs.square, [1, 2, 3])), [1, 4, 9])     # its server is free
+        self.with_client(body)
+
+    def test_what_is_in_use(self):
+        def body(client, task):
+            rtask = yield client.io_rtask_at((yield client.servers())[1], jobs.wait, task)
+            yield task.receive()
+            servers = yield client.servers()
+            self.assertEqual((yield client.nodes()), ["127.0.0.1"])
+            self.assertEqual([location.addr for location in servers], ["127.0.0.1"] * 2)
+            for where, expected in ((None, [rtask]), ("127.0.0.1", [rtask]), (servers[1], [rtask]), (servers[0], []),
+                                    ("192.0.2.1", [])):
+                self.assertEqual((yield client.tasks(where)), expected, where)
+            status = Scheduler().status()
+            self.assertEqual((status["Pending"], status["PendingCPU"], status["Nodes"], status["Servers"]), (0, 0, 1, 2))
+            self.assertIn("client", status["Client"])
+            rtask.send(None)
+            yield rtask()
+        self.with_client(self.when_up(body, 2))
+        self.assertEqual(Scheduler().status(), {"Client": "", "Pending": 0, "PendingCPU": 0, "Nodes": 0, "Servers": 0})
+
+
+class TurnTest(ClientTestCase):
+    """schedule and close."""
+
+    def test_clients_take_turns(self):
+        self.scheduler()
+        order = []
+
+        def other(first, task=None):
+            client = Client([])
+            self.assertEqual((yield client.schedule(timeout=0.05)), -1)         # it is not its turn
+            order.append("late")
+            self.assertEqual((yield client.schedule()), 0)
+            order.append("second")
+            pid = (yield client.run_result(jobs.place))[0]
+            yield client.close()
+            return pid
+
+        def main(task=None):
+            client = Client([])
+            self.assertEqual((yield client.schedule()), 0)
+            self.assertEqual((yield client.schedule()), 0)                      # does no harm
+            second = pycoslite.Task(other, client)
+            pid = (yield client.run_result(jobs.place))[0]
+            while not order:
+                yield task.sleep(0.01)
+            yield task.sleep(0.02)
+            self.assertEqual(Scheduler().status()["Pending"], 1)
+            order.append("first closes")
+            self.assertEqual((yield client.close()), 0)
+            self.assertEqual((yield client.close()), 0)
+            self.assertEqual((yield client.nodes()), [])
+            self.assertNotEqual(pid, (yield second()))                          # servers are new for each client
+            self.assertEqual(order, ["late", "first closes", "second"])
+            self.assertEqual((yield client.schedule()), 0)                      # and the first one again
+            self.assertEqual((yield client.run_result(jobs.square, 2)), 4)
+            yield client.close()
+        self.run_task(main)
+
+    def test_client_that_is_terminated_in_the_queue(self):
+        self.scheduler()
+
+        def waits(task=None):
+            yield Client([]).schedule()
+
+        def main(task=None):
+            client = Client([])
+            yield client.schedule()
+            waiting = pycoslite.Task(waits)
+            yield task.sleep(0.01)
+            waiting.terminate()
+            yield waiting()
+            yield client.close()
+            third = Client([])
+            self.assertEqual((yield third.schedule()), 0)
+            yield third.close()
+        self.run_task(main)
+
+    def test_close_waits_for_cpu_tasks_only(self):
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task)
+            yield client.schedule()
+            cpu = yield client.rtask(jobs.wait, task)
+            inout = yield client.io_rtask(jobs.wait, task)
+            yield each(task.receive() for _ in range(2))
+            self.assertEqual((yield client.close(timeout=0.05)), -1)            # but it is closing now
+            self.assertIsNone((yield client.rtask(jobs.square, 1)))
+            ended = yield statuses.wait(lambda message: getattr(message, "info", None) == inout, task)
+            self.assertEqual(ended.type, Scheduler.TaskAbandoned)
+            self.assertIsNone((yield inout()))
+            cpu.send("last words")
+            self.assertEqual((yield client.close()), 0)
+            self.assertEqual((yield cpu()), "last words")
+        self.run_task(main)
+
+    def test_close_waits_for_all(self):
+        self.scheduler()
+
+        def main(task=None):
+            client = Client([])
+            yield client.schedule()
+            rtasks = []
+            for option in ("await_io", "await_async"):
+                yield client.schedule()
+                rtask = yield client.io_rtask(jobs.wait, task)
+                yield task.receive()
+                self.assertEqual((yield client.close(timeout=0.05, **{option: True})), -1)
+                rtask.send(option)
+                self.assertEqual((yield client.close(**{option: True})), 0)
+                rtasks.append((yield rtask()))
+            self.assertEqual(rtasks, ["await_io", "await_async"])
+        self.run_task(main)
+
+    def test_close_stops_all(self):
+        """KeyboardInterrupt in those that run, whose value counts; what does not listen is killed."""
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task)
+            yield client.schedule()
+            polite = yield client.rtask(jobs.interruptible, task)
+            deaf = yield client.rtask(jobs.stubborn, task)
+            plain = yield client.io_rtask_at(polite.location, jobs.wait, task)
+            for _ in range(3):
+                yield task.receive()
+            self.assertEqual((yield client.close(terminate=True)), 0)
+            self.assertEqual((yield polite()), "interrupted")
+            self.assertIsNone((yield deaf()))
+            self.assertIsNone((yield plain()))
+            kinds = {message.info: message.type for message in statuses.messages
+                     if isinstance(message, pycoslite.MonitorStatus)}
+            self.assertEqual(kinds, {polite: StopIteration, deaf: Scheduler.TaskTerminated,
+                                     plain: Scheduler.TaskTerminated})
+        self.run_task(main)
+
+    def test_scheduler_closes_the_client(self):
+        self.scheduler()
+
+        def main(task=None):
+            client = Client([])
+            yield client.schedule()
+            yield Scheduler().close()
+            self.assertEqual((yield client.nodes()), [])
+            yield Scheduler().close()                                           # without one
+        self.run_task(main)
+
+    def test_scheduler_is_one(self):
+        scheduler = self.scheduler()
+        self.assertIs(Scheduler(nodes=["elsewhere"]), scheduler)
+        self.assertIs(Scheduler.NodeDiscovered, dispycos_lite.SchedulerStatus.NodeDiscovered)
+        self.assertEqual(Scheduler.TaskStarted, Scheduler.CoroCreated)
+
+
+class StatusTest(ClientTestCase):
+    """What the status task is told."""
+
+    def test_order(self):
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([jobs.square], status_task=statuses.task)
+            yield client.schedule()
+            info = yield statuses.status(Scheduler.NodeDiscovered, task)
+            self.assertEqual((info.addr, info.cpus, str(info)), ("127.0.0.1", 2, "127.0.0.1"))
+            yield statuses.status(Scheduler.ServerInitialized, task, 2)
+            rtask = yield client.rtask(jobs.square, 4)
+            started = yield statuses.status(Scheduler.TaskStarted, task)
+            self.assertEqual((started.task, started.coro, started.args, started.kwargs), (rtask, rtask, (4,), {}))
+            self.assertGreater(started.start_time, 1e9)
+            yield client.close()
+            closed = yield statuses.status(Scheduler.ClientClosed, task)
+            self.assertEqual(closed, id(client))
+            return statuses
+        statuses = self.run_task(main)
+        self.assertEqual(statuses.codes(), [
+            Scheduler.ClientScheduled, Scheduler.NodeDiscovered, Scheduler.NodeInitialized,
+            *sorted(statuses.codes()[3:7]), Scheduler.TaskStarted, Scheduler.ServerClosed, Scheduler.ServerClosed,
+            Scheduler.NodeClosed, Scheduler.ClientClosed])
+        self.assertEqual(sorted(statuses.codes()[3:7]), [Scheduler.ServerDiscovered] * 2 + [Scheduler.ServerInitialized] * 2)
+        kinds = ["status" if isinstance(message, DispycosStatus) else message.value for message in statuses.messages]
+        self.assertEqual(kinds.index(16), kinds.index("status") + 8)            # the result follows the start
+        locations = [message.info for message in statuses.messages
+                     if getattr(message, "status", 0) == Scheduler.ServerInitialized]
+        self.assertTrue(all(isinstance(location, pycoslite.Location) for location in locations))
+
+    def test_availability(self):
+        self.scheduler()
+        self.addCleanup(setattr, dispycos_lite, "MinPulseInterval", dispycos_lite.MinPulseInterval)
+        dispycos_lite.MinPulseInterval = 0.02
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task, pulse_interval=0.02)
+            yield client.schedule()
+            is_it = functools.partial(lambda kind, message: isinstance(message, kind), dispycos_lite.NodeAvailInfo)
+            info = yield statuses.wait(is_it, task)
+            self.assertEqual(info.location, pycoslite.Location("127.0.0.1", self.node.port))
+            self.assertGreater(info.disk, 0)
+            for value in (info.cpu, info.swap):
+                self.assertTrue(value is None or 0 <= value <= 100)
+            yield client.close()
+        self.run_task(main)
+
+    def test_suspend_and_resume(self):
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task)
+            yield client.schedule()
+            servers = yield each(statuses.status(Scheduler.ServerInitialized, task, n) for n in (1, 2))
+            self.assertEqual(client.suspend_server(servers[0]), 0)
+            self.assertEqual((yield statuses.status(Scheduler.ServerSuspended, task)), servers[0])
+            found = yield client.run_results(jobs.place, [()] * 4)
+            self.assertEqual(len({pid for pid, _, _ in found}), 1)
+            self.assertEqual(client.resume_server(servers[0]), 0)
+            self.assertEqual((yield statuses.status(Scheduler.ServerResumed, task)), servers[0])
+            self.assertEqual(client.suspend_node("127.0.0.1"), 0)
+            info = yield statuses.status(Scheduler.NodeSuspended, task)
+            self.assertEqual(info.addr, "127.0.0.1")
+            waiting = pycoslite.Task(lambda task=None: (yield client.run_result(jobs.square, 3)))
+            yield task.sleep(0.05)
+            self.assertTrue(waiting.is_alive())
+            self.assertEqual(client.resume_node(info), 0)
+            self.assertEqual((yield waiting()), 9)
+            yield statuses.status(Scheduler.NodeResumed, task)
+            for method in (client.suspend_node, client.resume_node, client.close_node):
+                self.assertEqual(method("192.0.2.1"), -1)
+            for method in (client.suspend_server, client.resume_server, client.close_server, client.restart_server):
+                self.assertEqual(method(pycoslite.Location("127.0.0.1", 1)), -1)
+            yield client.close()
+        with self.expect_log("no such node or server"):
+            self.run_task(main)
+
+    def test_closing_servers_and_nodes(self):
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task)
+            yield client.schedule()
+            first, second = yield each(statuses.status(Scheduler.ServerInitialized, task, n) for n in (1, 2))
+            old = (yield client.run_result_at(first, jobs.place))[0]
+            self.assertEqual(client.restart_server(first), 0)
+            yield statuses.status(Scheduler.ServerClosed, task)
+            yield statuses.status(Scheduler.ServerDisconnected, task)
+            again = yield statuses.status(Scheduler.ServerInitialized, task, 3)
+            self.assertNotEqual(old, (yield client.run_result_at(again, jobs.place))[0])
+            rtask = yield client.rtask_at(second, jobs.wait, task)
+            yield task.receive()
+            self.assertEqual(client.close_server(second), 0)
+            self.assertEqual((yield statuses.status(Scheduler.ServerClosed, task, 2)), second)
+            rtask.send("last")
+            self.assertEqual((yield rtask()), "last")
+            self.assertEqual((yield statuses.status(Scheduler.ServerDisconnected, task, 2)), second)
+            self.assertEqual((yield client.servers()), [again])
+            deaf = yield client.rtask(jobs.stubborn, task)
+            yield task.receive()
+            self.assertEqual(client.close_node("127.0.0.1", terminate=True), 0)
+            yield statuses.status(Scheduler.NodeClosed, task)
+            self.assertIsNone((yield deaf()))
+            self.assertEqual((yield client.nodes()), [])
+            yield client.close()
+            ended = [message for message in statuses.messages if getattr(message, "info", None) == deaf]
+            self.assertEqual([message.type for message in ended], [Scheduler.TaskTerminated])
+        self.run_task(main)
+
+    def test_restart_servers(self):
+        """The option, and what tasks may do to their own server and node."""
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task, restart_servers=True)
+            yield client.schedule()
+            yield statuses.status(Scheduler.ServerInitialized, task, 2)
+            pid = yield client.run_result(jobs.close_own_server, False)
+            yield statuses.status(Scheduler.ServerInitialized, task, 3)
+            tasks = yield client.run_servers(jobs.place)
+            pids = {pid for pid, _, _ in (yield each(rtask() for rtask in tasks))}
+            self.assertEqual(len(pids), 2)
+            self.assertNotIn(pid, pids)
+            yield client.run_result(jobs.close_own_node)
+            yield statuses.status(Scheduler.NodeClosed, task)
+            yield client.close()
+        self.run_task(main)
+
+    def test_server_that_dies(self):
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task)
+            yield client.schedule()
+            rtask = yield client.rtask(jobs.die)
+            self.assertIsNone((yield rtask()))
+            ended = yield statuses.wait(lambda message: getattr(message, "info", None) == rtask, task)
+            self.assertEqual(ended.type, Scheduler.TaskAbandoned)
+            self.assertIn("SIGKILL", ended.value)
+            self.assertEqual((yield statuses.status(Scheduler.ServerDisconnected, task)), rtask.location)
+            result = yield client.run_result(jobs.die)
+            self.assertEqual(result.type, Scheduler.TaskAbandoned)
+            self.assertEqual((yield client.run_result(jobs.square, 3)), 9)
+            yield client.close()
+        with self.expect_log("SIGKILL"):
+            self.run_task(main)
+
+
+class SetupTest(ClientTestCase):
+    """Setting up nodes and servers; choosing them."""
+
+    def setup(self, body, **options):
+        """Run ``body(client, statuses, task)`` with a client that has a status task."""
+        self.scheduler()
+
+        def main(task=None):
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task, **options)
+            yield client.schedule()
+            result = yield body(client, statuses, task)
+            yield client.close()
+            return result
+        return self.run_task(main)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "node_setup needs fork")
+    def test_node_setup_with_arguments(self):
+        def body(client, statuses, task):
+            info = yield statuses.status(Scheduler.NodeDiscovered, task)
+            yield task.sleep(0.05)
+            self.assertNotIn(Scheduler.NodeInitialized, statuses.codes())
+            self.assertEqual(client.enable_node(info.addr, "word"), 0)
+            yield statuses.status(Scheduler.ServerInitialized, task, 2)
+            tasks = yield client.run_servers(jobs.loaded)
+            results = yield each(rtask() for rtask in tasks)
+            self.assertEqual(len({pid for _, pid in results}), 2)
+            self.assertEqual(results[0][0], results[1][0])                      # run once, for both
+            self.assertEqual([word for word, _ in results[0][0]], ["word"])
+            self.assertIn("loaded.txt", (yield client.run_result(jobs.place))[2])
+            self.assertEqual(client.restart_node(info.addr, "other"), 0)
+            yield statuses.status(Scheduler.NodeClosed, task)
+            yield statuses.status(Scheduler.ServerInitialized, task, 4)
+            found, _ = yield client.run_result(jobs.loaded)
+            self.assertEqual([word for word, _ in found], ["other"])
+        self.setup(body, node_setup=jobs.load_node, disable_nodes=True)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "node_setup needs fork")
+    def test_node_setup_that_fails(self):
+        def body(client, statuses, task):
+            info = yield statuses.status(Scheduler.NodeDiscovered, task)
+            client.enable_node(info, "word", 3)
+            yield statuses.status(Scheduler.NodeClosed, task)
+            self.assertNotIn(Scheduler.NodeInitialized, statuses.codes())
+            self.assertNotIn(Scheduler.ServerDiscovered, statuses.codes())
+        with self.expect_log("its node_setup failed: it ended with 3, and success is 0"):
+            self.setup(body, node_setup=jobs.load_node, disable_nodes=True)
+
+    def test_server_setup_with_arguments(self):
+        def body(client, statuses, task):
+            first, second = yield each(statuses.status(Scheduler.ServerDiscovered, task, n) for n in (1, 2))
+            self.assertEqual(client.enable_server(first, "one"), 0)
+            self.assertEqual((yield statuses.status(Scheduler.ServerInitialized, task)), first)
+            found, pid = yield client.run_result(jobs.loaded)
+            self.assertEqual(found, [("one", pid)])
+            self.assertEqual(client.enable_server(second, "two"), 0)
+            yield statuses.status(Scheduler.ServerInitialized, task, 2)
+            found, pid = yield client.run_result_at(second, jobs.loaded)
+            self.assertEqual(found, [("two", pid)])
+        self.setup(body, server_setup=jobs.load_server, disable_servers=True)
+
+    def test_server_setup_that_fails(self):
+        def body(client, statuses, task):
+            yield statuses.status(Scheduler.ServerDisconnected, task, 2)
+            self.assertNotIn(Scheduler.ServerInitialized, statuses.codes())
+        with self.expect_log("its server_setup failed: (?s:.*)missing 1 required"):
+            self.setup(body, server_setup=jobs.load_server)
+
+    def test_rules_choose(self):
+        asked = []
+
+        class Rule(DispycosNodeAllocate):
+            def allocate(self, ip_addr, name, platform, cpus, memory, disk):
+                asked.append((ip_addr, name, platform, cpus, memory, disk))
+                return 1
+
+        def body(client, statuses, task):
+            yield statuses.status(Scheduler.ServerInitialized, task)
+            yield task.sleep(0.05)
+            self.assertEqual(len((yield client.servers())), 1)
+        self.setup(body, nodes=[DispycosNodeAllocate("10.9.*", cpus=0), Rule("*")])
+        (address, name, platform, cpus, _, disk), = asked
+        self.assertEqual((address, cpus), ("127.0.0.1", 2))
+        self.assertTrue(name and platform and disk)
+
+    def test_rules_reject(self):
+        def body(client, statuses, task):
+            yield task.sleep(0.3)
+            self.assertEqual((yield client.nodes()), [])
+            self.assertEqual(client.node_allocate("127.0.0.1"), -1)
+            self.assertEqual(client.node_allocate(DispycosNodeAllocate("*", cpus=-1)), 0)       # in place of the other
+            yield statuses.status(Scheduler.ServerInitialized, task)
+            self.assertEqual(len((yield client.servers())), 1)
+        self.setup(body, node_allocations=[DispycosNodeAllocate("*", cpus=0)])
+
+
+class NodesTest(TestCase):
+    """Finding nodes, and losing them."""
+
+    def stop(self):
+        ClientTestCase.stop_all()
+
+    def test_node_that_dies(self):
+        self.addCleanup(self.stop)
+        with running_node(1) as node:
+            Scheduler(nodes=["127.0.0.1:%d" % node.port], **LOOPBACK)
+
+            def main(task=None):
+                statuses = Statuses()
+                client = Client([], status_task=statuses.task)
+                yield client.schedule()
+                rtask = yield client.rtask(jobs.wait, task)
+                yield task.receive()
+                os.killpg(node.pid, signal.SIGKILL)
+                ended = yield statuses.wait(lambda message: getattr(message, "info", None) == rtask, task)
+                self.assertEqual(ended.type, Scheduler.TaskAbandoned)
+                yield statuses.status(Scheduler.NodeDisconnected, task)
+                yield client.close(terminate=True)
+            with self.expect_log("is lost|cannot be reached|cannot be used"):
+                ClientTestCase.run_task(self, main)
+
+    def test_names_of_nodes_of_a_client(self):
+        """Client(nodes=['host:port']) contacts that node."""
+        self.addCleanup(self.stop)
+        with running_node(1) as node:
+            Scheduler(**LOOPBACK)
+
+            def main(task=None):
+                client = Client([], nodes=["127.0.0.1:%d" % node.port])
+                yield client.schedule()
+                result = yield client.run_result(jobs.square, 3)
+                yield client.close()
+                return result
+            self.assertEqual(ClientTestCase.run_task(self, main), 9)
+
+    def test_says_why_it_waits(self):
+        self.addCleanup(self.stop)
+        self.addCleanup(setattr, dispycos_lite, "_PATIENCE_S", dispycos_lite._PATIENCE_S)
+        dispycos_lite._PATIENCE_S = 0.05
+        Scheduler(**LOOPBACK)
+
+        def main(task=None):
+            client = Client([])
+            self.assertEqual((yield client.schedule()), 0)
+            yield task.sleep(0.1)
+            yield client.close(terminate=True)
+        with self.expect_log("no node was found so far, so the client waits: start dispycosnode_lite.py"):
+            ClientTestCase.run_task(self, main)
+
+    def test_cores_of_this_machine(self):
+        """Scheduler(embedded=...) needs no node and no network."""
+        self.addCleanup(self.stop)
+        Scheduler(embedded=1, **LOOPBACK)
+
+        def main(task=None):
+            client = Client([jobs.square])
+            yield client.schedule()
+            found = yield client.run_result(jobs.square, 3), (yield client.servers())
+            yield client.close()
+            return found
+        with self.expect_log("using 1 cores of this machine"):
+            result, servers = ClientTestCase.run_task(self, main)
+        self.assertEqual(len(servers), 1)
+
+
+OLD_PROGRAM = '''
+import pycoslite as asyncoro
+from dispycos_lite import *
+
+def compute(i, coro=None):
+    yield coro.sleep(0.01)
+    raise StopIteration(i * i)
+
+def status_proc(coro=None):
+    coro.set_daemon()
+    while True:
+        message = yield coro.receive()
+        if isinstance(message, DiscoroStatus) and message.status == Scheduler.CoroCreated:
+            print("created", message.info.args)
+        elif isinstance(message, asyncoro.MonitorException):
+            print("ended", message.args[1][1])
+
+def client_proc(computation, coro=None):
+    if (yield computation.schedule()):
+        raise Exception("not scheduled")
+    rcoro = yield computation.run(compute, 5)
+    if not isinstance(rcoro, asyncoro.Coro):
+        raise Exception("not started")
+    results = yield computation.run_results(compute, [1, 2, 3])
+    print("results", results)
+    yield computation.close()
+
+if __name__ == "__main__":
+    Scheduler()
+    computation = Computation([compute], status_coro=asyncoro.Coro(status_proc))
+    asyncoro.Coro(client_proc, computation)
+'''
+
+
+class ProgramTest(TestCase):
+    """Programs as users write them, with the cores of this machine."""
+
+    def run_program(self, *command):
+        with running([sys.executable, *command], env={"PYCOSLITE_EMBEDDED": "2"}) as process:
+            self.assertEqual(process.wait(30), 0, process.output)
+        return process.output
+
+    def test_old_names(self):
+        script = self.temp_dir() / "old.py"
+        script.write_text("import sys; sys.path.insert(0, %r)\n" % str(ROOT) + OLD_PROGRAM)
+        output = self.run_program(script)
+        self.assertIn("created (5,)\n", output)
+        self.assertIn("ended 25\n", output)
+        self.assertIn("results [1, 4, 9]\n", output)
+
+    def test_example_client(self):
+        output = self.run_program(ROOT / "examples" / "dispycos_client.py", "4")
+        self.assertEqual([line for line in output.splitlines() if line.startswith("job")],
+                         ["job %d: %d" % (n, sum(k * k for k in range(n * 1000))) for n in range(4)])
+
+    def test_example_messages(self):
+        output = self.run_program(ROOT / "examples" / "dispycos_messages.py")
+        self.assertEqual([line for line in output.splitlines() if "->" in line],
+                         ["Word('stressed') -> Word('desserts')", "Word('drawer') -> Word('reward')",
+                          "Word('level') -> Word('level')"])
+        self.assertIn("the task answered 3 words", output)
+
+    def test_example_status(self):
+        output = self.run_program(ROOT / "examples" / "dispycos_status.py", "5")
+        self.assertEqual(sorted(line for line in output.splitlines() if line.startswith("job")),
+                         ["job %d gave %d" % (n, n * n) for n in range(5)])
+        self.assertRegex(output, "5 jobs on [12] servers")
+
+
+if __name__ == "__main__":
+    unittest.main()

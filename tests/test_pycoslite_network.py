@@ -1,0 +1,599 @@
+"""Messages between processes: references, names, deliveries, monitors, and what must hold when something breaks."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pycoslite
+from pycoslite import Location, MonitorStatus, Pycos, Task
+from tests.support import TestCase, running
+
+HOST = "127.0.0.1"
+AGENT = Path(__file__).with_name("network_peer.py")
+QUICK = {"PYCOSLITE_HEARTBEAT_S": "0.2"}        # silent for 0.6 s is offline
+COME_S = 20                                     # everything that is waited for comes within this, or the test fails
+
+
+class NetworkTestCase(TestCase):
+    """A test with this process's network and any number of agents (see network_peer.py)."""
+
+    def node(self, **options: Any) -> Pycos:
+        """This process's network."""
+        options = dict(dict(host=HOST, tcp_port=0, name="test", secret="tests", discover_peers=False), **options)
+        node = Pycos(**options)
+        self.addCleanup(node.terminate)
+        return node
+
+    def setting(self, **values: Any) -> None:
+        """Change settings of this process for the test."""
+        for name, value in values.items():
+            self.addCleanup(setattr, pycoslite.settings, name, getattr(pycoslite.settings, name))
+            setattr(pycoslite.settings, name, value)
+
+    @contextlib.contextmanager
+    def agent(self, *options: str, **how: Any) -> Iterator[Any]:
+        """A process that runs network_peer.py; `.at` is where it listens."""
+        with running([sys.executable, AGENT, *options], ready=r"READY (\S+)", **how) as process:
+            process.at = Location.parse(process.match.group(1))
+            yield process
+
+    def do(self, function: Callable, *args: Any, timeout_s: float = COME_S) -> Any:
+        """Result of a task."""
+        task = Task(function, *args)
+        result = task.value(timeout_s)
+        if task.is_alive():
+            self.fail("%r has not ended within %g s" % (task, timeout_s))
+        if isinstance(result, MonitorStatus):
+            self.fail("task failed: %s" % result.value)
+        return result
+
+    def find(self, process: Any, name: str = "agent") -> Any:
+        """Reference to a task of an agent."""
+        def search():
+            return (yield Task.locate(name, process.at, timeout=COME_S))
+        found = self.do(search)
+        self.assertIsNotNone(found, "task %r was not found" % name)
+        return found
+
+    @contextlib.contextmanager
+    def lost_messages(self) -> Iterator[None]:
+        """A process is killed in the block; what it had not confirmed yet is reported, if there was anything."""
+        yield
+        with self.log.changed:
+            self.log.expected += [r for r in self.log.records if "were not confirmed" in r.getMessage()]
+
+    def peer_events(self) -> List[tuple]:
+        """(event, detail) of all peers from now on."""
+        events: List[tuple] = []
+        Pycos().network.on_peer(lambda peer, event, detail: events.append((event, detail)))
+        return events
+
+    def ask(self, agent: Any, *message: Any, timeout_s: float = COME_S) -> Any:
+        """What the agent answers to (message[0], asker, *message[1:])."""
+        def asking(task=None):
+            agent.send((message[0], task) + message[1:])
+            return (yield task.receive(timeout_s, "no answer within %g s" % timeout_s))
+        return self.do(asking)
+
+
+class MessagesTest(NetworkTestCase):
+    def test_messages_both_ways(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            for value in (None, 7, "text", {"a": [1, 2.5]}, b"x" * 100_000, Location("h", 1)):
+                self.assertEqual(self.ask(agent, "echo", value), value)
+
+    def test_a_thread_that_is_no_task_sends(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            for number in range(1000):
+                self.assertEqual(agent.send(("number", number)), 0)
+            self.assertEqual(self.ask(agent, "report"), (1000, True))
+
+    def test_locate_gives_none_when_there_is_no_such_task_or_process(self):
+        self.node()
+
+        def search(location):
+            return (yield Task.locate("nobody", location, timeout=0.2))
+        with self.agent() as process:
+            self.assertIsNone(self.do(search, process.at))
+        self.assertIsNone(self.do(search, process.at))
+        self.assertEqual(Pycos().network.tasks.searches, {})
+
+    def test_locate_waits_for_a_name_registered_later(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+
+            def search(task=None):
+                finder = Task(find)
+                agent.send(("echo", task, "asked"))     # after the question, which is on its way
+                yield task.receive()
+                agent.send(("register", "later"))
+                return (yield finder())
+
+            def find():
+                return (yield Task.locate("later", timeout=COME_S))
+            self.assertEqual(self.do(search), agent)
+
+    def test_locate_includes_peers_that_come_later(self):
+        self.node()
+
+        def find():
+            return (yield Task.locate("agent", timeout=COME_S))
+        search = Task(find)
+        with self.agent("peers=[]") as process:
+            def contact():
+                return (yield Pycos().peer(process.at))
+            self.assertEqual(self.do(contact), 0)
+            self.assertEqual(search.value(COME_S), self.find(process))
+
+    def test_a_search_ends_with_the_task_that_waits_for_it(self):
+        self.node()
+
+        def find():
+            yield Task.locate("nobody")
+        task = Task(find)
+        searches = Pycos().network.tasks.searches
+        self.wait_until(lambda: searches)
+        task.terminate()
+        self.wait_until(lambda: not searches)
+
+    def test_deliver_tells_what_became_of_the_message(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+
+            def deliver(message, timeout=COME_S, to=agent):
+                return (yield to.deliver(message, timeout))
+            self.assertEqual(self.do(deliver, ("number", 0)), 1)
+            with self.expect_log("not delivered: it cannot be pickled"):
+                self.assertEqual(self.do(deliver, threading.Lock()), -1)
+            ended = self.ask(agent, "spawn", "returns", (1,))
+            self.assertEqual(self.do(deliver, "go", COME_S, ended), 1)
+            self.wait_until(lambda: self.do(deliver, "late", COME_S, ended) == -1)
+            process.signal(signal.SIGSTOP)
+            self.assertEqual(self.do(deliver, ("number", 1), 0.2), 0)
+            process.signal(signal.SIGCONT)
+            self.assertEqual(self.do(deliver, ("number", 2)), 1)
+            with self.lost_messages():
+                process.signal(signal.SIGKILL)
+                self.wait_until(lambda: not Pycos().network.peers)
+            self.assertEqual(self.do(deliver, ("number", 3), None), 0)
+
+    def test_a_delivery_without_timeout_ends_when_the_process_does(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            process.signal(signal.SIGSTOP)
+
+            def deliver():
+                return (yield agent.deliver(("number", 1)))
+            with self.expect_log("messages were not confirmed, . of them may have arrived"):
+                task = Task(deliver)
+                self.wait_until(lambda: agent.peer.session.unconfirmed_frames)
+                process.signal(signal.SIGKILL)
+                self.assertEqual(task.value(COME_S), 0)
+            self.assertEqual(pycoslite._deliveries, {})
+
+    def test_a_message_that_cannot_be_pickled_is_refused_and_the_next_arrives(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            with self.expect_log("was not sent: it cannot be pickled"):
+                self.assertEqual(agent.send(("number", threading.Lock())), -1)
+            agent.send(("number", 0))
+            self.assertEqual(self.ask(agent, "report"), (1, True))
+
+    def test_a_reference_comes_home_as_the_task_itself(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+
+            def main(task=None):
+                agent.send(("echo", task, [task, agent]))
+                mine, theirs = yield task.receive()
+                return mine is task, theirs == agent, len({theirs, agent})
+            self.assertEqual(self.do(main), (True, True, 1))
+
+            def brief():
+                yield
+            ended = Task(brief)
+            ended.value()
+            ghost = self.ask(agent, "echo", ended)
+            self.assertEqual(ghost.send("too late"), -1)
+
+            def deliver():
+                return (yield ghost.deliver("too late"))
+            self.assertEqual(self.do(deliver), -1)
+
+    def test_a_reference_works_in_a_third_process(self):
+        self.node()
+        with self.agent("name=one") as first, self.agent("name=two") as second:
+            one, two = self.find(first), self.find(second)
+
+            def main(task=None):
+                one.send(("pass_on", two, ("echo", task, "by way of both")))
+                return (yield task.receive(COME_S))
+            self.assertEqual(self.do(main), "by way of both")
+
+    def test_system_tasks_have_references_too(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            got = threading.Event()
+
+            def system(task=None):
+                agent.send(("echo", task, 5))
+                if (yield task.receive()) == 5:
+                    got.set()
+            pycoslite.SysTask(system)
+            self.assertTrue(got.wait(COME_S))
+
+    def test_terminate_ends_a_remote_task(self):
+        self.node()
+        with self.agent() as process:
+            remote = self.ask(self.find(process), "spawn", "silent", ())
+
+            def main(task=None):
+                status = yield task.monitor(remote)
+                remote.terminate()
+                return status, (yield task.receive(COME_S))
+            status, notice = self.do(main)
+            self.assertEqual((status, notice.info, notice.type), (0, remote, StopIteration))
+
+
+class MonitorTest(NetworkTestCase):
+    def ending(self, agent: Any, function: str, *args: Any, end: Any = None) -> MonitorStatus:
+        """What a monitor is told of the end of such a task."""
+        remote = self.ask(agent, "spawn", function, args)
+
+        def main(task=None):
+            if (yield task.monitor(remote)) == 0:
+                (end or (lambda: remote.send("go on")))()
+                return [(yield task.receive(COME_S))]       # a status as result would look like a failure
+        notice, = self.do(main)
+        self.assertEqual(notice.info, remote)
+        return notice
+
+    def test_a_monitor_is_told_of_every_end(self):
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            told = self.ending(agent, "returns", {"x": 1})
+            self.assertEqual((told.type, told.value), (StopIteration, {"x": 1}))
+            told = self.ending(agent, "fails")
+            self.assertEqual(told.type.__name__, "Broken")
+            self.assertIn("as it was told", told.value)
+            told = self.ending(agent, "unpicklable")
+            self.assertTrue(issubclass(told.type, Exception))
+            self.assertIn("cannot be pickled", told.value)
+
+    def test_a_monitor_is_told_when_the_process_is_lost(self):
+        self.node()
+        with self.agent() as process, self.lost_messages():
+            told = self.ending(self.find(process), "silent", end=lambda: process.signal(signal.SIGKILL))
+            self.assertIs(told.type, pycoslite.PeerLost)
+            self.assertEqual(Pycos().network.tasks.monitored, {})
+
+    def test_an_ended_task_cannot_be_monitored(self):
+        self.node()
+        with self.agent() as process:
+            remote = self.ask(self.find(process), "spawn", "returns", (1,))
+
+            def main(task=None):
+                yield task.monitor(remote)
+                remote.send("go on")
+                yield task.receive()
+                return (yield task.monitor(remote))
+            self.assertEqual(self.do(main), -1)
+
+
+class CuttingProxy:
+    """A relay that cuts connections: `budget()` gives after how many bytes, `reset()` whether with RST or FIN."""
+
+    def __init__(self, target: Location, budget: Callable[[], int], reset: Callable[[], bool]) -> None:
+        self.target, self.budget, self.reset = target, budget, reset
+        self.cuts = 0
+        self.dark = False                       # nothing is passed on, nothing is closed
+        self.listener = socket.create_server((HOST, 0))
+        self.at = Location(HOST, self.listener.getsockname()[1])
+        self._pairs: dict = {}                  # socket -> the other one
+        self._left: dict = {}                   # socket -> [bytes until the cut], the same list for both
+        self._wake, self._stop = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="cutting proxy")
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it."""
+        self._stop.close()
+        self._thread.join()
+        for sock in [self.listener, self._wake, *self._pairs]:
+            sock.close()
+
+    def _run(self) -> None:
+        while True:
+            ready = select.select([self._wake, self.listener] + ([] if self.dark else list(self._pairs)), [], [], 0.02)[0]
+            if self._wake in ready:
+                return
+            for sock in ready:
+                if sock is self.listener:
+                    self._accept()
+                elif sock in self._pairs:
+                    self._pass_on(sock)
+
+    def _accept(self) -> None:
+        near = self.listener.accept()[0]
+        try:
+            far = socket.create_connection((self.target.addr, self.target.port))
+        except OSError:
+            near.close()
+            return
+        self._pairs[near], self._pairs[far] = far, near
+        self._left[near] = self._left[far] = [self.budget()]
+
+    def _pass_on(self, sock: socket.socket) -> None:
+        other, left = self._pairs[sock], self._left[sock]
+        try:
+            data = sock.recv(min(65536, left[0]))
+            other.sendall(data)
+        except OSError:
+            data = b""
+        left[0] -= len(data)
+        if not data or left[0] <= 0:
+            self.cuts += left[0] <= 0
+            self._cut(sock, other)
+
+    def _cut(self, *both: socket.socket) -> None:
+        for sock in both:
+            del self._pairs[sock], self._left[sock]
+            if self.reset():
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+
+class FaultsTest(NetworkTestCase):
+    def proxy(self, process: Any, budget: Callable[[], int], reset: Callable[[], bool]) -> CuttingProxy:
+        proxy = CuttingProxy(process.at, budget, reset)
+        self.addCleanup(proxy.close)
+        return proxy
+
+    def hidden_node(self) -> Pycos:
+        """A network that others cannot dial; it always dials first."""
+        node = self.node(host="127.0.0.2", ext_host="127.0.0.9")
+        node.network.process_id = bytes(16)
+        return node
+
+    def hidden_agent(self, **how: Any) -> Any:
+        """An agent that can only be reached through a proxy: it tells an address where nobody listens."""
+        return self.agent("host=127.0.0.3", "ext_host=127.0.0.8", **how)
+
+    def exchange(self, process: Any, proxy: CuttingProxy, count: int) -> tuple:
+        """Send `count` numbers each way at once; what arrived here and there."""
+        got: List[int] = []
+
+        def main(task=None):
+            agent = yield Task.locate("agent", proxy.at, timeout=COME_S)
+            agent.send(("spawn", task, "flood", (task, count)))
+            for number in range(count):
+                agent.send(("number", number))
+                if not number % 20:
+                    yield
+            while len(got) < count:
+                message = yield task.receive(COME_S)
+                if message is None:
+                    break
+                if isinstance(message, int):
+                    got.append(message)
+            agent.send(("report", task))
+            return (yield task.receive(COME_S))
+        there = self.do(main, timeout_s=50)
+        return got, there
+
+    def test_exactly_once_and_in_order_through_200_cuts(self):
+        self.setting(reconnect_min_s=0.001, reconnect_max_s=0.005)
+        self.hidden_node()
+        choose = random.Random(9705)
+        with self.hidden_agent() as process:
+            proxy = self.proxy(process, lambda: choose.choice((choose.randrange(1, 3000), choose.randrange(1, 30000))),
+                               lambda: choose.random() < 0.5)
+            count = 20_000
+            got, there = self.exchange(process, proxy, count)
+            self.assertEqual(there, (count, True))
+            self.assertEqual(got, list(range(count)))
+            self.assertGreaterEqual(proxy.cuts, 200)
+
+    def test_nothing_is_lost_in_a_black_hole(self):
+        self.setting(heartbeat_s=0.2)
+        self.hidden_node()
+        with self.hidden_agent(env=QUICK) as process:
+            proxy = self.proxy(process, lambda: 1 << 60, lambda: False)
+            events = self.peer_events()
+
+            def main(task=None):
+                agent = yield Task.locate("agent", proxy.at, timeout=COME_S)
+                proxy.dark = True
+                for number in range(100):
+                    agent.send(("number", number))
+                while ("offline" not in [event for event, _ in events]):
+                    yield task.sleep(0.01)
+                proxy.dark = False
+                agent.send(("report", task))
+                return (yield task.receive(COME_S))
+            self.assertEqual(self.do(main), (100, True))
+            self.assertEqual([event for event, _ in events], ["online", "offline", "online"])
+
+    def test_a_killed_process_is_soon_known_to_be_lost(self):
+        self.node()
+        with self.agent() as process:
+            self.find(process)
+            events = self.peer_events()
+            with self.lost_messages():
+                process.signal(signal.SIGKILL)
+                self.wait_until(lambda: [event for event, _ in events][-1:] == ["lost"], timeout_s=5)
+
+    def test_a_stopped_process_goes_offline_and_comes_back_with_everything(self):
+        self.setting(heartbeat_s=0.2)
+        self.node()
+        with self.agent(env=QUICK) as process:
+            agent = self.find(process)
+            events = self.peer_events()
+            process.signal(signal.SIGSTOP)
+            for number in range(500):
+                agent.send(("number", number))
+            self.wait_until(lambda: events, what="offline")
+            self.assertEqual(events[0][0], "offline")
+            process.signal(signal.SIGCONT)
+            self.assertEqual(self.ask(agent, "report"), (500, True))
+            self.assertEqual([event for event, _ in events], ["offline", "online"])
+
+    def test_an_unreachable_process_is_given_up_and_what_it_missed_is_reported(self):
+        self.setting(heartbeat_s=0.1, give_up_s=0.5)
+        self.hidden_node()
+        with self.hidden_agent() as process:
+            proxy = self.proxy(process, lambda: 1 << 60, lambda: False)
+
+            def main(task=None):
+                agent = yield Task.locate("agent", proxy.at, timeout=COME_S)
+                yield agent.deliver(("number", 0), COME_S)
+                agent.peer.session.confirm()
+                while agent.peer.session.unconfirmed_frames:
+                    yield task.sleep(0.01)
+                proxy.dark = True
+                for number in range(10):
+                    agent.send(("number", number))
+                result = yield agent.deliver(("number", 10))
+                late = agent.send("too late")
+                proxy.dark = False
+                yield Task.locate("agent", proxy.at, timeout=COME_S)
+                again = agent.send(("echo", task, "back"))          # the old reference works again
+                return result, late, again, (yield task.receive(COME_S))
+            with self.expect_log("11 messages were not confirmed, 11 of them may have arrived: not reached"):
+                self.assertEqual(self.do(main), (0, -1, 0, "back"))
+
+    def test_both_dial_at_once_and_keep_one_connection(self):
+        node = self.node()
+        for _ in range(5):
+            with self.agent("peers=[pycoslite.Location(%r, %d)]" % (HOST, node.location.port)) as process:
+                agent = self.find(process)
+                self.assertEqual(self.ask(agent, "echo", 1), 1)
+                self.wait_until(lambda: len(node.network.links) == 1)
+
+    def test_last_words_arrive(self):
+        self.node()
+        for _ in range(3):
+            with self.agent() as process:
+                agent = self.find(process)
+                count = 3000
+
+                def main(task=None):
+                    agent.send(("last_words", task, count))
+                    numbers = []
+                    while len(numbers) < count:
+                        numbers.append((yield task.receive(COME_S)))
+                    return numbers
+                self.assertEqual(self.do(main), list(range(count)))
+                self.assertEqual(process.wait(), 0)
+                self.assertNotIn("WARNING", process.output)
+
+    def outrun(self, function: Callable) -> None:
+        """A task `function(agent)` sends 3000 numbers to a stopped process, each with 1 KB."""
+        self.setting(window_bytes=1 << 19)
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            process.signal(signal.SIGSTOP)
+            task = Task(function, agent)
+            self.wait_until(lambda: agent.peer.held)
+            queued = agent.peer.session.unconfirmed_bytes
+            self.assertTrue(task.is_alive())
+            self.assertLess(queued, 2 << 20)
+            process.signal(signal.SIGCONT)
+            task.value(COME_S)
+            self.assertEqual(self.ask(agent, "report"), (3000, True))
+
+    def test_a_sender_that_outruns_a_stopped_peer_is_held_back(self):
+        def sender(agent):
+            for number in range(3000):
+                agent.send(("number", number, bytes(1000)))
+                yield
+        self.outrun(sender)
+
+    def test_a_sender_is_held_back_also_when_a_helper_does_the_sending(self):
+        def helper(agent, number):
+            agent.send(("number", number, bytes(1000)))
+            return number
+            yield
+
+        def sender(agent):
+            for number in range(3000):
+                if (yield helper(agent, number)) != number:
+                    raise AssertionError("the helper's result was lost")
+        self.outrun(sender)
+
+    def test_a_thread_that_outruns_a_stopped_peer_is_held_back(self):
+        self.setting(window_bytes=1 << 19)
+        self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            process.signal(signal.SIGSTOP)
+
+            def send():
+                for number in range(3000):
+                    agent.send(("number", number, bytes(1000)))
+            thread = threading.Thread(target=send)
+            thread.start()
+            self.wait_until(lambda: agent.peer.held)
+            self.assertTrue(thread.is_alive())
+            process.signal(signal.SIGCONT)
+            thread.join(COME_S)
+            self.assertEqual(self.ask(agent, "report"), (3000, True))
+
+    def test_a_process_that_computes_stays_online_and_takes_messages(self):
+        self.setting(heartbeat_s=0.2)
+        self.node()
+        with self.agent(env=QUICK) as process:
+            agent, events = self.find(process), self.peer_events()
+
+            def main(task=None):
+                agent.send(("hog", task, 1.5))
+                yield task.receive(COME_S)
+                confirmed = 0
+                for number in range(20):
+                    confirmed += yield agent.deliver(("number", number), 1.0)
+                hogged = agent.peer.online
+                agent.send(("report", task))
+                return confirmed, hogged, (yield task.receive(COME_S))
+            self.assertEqual(self.do(main), (20, True, (20, True)))
+            self.assertEqual(events, [])
+
+    def test_what_a_computing_task_sends_goes_out_meanwhile(self):
+        self.node()
+        with self.agent() as process:
+            agent, come = self.find(process), threading.Event()
+
+            def system(task=None):
+                agent.send(("echo", task, 1))
+                yield task.receive()
+                agent.send(("echo", task, 2))
+                yield task.receive()
+                come.set()
+
+            def hog():
+                pycoslite.SysTask(system)
+                return come.wait(COME_S)        # blocks the thread of all user tasks
+                yield
+            self.assertTrue(self.do(hog))
