@@ -3757,6 +3757,8 @@ class SchedulerDriver(_ServerDriver):
     def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
         super().__init__(network, packer, settle, status, client)
         self._carry[RELEASE_NODE] = self._release
+        self._giving = 0                            # releases that nodes have not answered yet
+        self._given_back: List[Callable] = []       # calls to be made when there are none
 
     # -- reserving -----------------------------------------------------------------------------------------------------
 
@@ -3917,8 +3919,27 @@ class SchedulerDriver(_ServerDriver):
     def _release(self, node: Node) -> None:
         link = self.nodes.get(node.id)
         if link is not None:
-            link.peer.notify("node.release", {})
             self._leave(link)
+            self._give_back(link.peer)
+
+    def _give_back(self, peer: Any) -> None:
+        """Release a node, or leave its queue; `when_given_back` tells when the node knows."""
+        self._giving += 1
+        self.network.spawn(self._await_release, peer)
+
+    def _await_release(self, peer: Any) -> Iterator:
+        try:
+            yield peer.request("node.release", {}, timeout=_RESERVE_TIMEOUT_S)
+        except pycoslite.PycosError:
+            pass                                    # it has ended, which is as good
+        self._giving -= 1
+        self.when_given_back()
+
+    def when_given_back(self, *calls: Callable) -> None:
+        """Make these calls once all nodes that were released know it."""
+        self._given_back.extend(calls)
+        while not self._giving and self._given_back:
+            self._given_back.pop()()
 
     def close(self, terminate: bool = False) -> None:
         """Take no more jobs; release the nodes when those that run have ended. `terminate`: release them now, jobs that
@@ -3938,8 +3959,8 @@ class SchedulerDriver(_ServerDriver):
         self.state.close(self.network.engine.clock(), await_io, terminate)
         self.plan()
         for link in [link for link in self.nodes.values() if not link.granted]:
-            link.peer.notify("node.release", {})
             self._leave(link)
+            self._give_back(link.peer)
 
 
 # ---- what both kinds of client need ----
@@ -4075,6 +4096,7 @@ class _Wanted:
     server_setup: Optional[bytes] = None
     disable_nodes: bool = False
     disable_servers: bool = False
+    restart_servers: bool = False
     pulse_s: float = 0.0                # how often nodes are asked what they have free; 0: never
     zombie_s: float = 0.0               # how long a silent node is waited for; 0: as long as the network does
 
@@ -4176,6 +4198,10 @@ class _ClientDriver(SchedulerDriver):
         """Let the cluster state handle an event that concerns a node or server."""
         self._event(functools.partial(getattr(self.state, event), entity, **how))
 
+    def close_server(self, server: Server, terminate: bool, restart: bool) -> None:
+        """Close a server, and replace it if that is wanted now or always."""
+        self.change("close_server", server, terminate=terminate, restart=restart or self.wanted.restart_servers)
+
     def close_node(self, node: Node, terminate: bool, again: Optional[_Packed] = None) -> None:
         """Close a node; `again`: take it anew then, with these arguments for its setup."""
         if again is None:
@@ -4197,7 +4223,7 @@ class _ClientDriver(SchedulerDriver):
         server = self._caller(peer)
         checked("client.close_server", args)
         if server is not None:
-            self.change("close_server", server, terminate=args["terminate"], restart=args["restart"])
+            self.close_server(server, args["terminate"], args["restart"])
 
     def _on_close_node(self, peer: Any, args: dict, _payload: bytes) -> None:
         """Likewise its node."""
@@ -4423,10 +4449,11 @@ pycoslite.STOPPERS.insert(0, _stop_scheduler)
 class _Run:
     """One job of a client, from the call that hands it in to its end."""
 
-    __slots__ = ("name", "args", "kwargs", "job", "task", "begun", "ended", "result")
+    __slots__ = ("name", "args", "kwargs", "private", "job", "task", "begun", "ended", "result")
 
-    def __init__(self, name: str, args: tuple, kwargs: Dict[str, Any]) -> None:
+    def __init__(self, name: str, args: tuple, kwargs: Dict[str, Any], private: bool) -> None:
         self.name, self.args, self.kwargs = name, args, kwargs
+        self.private = private                      # its caller gets the result, and no task
         self.job: Any = None
         self.task: Optional[JobTask] = None         # once it has started
         self.begun = pycoslite.Event()              # it has started, or ended without
@@ -4438,25 +4465,29 @@ class JobTask(pycoslite.RemoteTask):
     """Reference to a task that a `Client` runs at a server: a remote task, for messages, `terminate` and monitors, that
     also knows how it ends. Equal to other references to the same task, which come in messages, say."""
 
-    __slots__ = ("_ended", "_exit_value", "_monitors", "_waiting")
+    __slots__ = ("_ended", "_exit_value", "_failure", "_monitors", "_noticed")
 
     def __init__(self, peer: Any, task_id: int, name: str) -> None:
         super().__init__(peer, task_id, name)
         self._ended = pycoslite.Event()
         self._exit_value: Any = None
+        self._failure: Any = None                   # (type, value, error) of the MonitorStatus it ended with, if it failed
         self._monitors: List[Any] = []
-        self._waiting = 0                           # tasks in `finish`
+        self._noticed = False                       # somebody knows how it ended
 
     def __reduce__(self) -> Any:
         return copyreg.dispatch_table[pycoslite.RemoteTask](self)
 
+    def __del__(self) -> None:
+        if getattr(self, "_failure", None) is not None and not self._noticed:
+            pycoslite.log.warning("%r failed, and nobody has asked: %s", self, self._failure[1])
+
     @types.coroutine
     def _finish(self, timeout: Optional[float]) -> Any:
-        self._waiting += 1
-        try:
-            ended = yield self._ended.wait(timeout)
-        finally:
-            self._waiting -= 1
+        ended = yield self._ended.wait(timeout)
+        self._noticed = self._noticed or ended
+        if self._failure is not None and ended:
+            return _failed(self, *self._failure)    # made anew: it refers to this task, which must not refer to it
         return (yield pycoslite.Value(self._exit_value if ended else None))
 
     def finish(self, timeout: Optional[float] = None) -> Any:
@@ -4478,14 +4509,24 @@ class JobTask(pycoslite.RemoteTask):
         self._monitors.append(monitor)
         return 0
 
-    def conclude(self, status: Any, exit_value: Any) -> bool:
-        """It has ended: tell who wants to know; False if nobody does. For `Client`."""
-        self._exit_value = exit_value
+    def conclude(self, status: Any, told: bool) -> None:
+        """It has ended: tell who wants to know. `told`: somebody is told anyway. For `Client`."""
+        if status.error is None:
+            self._exit_value = status.value
+        elif isinstance(status.type, type):         # else it was stopped or lost, and has no value
+            self._failure = status.type, status.value, status.error
         monitors, self._monitors = self._monitors, []
         for monitor in monitors:
             monitor.send(status)
+        self._noticed = told or bool(monitors)
         self._ended.set()
-        return bool(monitors or self._waiting)
+
+
+def _failed(subject: Any, kind: Any, value: Any, error: Optional[BaseException]) -> Any:
+    """The MonitorStatus of a job that ended with an exception, or was stopped or lost."""
+    status = pycoslite.MonitorStatus(subject, kind, value)
+    status.error = error
+    return status
 
 
 # ---- what a client is made with ----
@@ -4650,6 +4691,7 @@ class Client:
         if chosen.server_setup is not None:
             wanted.server_setup = self._packer.function(chosen.server_setup)
         wanted.disable_nodes, wanted.disable_servers = chosen.disable_nodes, chosen.disable_servers
+        wanted.restart_servers = chosen.restart_servers
         self._job_ids = itertools.count(1)
         self._runs: Dict[int, _Run] = {}            # by job id, those that have not ended
         self._turn: Optional[_Turn] = None          # set from `schedule` to the end of `close`
@@ -4836,7 +4878,7 @@ class Client:
         except pycoslite.PycosError as error:
             pycoslite.log.error("job %s was not started: %s", name, error)
             return None
-        run = _Run(name, args, kwargs)
+        run = _Run(name, args, kwargs, kind is None)
         run.job = Job(next(self._job_ids), key, actual if kind is None else kind, Terms(place), _Load(run, data, needs))
         self._runs[run.job.id] = run
         self._driver.submit(run.job)
@@ -4872,11 +4914,8 @@ class Client:
         status = self._status_of(run, value, error, outcome)
         run.result = value if error is None else status
         if run.task is not None:
-            abandoned = isinstance(status.type, int)
-            told = run.task.conclude(status, None if abandoned else run.result)
+            run.task.conclude(status, self.status_task is not None or run.private)
             self._inform(status)
-            if error is not None and not abandoned and not told and self.status_task is None:
-                pycoslite.log.warning("%r failed, and nobody waits for it or monitors it:\n%s", run.task, status.value)
         elif error is not None and job.kind != FUNCTION:
             pycoslite.log.log(logging.INFO if isinstance(error, (Cancelled, ClusterClosed)) else logging.ERROR,
                               "job %s was not started: %s", run.name, status.value)
@@ -4891,12 +4930,8 @@ class Client:
         if outcome == ERROR and isinstance(error, JobError):
             stopped = isinstance(error, Cancelled) and (self._terminating or run.job.kind != IO or not self._closing())
             code = SchedulerStatus.TaskTerminated if stopped else SchedulerStatus.TaskAbandoned
-            status = pycoslite.MonitorStatus(subject, code, str(error))
-        else:
-            text = getattr(error.__cause__, "text", None) or str(error)         # the traceback at the server
-            status = pycoslite.MonitorStatus(subject, type(error), text)
-        status.error = error
-        return status
+            return _failed(subject, code, str(error), error)
+        return _failed(subject, type(error), getattr(error.__cause__, "text", None) or str(error), error)
 
     def _closing(self) -> bool:
         return self._driver is None or self._driver.state.closing
@@ -4919,7 +4954,7 @@ class Client:
 
     def tasks(self, where: Any = None) -> Any:
         """The tasks that run at a node (name or address) or server (Location), None for all; a list. Use with yield."""
-        node = None if where is None else self._node(where)
+        node = None if where is None or isinstance(where, pycoslite.Location) else self._node(where)
         return pycoslite.Value([
             run.task for run in self._runs.values() if run.task is not None and (
                 where is None or run.job.server.location == where or run.job.server.node is node)])
@@ -4986,8 +5021,8 @@ class Client:
     def close_server(self, location: Any, terminate: bool = False, restart: bool = False) -> int:
         """End a server process once what runs there has ended (`terminate`: stop that); `restart`: replace it, as the
         option restart_servers does always. Returns 0, or -1 for an unknown one."""
-        return self._event(self._server(location), "close_server", terminate=terminate,
-                           restart=restart or self._options.restart_servers)
+        known = self._server(location)
+        return self._apply(known, lambda: self._driver.close_server(known, terminate, restart))
 
     def restart_server(self, location: Any, terminate: bool = False) -> int:
         """`close_server`, and a fresh process in its place."""
@@ -5504,7 +5539,7 @@ class Cluster(concurrent.futures.Executor):
                 room += future.size
                 yield _result(future, deadline)
         finally:
-            for future in ahead:
+            for future in ahead if future is not None else ():      # nobody has asked for results: just let them run
                 future.cancel()
 
     def _settle(self, job: Job, outcome: int, payload: Any) -> None:
@@ -5588,8 +5623,9 @@ class Cluster(concurrent.futures.Executor):
         try:
             self._nodes.close()
             self._driver.close(hurry)
+            self._driver.carry_out()
         finally:
-            closed.set()
+            self._driver.when_given_back(closed.set)
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool:
         """Leave the with block: wait for all jobs, or after an exception (Ctrl-C) cancel them."""

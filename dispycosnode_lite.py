@@ -12,6 +12,7 @@ Sections (the banners below carry the same numbers and titles):
 from __future__ import annotations
 
 import argparse
+import builtins
 import collections
 import dataclasses
 import difflib
@@ -248,7 +249,7 @@ OPTIONS = (
             "do not read commands from the standard input (default: read them)"),
     _Option(_PROGRAM, "--embedded", "embedded", "", _switch, False, "--embedded takes no value",
             "serve one client on this machine that says on the standard input how to reach it; clients use this "
-            "themselves"),
+            "themselves (default: serve any client)"),
     _Option(_PROGRAM, "--start_method", "start_method", "METHOD", _choice("fork", "spawn"), None, "fork or spawn",
             "how servers are started: fork or spawn (default: fork where the system can)"),
     _Option(_PROGRAM, "-d --debug", "debug", "", _switch, False, "--debug takes no value",
@@ -887,6 +888,7 @@ class JobServer:
         self._line: Deque[_Job] = collections.deque()      # CPU jobs that have not begun
         self._tasks: Dict[int, Any] = {}        # job id -> its task, while that runs
         self._stopped: Set[int] = set()         # ids of those that were asked to stop
+        self._full = False                      # the client is behind with taking results: no more of them for now
         self._runner = self.kernel.spawn(self._run_jobs)
         network.on_request("server.attach", self._on_attach)
         network.on_request("server.setup", self._on_setup)
@@ -964,7 +966,7 @@ class JobServer:
             if not line:
                 yield task.suspend()
             since = clock()
-            while line and clock() - since < _FLUSH_AFTER_S:
+            while line and not self._full and clock() - since < _FLUSH_AFTER_S:
                 try:
                     job = line.popleft()
                 except IndexError:              # recalled meanwhile
@@ -975,7 +977,20 @@ class JobServer:
                     running = self._start(job)
                     if running is not None:
                         yield running.finish()
+                job = running = None            # do not keep what it was about while idle
             yield _Round()
+            if self._full:
+                self.network.post(self._go_on_with_room)
+            while self._full:
+                yield task.suspend()
+
+    def _go_on_with_room(self) -> None:
+        """Go on once the client has taken what was sent to it. Engine."""
+        if self.client.session.below_window:
+            self._full = False
+            self._runner.resume()
+        else:
+            self.client.held.append(self._go_on_with_room)
 
     def _call(self, job: _Job) -> None:
         """Run a plain function."""
@@ -1027,7 +1042,8 @@ class JobServer:
         space = self.space
         if space is None:
             space = self.space = _spaces[0] if _spaces else dispycos_lite.Namespace()
-            vars(space.main).update(dispycos_close_server=self._close_server, dispycos_close_node=self._close_node)
+            # As built-in names, for the client's modules have globals of their own.
+            vars(builtins).update(dispycos_close_server=self._close_server, dispycos_close_node=self._close_node)
         while self._blobs:
             space.define(self._blobs.popleft())
         return space
@@ -1046,7 +1062,7 @@ class JobServer:
             return traceback.format_exc()
         return setup_failure((yield task.finish()))
 
-    # The client's code finds these two in its globals, by the names they are given above.
+    # The client's code calls these two by the names they are given above.
 
     def _close_server(self, terminate: bool = False, restart: bool = False) -> int:
         """End this server process once its tasks have ended (`terminate`: stop them); `restart`: replace it."""
@@ -1063,6 +1079,9 @@ class JobServer:
             data = self.space.dumps(value)
         except pycoslite.PycosError as error:
             self._report(job, dispycos_lite.UNPICKLABLE, str(error).encode())
+        except BaseException as error:          # the client's code runs in pickle
+            self._report(job, dispycos_lite.UNPICKLABLE, ("cannot send the result: to pickle it ended with %s" % (
+                "".join(traceback.format_exception_only(type(error), error)).strip())).encode())
         else:
             self._report(job, dispycos_lite.VALUE, data)
 
@@ -1073,12 +1092,23 @@ class JobServer:
         elif not isinstance(error, Exception):
             error = dispycos_lite.JobExit("the job ended with %s: %s" % (type(error).__name__, error), job.id, job.attempt,
                                           dispycos_lite.current_server())
-        space = self.space or dispycos_lite.Namespace()
-        self._report(job, dispycos_lite.EXCEPTION, space.pack_exception(error))
+        try:
+            data = self.space.pack_exception(error)
+        except BaseException as trouble:        # the client's code runs there, too
+            data = self.space.pack_exception(dispycos_lite.RemoteError(
+                type(error).__qualname__, "which raised %s when it was to be sent" % type(trouble).__qualname__, ""))
+        self._report(job, dispycos_lite.EXCEPTION, data)
 
     def _report(self, job: _Job, outcome: int, payload: bytes) -> None:
-        self.client.send_frame(dispycos_lite.RESULT,
-                               dispycos_lite.pack_result(job.id, job.attempt, outcome), payload)
+        """Send a result. Any thread."""
+        most = pycoslite.settings.frame_bytes - 1024
+        if len(payload) > most:
+            outcome, payload = dispycos_lite.UNPICKLABLE, (
+                "the result is %d bytes long when packed, more than the %d that a message may have "
+                "(Settings.frame_bytes): return it in parts" % (len(payload), most)).encode()
+        head = dispycos_lite.pack_result(job.id, job.attempt, outcome)
+        if not self.client.send_frame(dispycos_lite.RESULT, head, payload):
+            self._full = True
 
 
 def server_main(spec: Message, control: "Control") -> int:

@@ -1324,7 +1324,7 @@ class EpollPoller:
                 pass
 
     def poll(self, timeout: Optional[float]) -> list:
-        """Wait at most `timeout` seconds (None: for ever); return (handler, events) pairs. Errors count as both events."""
+        """Wait at most `timeout` seconds (None: for ever); return (handler, events) pairs. Errors are both events."""
         handlers, found = self._handlers, []
         for fd, events in self._epoll.poll(timeout, 256):
             handler = handlers.get(fd)
@@ -1369,7 +1369,8 @@ class SelectorPoller:
 
     def poll(self, timeout: Optional[float]) -> list:
         """Wait at most `timeout` seconds (None: for ever); return (handler, events) pairs."""
-        return [(key.data, (READ if mask & selectors.EVENT_READ else 0) | (WRITE if mask & selectors.EVENT_WRITE else 0))
+        reads, writes = selectors.EVENT_READ, selectors.EVENT_WRITE
+        return [(key.data, (READ if mask & reads else 0) | (WRITE if mask & writes else 0))
                 for key, mask in self._selector.select(timeout)]
 
     def fileno(self) -> int:
@@ -2189,12 +2190,14 @@ class Value(Request):
 # (or append to `ready`, which the interpreter makes atomic) and wake the poller only when it sleeps.
 
 PASSES = 16                             # over the ready queue between two looks at timers and descriptors, ...
-PASS_COST = 100                         # ... fewer when it is long: a pass counts as that many steps, and its own
+STEPS = 1600                            # ... and fewer when it is so long that they would be more steps than this
 LONGEST_SLEEP_S = 86_400.0              # pollers count milliseconds in 31 bits
 LAST_ROUNDS = 10                        # of a kernel that stops: what tasks may still do in their ``finally`` blocks
 HURRY_S = 2.0                           # after Ctrl-C a task that does not yield holds the program open this long
 TURNS = 64                              # results that were there already, before a task gives the others a turn
-POLL_EVERY_S = 0.001                    # a busy kernel looks at its descriptors this often
+POLL_EVERY_S = 0.006                    # a busy kernel looks at its descriptors this often; less than the interpreter's
+                                        # switch interval (5 ms) would starve other threads: each look gives the GIL up
+                                        # and takes it back before a waiting thread has woken up to ask for it
 
 
 class Kernel:
@@ -2270,12 +2273,12 @@ class Kernel:
 
     def run_ready(self) -> None:
         """Step every ready task, PASSES times at most. The hot loop: in one piece, every line of it was measured."""
-        ready, budget = self.ready, PASSES * PASS_COST
+        ready = self.ready
         pop, push, begin_of = ready.popleft, ready.append, REQUESTS.get
-        while ready and budget > 0:
-            count = len(ready)
-            budget -= count + PASS_COST
-            for _ in range(count):
+        passes = min(PASSES, 1 + STEPS // (len(ready) or 1))
+        while ready and passes:
+            passes -= 1
+            for _ in range(len(ready)):
                 self.current = task = pop()
                 turns = TURNS
                 while turns:
@@ -2305,6 +2308,7 @@ class Kernel:
                             if not begin(value, self, task):
                                 break
                         except BaseException as error:
+                            self.timers.cancel(task)        # it may have begun to wait before it failed
                             task.step, task.carried = task.throwing, error
                     turns -= 1
                 else:
@@ -3503,6 +3507,14 @@ class _Operation(Request):
             self.task.unpark(self.at_close)
 
 
+def _call_owner(kernel: Optional[Kernel], function: Callable[[], None]) -> None:
+    """Call `function` in the thread that runs `kernel`; here if nobody does (any more, or in this forked process)."""
+    if kernel is None or kernel.owner is None or kernel in _inherited:
+        function()
+    else:
+        kernel.call(function)
+
+
 def _closed_meanwhile() -> OSError:
     return OSError(errno.ECONNABORTED, "closed by another task while this one waited for it")
 
@@ -3608,11 +3620,15 @@ class _Call(_Operation):
 
 
 class _WriteCall(_Call):
+    """The same in the writer's place."""
+
     __slots__ = ()
     reads = False
 
 
 class _Recv(_Operation):
+    """Up to `size` bytes of a stream; also says whether more is likely to be there (`drained`)."""
+
     __slots__ = ("size",)
     at_close = b""
 
@@ -3864,6 +3880,8 @@ class _SockConnect(_Operation):
 
 
 class _Accept(_Operation):
+    """The next connection of a listener, without TLS."""
+
     __slots__ = ()
 
     def __init__(self, stream: Any) -> None:
@@ -4026,11 +4044,7 @@ class _Stream:
     def close(self) -> None:
         """Close it: a task that waits to read gets end of file, one that waits to write an OSError. TLS says goodbye
         without waiting for the answer. Any thread; from another than the tasks' it happens soon, and not at once."""
-        kernel = self.watch.kernel
-        if kernel is None or kernel.owner is None or kernel.owner == get_ident():
-            self._close()
-        else:
-            kernel.post(self._close)
+        _call_owner(self.watch.kernel, self._close)
 
     def _close(self) -> None:
         if self.sock.fileno() < 0:
@@ -4504,6 +4518,8 @@ class _Disk:
 
 
 class _FileOperation(_Operation):
+    """Reading through the file's buffer; closing the file gives what is in it."""
+
     __slots__ = ("size",)
 
     def __init__(self, stream: "AsyncFile", size: int, timeout: Optional[float]) -> None:
@@ -4564,6 +4580,8 @@ class _ReadLine(_FileOperation):
 
 
 class _Write(_Operation):
+    """What the file takes of `rest` at once, or all of it if `full`; `sent` counts what has gone."""
+
     __slots__ = ("rest", "full", "sent")
     reads = False
 
@@ -4688,11 +4706,7 @@ class AsyncFile:
     def close(self) -> None:
         """Close the descriptor: a task that waits to read gets what has come, one that waits to write an OSError. Any
         thread; from another than the tasks' it happens soon, and not at once."""
-        kernel = self.watch.kernel
-        if kernel is None or kernel.owner is None or kernel.owner == get_ident():
-            self._close()
-        else:
-            kernel.post(self._close)
+        _call_owner(self.watch.kernel, self._close)
 
     def _close(self) -> None:
         self.receive = self.transmit = _refuse_closed       # the descriptor's number may soon mean something else
@@ -7376,6 +7390,11 @@ def running_network() -> Optional[Network]:
     return _network
 
 
+def _location(place: Any) -> Location:
+    """A `Location`, or what is written as host, host:port or [v6]:port."""
+    return place if isinstance(place, Location) else Location.parse(place, settings.net_port)
+
+
 class Pycos(metaclass=Singleton):
     """The scheduler of this process: kernel and network. Made once; options count the first time only.
 
@@ -7387,7 +7406,7 @@ class Pycos(metaclass=Singleton):
         ext_host        (or ext_ip_addr) address, or list of them, that others are told instead
         name            what others call this process; this host's name
         discover_peers  search the local networks at start, and be found: True
-        peers           list of `Location` to contact
+        peers           list of `Location`, or texts like "host:port", to contact
         secret          text that all of the cluster share; False runs open; else see section 17
         secret_file     file that holds it, or a random key
         cluster         name; clusters never meet
@@ -7426,7 +7445,7 @@ class Pycos(metaclass=Singleton):
             network.post(self.discovery.answer)
             network.post(self.discovery.search, ROLES["peer"])
         for location in get("peers") or ():
-            network.spawn(self._contact, location)
+            network.spawn(self._contact, _location(location))
 
     @property
     def network(self) -> Network:
@@ -7495,8 +7514,7 @@ class Pycos(metaclass=Singleton):
     def peer(self, loc: Any, **_tuning: Any) -> Any:
         """Make the process at `loc` (a `Location`, or a host name for the default port) a peer. Use with yield. Gives 0,
         or -1 with a line in the log that says why not."""
-        location = loc if isinstance(loc, Location) else Location.parse(loc, settings.net_port)
-        return _Remote(self.network, self._contact, location)
+        return _Remote(self.network, self._contact, _location(loc))
 
     def _contact(self, location: Location) -> Generator:
         try:

@@ -16,12 +16,11 @@ LOOPBACK = {"host": "127.0.0.1", "tcp_port": 0, "discover_peers": False}     # o
 
 @contextlib.contextmanager
 def running_node(cpus: int = 2, *options: Any) -> Iterator[Process]:
-    """A node program at a port of its own of the loopback interface (attribute `port`)."""
-    port = free_port()
-    command = [sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", cpus, "--host", "127.0.0.1", "--tcp_ports", port,
+    """A node program on the loopback interface, at a port of its own (attribute `port`)."""
+    command = [sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", cpus, "--host", "127.0.0.1",
                "--udp_port", free_port(), "--daemon", *options]
-    with running(command, ready=r"listening at") as process:
-        process.port = port
+    with running(command, ready=r"listening at 127\.0\.0\.1:(\d+)") as process:
+        process.port = int(process.match.group(1))
         yield process
 
 

@@ -131,7 +131,7 @@ class WorkTest(ClusterCase):
         with self.cluster(1) as cluster:
             with self.assertRaisesRegex(dispycos_lite.CannotShip, r"closes_over_a_lock.*'lock'.*_thread\.lock") as caught:
                 cluster.submit(closes_over_a_lock)
-            self.assertRegex(str(caught.exception), r"test_dispycos_cluster\.py.*line \d+|line \d+.*test_dispycos_cluster")
+            self.assertRegex(str(caught.exception), r"test_dispycos_cluster\.py:\d+")
             with self.assertRaisesRegex(dispycos_lite.CannotShip, "argument 1"):
                 cluster.submit(jobs.double, lock)
             self.assertEqual(cluster.submit(jobs.double, 1).result(WAIT_S), 2)
@@ -143,7 +143,7 @@ class EndsTest(ClusterCase):
     def check(self, function: Callable, *args: Any, kind: type, text: str, dies: bool = False) -> BaseException:
         with contextlib.ExitStack() as stack:
             if dies:
-                stack.enter_context(self.expect_log(r"server 1 of node \S+: " + text))
+                stack.enter_context(self.expect_log(r"server 1 of node \S+: .*" + text))
             error = self.one.submit(function, *args).exception(WAIT_S)
         self.assertIs(type(error), kind, repr(error))
         self.assertRegex(str(error), text)
@@ -258,7 +258,7 @@ class FuturesTest(ClusterCase):
 
     def test_cancel_wherever_it_is(self) -> None:
         folder = self.temp_dir()
-        with self.quick_grace(), self.cluster(1) as cluster, self.expect_log("did not stop") as lines:
+        with self.quick_grace(), self.cluster(1) as cluster:
             running = cluster.submit(jobs.spin, str(folder / "spin"))
             self.wait_marks(folder / "spin")
             waiting = [cluster.submit(jobs.touch, str(folder / "never")) for _ in range(10)]
@@ -275,7 +275,6 @@ class FuturesTest(ClusterCase):
             with self.assertRaises(concurrent.futures.CancelledError):
                 running.result()
             self.assertFalse(follower.cancel())
-        self.assertEqual(len(lines), 1)
 
     def test_cancelled_task_frees_its_slot_and_not_the_server(self) -> None:
         mark = self.temp_dir() / "mark"
@@ -307,11 +306,11 @@ class FuturesTest(ClusterCase):
         mark = self.temp_dir() / "mark"
         with self.cluster(1) as cluster:
             cluster.map(jobs.touch, [str(mark)] * 3)
-            self.assertEqual(len(self.wait_marks(mark, 1)) > 0, True)
+            self.wait_marks(mark, 3)
 
     def test_map_timeout_and_early_end_cancel_what_is_ahead(self) -> None:
         folder = self.temp_dir()
-        with self.quick_grace(), self.cluster(1) as cluster, self.expect_log("did not stop"):
+        with self.quick_grace(), self.cluster(1) as cluster:
             with self.assertRaises(concurrent.futures.TimeoutError):
                 list(cluster.map(jobs.nap, [30] * 5, [str(folder / "a")] * 5, timeout=0.3))
             self.assertEqual(cluster.submit(jobs.double, 1).result(WAIT_S), 2)

@@ -559,7 +559,7 @@ class ProgramTest(TestCase):
         self.assertRegex(text, r"(?s)task fails/1 ended with an uncaught exception:\nTraceback.*KeyError: 'lost'\n")
 
     def interrupted(self, text: str, presses: int = 1) -> tuple:
-        with running(self.program(text), ready="^ready$") as process:
+        with running(self.program(text), ready="^ready\n") as process:
             for _ in range(presses):
                 process.signal(signal.SIGINT)
             return process.wait(20), process.output

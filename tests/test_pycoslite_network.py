@@ -487,7 +487,7 @@ class FaultsTest(NetworkTestCase):
     def test_both_dial_at_once_and_keep_one_connection(self):
         node = self.node()
         for _ in range(5):
-            with self.agent("peers=[pycoslite.Location(%r, %d)]" % (HOST, node.location.port)) as process:
+            with self.agent("peers=['%r']" % node.location) as process:
                 agent = self.find(process)
                 self.assertEqual(self.ask(agent, "echo", 1), 1)
                 self.wait_until(lambda: len(node.network.links) == 1)

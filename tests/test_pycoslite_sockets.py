@@ -685,6 +685,21 @@ class WaitingTest(SocketCase):
             gc.collect()
         self.assertNotIn(number, pycoslite.default_kernel().poller._handlers)
 
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
+    def test_forked_child_closes_its_copy_only(self):
+        left, right = self.pair()
+        task = Task(self.outcome, left.recv(10))
+        self.task(lambda: (yield))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)     # of forking with threads
+            child = os.fork()
+        if child == 0:
+            left.close()
+            os._exit(0 if left.fileno() == -1 else 1)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+        self.task(lambda: (yield right.sendall(b"still here")))
+        self.assertEqual(task.value(10), b"still here")
+
     def test_used_by_two_kernels_at_once(self):
         left, right = self.pair()
         task = Task(self.waits, left.recv(1))
