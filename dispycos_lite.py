@@ -3420,7 +3420,7 @@ class _Hub:
             network.on_frame(code, functools.partial(self._route, take))
         for op, take in (("node.waiting", SchedulerDriver.on_waiting), ("node.refused", SchedulerDriver.on_refused),
                          ("node.server", SchedulerDriver.on_server)):
-            network.on_request(op, functools.partial(self._route, take))
+            network.on_request(op, functools.partial(self._route_news, take))
         network.on_request("node.granted", self._on_granted)
         network.on_peer(self._on_peer)
 
@@ -3435,12 +3435,22 @@ class _Hub:
         if driver is not None:
             take(driver, peer, *what)
 
-    def _on_granted(self, peer: Any, args: dict, _payload: bytes) -> None:
+    # What nodes say is handled by system tasks: these run in the order in which they came and, like what a node says, after
+    # the task that waits for an earlier reply. So news that follows a grant is never taken for news from before it.
+
+    def _route_news(self, take: Callable, peer: Any, args: dict, payload: bytes) -> Iterator:
+        self._route(take, peer, args, payload)
+        return {}
+        yield
+
+    def _on_granted(self, peer: Any, args: dict, _payload: bytes) -> Iterator:
         driver = self.drivers.get(peer.process_id)
         if driver is None:
             peer.notify("node.release", {})         # the turn came after the client lost interest
         else:
             driver.on_granted(peer, args)
+        return {}
+        yield
 
     def _on_peer(self, peer: Any, event: str, detail: str) -> None:
         driver = self.drivers.get(peer.process_id)
@@ -3666,6 +3676,7 @@ class _ServerDriver(_JobDriver):
             if peer.process_id.hex() != facts["process"]:
                 raise pycoslite.PeerLost("another process answers there")
             link.arriving.add(peer)
+            peer.accounted = True
             if self._is_wanted(link, facts):
                 yield peer.request("server.attach", {}, timeout=_RESERVE_TIMEOUT_S)
         except pycoslite.PycosError as error:
@@ -3772,12 +3783,15 @@ class SchedulerDriver(_ServerDriver):
         if peer.info.get("role") != "node":
             raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py prints" % (
                 peer, peer.info.get("role")))
+        if self.state.closing:
+            return "rejected"                       # too late: nothing would give it back
         if self.hub.drivers.setdefault(peer.process_id, self) is not self:
             raise pycoslite.MisuseError("node %s is used by another cluster of this process already" % peer)
         link = self.nodes[peer.process_id] = _NodeLink(peer)
+        peer.accounted = True
         try:
             cpus = yield self.choose(peer)
-            if not cpus:
+            if not cpus or self.nodes.get(peer.process_id) is not link:
                 self._leave(link)
                 return "rejected"
             reply, _ = yield peer.request("node.reserve", {
@@ -3787,8 +3801,8 @@ class SchedulerDriver(_ServerDriver):
             self._leave(link)
             raise
         if self.nodes.get(peer.process_id) is not link:
-            peer.notify("node.release", {})         # closed meanwhile
-        elif reply["state"] == "granted":
+            return "rejected"                       # closed meanwhile, and given back then; it may be another client's now
+        if reply["state"] == "granted":
             self._grant(link, reply)
         else:
             self._say_place(link, reply)
@@ -3890,7 +3904,7 @@ class SchedulerDriver(_ServerDriver):
     def on_server(self, peer: Any, args: dict, _payload: bytes) -> None:
         """A node reports that a server came or went."""
         link = self.nodes.get(peer.process_id)
-        if link is None:
+        if link is None or not link.granted:        # one of those that the client before us had
             return
         args = checked("node.server", args)
         if args["state"] == "up":
@@ -4260,13 +4274,17 @@ def _ask_rules(rules: List[DispycosNodeAllocate], info: DispycosNodeInfo) -> Ite
 
 
 class _Turn:
-    """A client in the scheduler's queue: `come` is set when its turn has come, the rest is its part of the work."""
+    """A client in a scheduler's queue: `come` is set when its turn has come, the rest is what the scheduler knows of it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, scheduler: "Scheduler", name: str) -> None:
+        self.scheduler, self.name = scheduler, name
         self.come = pycoslite.Event()
         self.driver: Optional[_ClientDriver] = None
         self.close: Optional[Callable] = None       # the client's
+
+    def leave(self) -> None:
+        """The client is done, or has given up waiting."""
+        self.scheduler.leave(self)
 
 
 class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
@@ -4295,7 +4313,8 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         self._cores = settings.embedded if embedded is None else -1 if embedded is True else int(embedded)
         self._local: Optional[LocalNode] = None
         self._turns: Any = collections.deque()      # of clients; the first one has the nodes
-        self._discovery = pycoslite.Discovery(self.network, pycoslite.settings.net_port, [])
+        udp_port = options.get("udp_port") or pycoslite.settings.net_port
+        self._discovery = pycoslite.Discovery(self.network, udp_port, [])
         self.network.on_peer(self._on_peer)
         _running.append(self)
 
@@ -4322,7 +4341,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
 
     def enqueue(self, name: str) -> _Turn:
         """A client wants the nodes. For `Client.schedule`."""
-        turn = _Turn(name)
+        turn = _Turn(self, name)
         self._turns.append(turn)
         self._turns[0].come.set()
         return turn
@@ -4613,6 +4632,16 @@ class _ClientOptions:
             found.append(node)
         return found
 
+    def hosts(self) -> List[Any]:
+        """Locations of the nodes that are named, and not described by a pattern."""
+        found = []
+        for node in _as_list(self.nodes):
+            if isinstance(node, str):
+                found.append(pycoslite.Location.parse(node, NODE_PORT))
+            elif isinstance(node, DispycosNodeAllocate) and node.ip_rex == re.escape(node.node):
+                found.append(pycoslite.Location(node.node, node.port or NODE_PORT))
+        return found
+
 
 def _as_list(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -4642,134 +4671,54 @@ def _code_component(component: Any) -> Any:
     return subject
 
 
-class Client:
-    """A program's part of the cluster: what its jobs need, and the methods that run them. Also named `Computation`.
+class _Places:
+    """The nodes and servers that a client has, by what the program calls them. See `Client`."""
 
-        def work(n, task=None):                 # runs at a server
-            yield task.sleep(n)
-            return n * n
-
-        def main(task=None):
-            client = Client([work])
-            yield client.schedule()
-            print((yield client.run_result(work, 3)))
-            yield client.close()
-
-        pycoslite.Task(main)
-
-    `components`: functions, classes, modules, objects (for their class) and paths of files that jobs use, in a list, or
-    just one. Code is there before the first job; files are in the parent of the servers' working directory. Functions
-    that are not listed travel with the job that needs them. The options, by keyword (positions as in older programs work
-    too):
-
-    nodes               host names or `DispycosNodeAllocate` rules, tried in order on each node; also node_allocations
-    status_task         a task that is sent `DispycosStatus` messages, what nodes have free, and how jobs ended
-    node_setup          generator function run once on each node before its servers are made; must end with 0
-    server_setup        the same in each server
-    disable_nodes       nodes are not set up before `enable_node`; disable_servers likewise, `enable_server`
-    pulse_interval      seconds between two reports of what a node has free; 5 * MinPulseInterval
-    ping_interval       seconds between two searches for nodes
-    restart_servers     servers that are closed are replaced
-    zombie_period, abandon_zombie_nodes, peers_communicate, timeout     taken for the sake of older programs
-
-    Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot travel.
-    Methods are for tasks of this process; those described as "use with yield" work with ``yield``, ``yield from`` and
-    ``await``.
-    """
-
-    def __init__(self, components: Any = (), *args: Any, **options: Any) -> None:
-        self._options = chosen = _ClientOptions.of_call(args, options)
+    def __init__(self) -> None:
         self._packer = Packer()
-        self._wanted = wanted = _Wanted(chosen.rules(), self._named_hosts())
-        for component in _as_list(components):
-            if isinstance(component, str):
-                wanted.files.append(_file_component(component))
-            else:
-                wanted.components.append(self._packer.component(_code_component(component)))
-        if chosen.node_setup is not None:
-            wanted.node_setup = self._packer.function(chosen.node_setup)
-        if chosen.server_setup is not None:
-            wanted.server_setup = self._packer.function(chosen.server_setup)
-        wanted.disable_nodes, wanted.disable_servers = chosen.disable_nodes, chosen.disable_servers
-        wanted.restart_servers = chosen.restart_servers
+        self._driver: Any = None                    # set while the nodes are the client's
+
+    def _nodes(self) -> List[Node]:
+        return [] if self._driver is None else list(self._driver.state.nodes.values())
+
+    def _servers(self) -> List[Server]:
+        return [] if self._driver is None else list(self._driver.state.anywhere.servers)
+
+    def _node(self, where: Any) -> Optional[Node]:
+        """The node of that name or address; of a Location only the address counts."""
+        names = {getattr(where, "addr", where)}
+        nodes = self._nodes()
+        if nodes and not any(names & {node.info.name, node.info.addr} for node in nodes):
+            try:
+                names.update(found[4][0] for found in socket.getaddrinfo(names.pop(), None))
+            except (OSError, UnicodeError, TypeError):
+                return None                         # no host has that name
+        return next((node for node in nodes if names & {node.info.name, node.info.addr}), None)
+
+    def _server(self, location: Any) -> Optional[Server]:
+        return next((server for server in self._servers() if server.location == location), None)
+
+    def _place(self, where: Any) -> Any:
+        """What a job's `where` is in the cluster state. Raises PycosError when there is no such place."""
+        if where is None or self._driver.state.servers_at(where):
+            return where
+        node = self._node(where)
+        if node is None or isinstance(where, pycoslite.Location) and where != node.info.location:
+            raise pycoslite.PycosError("no node or server %r is in use; there are: %s" % (
+                where, ", ".join([node.info.addr for node in self._nodes()]
+                                 + [repr(server.location) for server in self._servers()]) or "none"))
+        return node.id
+
+
+class _Jobs(_Places):
+    """Running jobs, and what becomes of them. See `Client`."""
+
+    def __init__(self, options: _ClientOptions) -> None:
+        super().__init__()
+        self._options = options
         self._job_ids = itertools.count(1)
         self._runs: Dict[int, _Run] = {}            # by job id, those that have not ended
-        self._turn: Optional[_Turn] = None          # set from `schedule` to the end of `close`
-        self._driver: Any = None
-        self._terminating = False
-        self._closed = pycoslite.Event()
-
-    def _named_hosts(self) -> List[Any]:
-        """Locations of the nodes that are named, and not described by a pattern."""
-        found = []
-        for node in _as_list(self._options.nodes):
-            if isinstance(node, str):
-                found.append(pycoslite.Location.parse(node, NODE_PORT))
-            elif isinstance(node, DispycosNodeAllocate) and node.ip_rex == re.escape(node.node):
-                found.append(pycoslite.Location(node.node, node.port or NODE_PORT))
-        return found
-
-    @property
-    def status_task(self) -> Any:
-        """The task that is told of changes, None for no one. May be assigned until `schedule`."""
-        return self._options.status_task
-
-    @status_task.setter
-    def status_task(self, task: Any) -> None:
-        if task is not None and not isinstance(task, pycoslite.Task):
-            raise pycoslite.MisuseError("status_task=%r is not a task" % (task,))
-        self._options.status_task = task
-
-    status_coro = status_task
-
-    def __repr__(self) -> str:
-        return "client %d of %s" % (id(self), _client_name())
-
-    # -- its turn ------------------------------------------------------------------------------------------------------
-
-    @types.coroutine
-    def schedule(self, location: Any = None, timeout: Optional[float] = None) -> Any:
-        """Wait until the nodes are this client's. Use with yield. Gives 0 (also when they are already), or -1 when
-        `timeout` seconds were not enough. Nodes need not be there: they are used as they come."""
-        if self._driver is not None:
-            return 0
-        scheduler = Scheduler()
-        turn = self._turn = scheduler.enqueue(repr(self))
-        try:
-            come = yield turn.come.wait(timeout)
-        except BaseException:
-            come = False
-            raise
-        finally:
-            if not come:
-                self._turn = None
-                scheduler.leave(turn)
-        if not come:
-            return -1
-        self._closed.clear()
-        self._terminating = False
-        if self.status_task is not None:
-            self._wanted.pulse_s = self._options.pulse_interval
-        self._driver = _ClientDriver(scheduler.network, self._packer, self._settle, self._tell, self._wanted)
-        self._tell(SchedulerStatus.ClientScheduled, id(self))
-        scheduler.begin(turn, self._driver, self.close)
-        return 0
-
-    @types.coroutine
-    def close(self, await_io: bool = False, terminate: bool = False, timeout: Optional[float] = None,
-              await_async: bool = False) -> Any:
-        """Take no more jobs, wait for the CPU jobs, give the nodes back. Use with yield. Gives 0, or -1 when `timeout`
-        seconds were not enough (it goes on closing). I/O jobs are stopped unless `await_io`; `terminate` stops all:
-        KeyboardInterrupt is raised in them, and those that do not end are killed. Closing again does no harm."""
-        driver = self._driver
-        if driver is None:
-            return 0
-        self._terminating = self._terminating or terminate
-        driver.network.post(driver.wind_up, await_io or await_async, terminate)
-        closed = yield self._closed.wait(timeout)
-        return 0 if closed else -1
-
-    # -- running jobs --------------------------------------------------------------------------------------------------
+        self._terminating = False                   # they are being stopped, at the client's wish
 
     def rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run a generator function (or async function) as a task on the CPU of some server, at which no other such task
@@ -4886,19 +4835,9 @@ class Client:
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    def _tell(self, code: Optional[int], info: Any) -> None:
-        """Something has changed; without a code it is what a node has free."""
-        if code == SchedulerStatus.TaskStarted:
-            self._started(*info)
-        elif code == SchedulerStatus.ClientClosed:
-            self._inform(DispycosStatus(code, id(self)))
-            self._ended()
-        else:
-            self._inform(info if code is None else DispycosStatus(code, info))
-
     def _inform(self, message: Any) -> None:
-        if self.status_task is not None:
-            self.status_task.send(message)
+        if self._options.status_task is not None:
+            self._options.status_task.send(message)
 
     def _started(self, job: Job, task_id: int) -> None:
         run: _Run = job.load.future
@@ -4914,7 +4853,7 @@ class Client:
         status = self._status_of(run, value, error, outcome)
         run.result = value if error is None else status
         if run.task is not None:
-            run.task.conclude(status, self.status_task is not None or run.private)
+            run.task.conclude(status, self._options.status_task is not None or run.private)
             self._inform(status)
         elif error is not None and job.kind != FUNCTION:
             pycoslite.log.log(logging.INFO if isinstance(error, (Cancelled, ClusterClosed)) else logging.ERROR,
@@ -4936,13 +4875,9 @@ class Client:
     def _closing(self) -> bool:
         return self._driver is None or self._driver.state.closing
 
-    def _ended(self) -> None:
-        """The nodes were given back."""
-        turn, self._turn, self._driver = self._turn, None, None
-        Scheduler().leave(turn)
-        self._closed.set()
 
-    # -- nodes and servers ---------------------------------------------------------------------------------------------
+class _Control(_Jobs):
+    """What a client can do with its nodes and servers. See `Client`."""
 
     def nodes(self) -> Any:
         """Addresses of the nodes in use, a list. Use with yield."""
@@ -4958,37 +4893,6 @@ class Client:
         return pycoslite.Value([
             run.task for run in self._runs.values() if run.task is not None and (
                 where is None or run.job.server.location == where or run.job.server.node is node)])
-
-    def _nodes(self) -> List[Node]:
-        return [] if self._driver is None else list(self._driver.state.nodes.values())
-
-    def _servers(self) -> List[Server]:
-        return [] if self._driver is None else list(self._driver.state.anywhere.servers)
-
-    def _node(self, where: Any) -> Optional[Node]:
-        """The node of that name or address; of a Location only the address counts."""
-        names = {getattr(where, "addr", where)}
-        nodes = self._nodes()
-        if nodes and not any(names & {node.info.name, node.info.addr} for node in nodes):
-            try:
-                names.update(found[4][0] for found in socket.getaddrinfo(names.pop(), None))
-            except (OSError, UnicodeError, TypeError):
-                return None                         # no host has that name
-        return next((node for node in nodes if names & {node.info.name, node.info.addr}), None)
-
-    def _place(self, where: Any) -> Any:
-        """What a job's `where` is in the cluster state. Raises PycosError when there is no such place."""
-        if where is None or self._driver.state.servers_at(where):
-            return where
-        node = self._node(where)
-        if node is None or isinstance(where, pycoslite.Location) and where != node.info.location:
-            raise pycoslite.PycosError("no node or server %r is in use; there are: %s" % (
-                where, ", ".join([node.info.addr for node in self._nodes()]
-                                 + [repr(server.location) for server in self._servers()]) or "none"))
-        return node.id
-
-    def _server(self, location: Any) -> Optional[Server]:
-        return next((server for server in self._servers() if server.location == location), None)
 
     def _apply(self, entity: Any, event: Callable, *args: Any) -> int:
         """Have the engine make a call that concerns a node or server; -1 when there is none."""
@@ -5059,9 +4963,129 @@ class Client:
             return -1
         rules = self._wanted.rules
         rules[:] = [rule] + [other for other in rules if other.node != rule.node]
-        scheduler, driver = Scheduler(), self._driver
-        driver.network.post(scheduler.offer, driver)
+        self._driver.network.post(self._turn.scheduler.offer, self._driver)
         return 0
+
+
+class Client(_Control):
+    """A program's part of the cluster: what its jobs need, and the methods that run them. Also named `Computation`.
+
+        def work(n, task=None):                 # runs at a server
+            yield task.sleep(n)
+            return n * n
+
+        def main(task=None):
+            client = Client([work])
+            yield client.schedule()
+            print((yield client.run_result(work, 3)))
+            yield client.close()
+
+        pycoslite.Task(main)
+
+    `components`: functions, classes, modules, objects (for their class) and paths of files that jobs use, in a list, or
+    just one. Code is there before the first job; files are in the parent of the servers' working directory. Functions
+    that are not listed travel with the job that needs them. The options, by keyword (positions as in older programs work
+    too):
+
+    nodes               host names or `DispycosNodeAllocate` rules, tried in order on each node; also node_allocations
+    status_task         a task that is sent `DispycosStatus` messages, what nodes have free, and how jobs ended
+    node_setup          generator function run once on each node before its servers are made; must end with 0
+    server_setup        the same in each server
+    disable_nodes       nodes are not set up before `enable_node`; disable_servers likewise, `enable_server`
+    pulse_interval      seconds between two reports of what a node has free; 5 * MinPulseInterval
+    restart_servers     servers that are closed are replaced
+    ping_interval, zombie_period, abandon_zombie_nodes, peers_communicate, timeout      taken for older programs' sake
+
+    Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot travel.
+    Methods are for tasks of this process; those described as "use with yield" work with ``yield``, ``yield from`` and
+    ``await``.
+    """
+
+    def __init__(self, components: Any = (), *args: Any, **options: Any) -> None:
+        super().__init__(_ClientOptions.of_call(args, options))
+        chosen = self._options
+        self._wanted = wanted = _Wanted(chosen.rules(), chosen.hosts())
+        for component in _as_list(components):
+            if isinstance(component, str):
+                wanted.files.append(_file_component(component))
+            else:
+                wanted.components.append(self._packer.component(_code_component(component)))
+        for name in ("node_setup", "server_setup"):
+            if getattr(chosen, name) is not None:
+                setattr(wanted, name, self._packer.function(getattr(chosen, name)))
+        for name in ("disable_nodes", "disable_servers", "restart_servers"):
+            setattr(wanted, name, getattr(chosen, name))
+        self._turn: Any = None                      # set from `schedule` to the end of `close`
+        self._closed = pycoslite.Event()
+
+    @property
+    def status_task(self) -> Any:
+        """The task that is told of changes, None for no one. May be assigned until `schedule`."""
+        return self._options.status_task
+
+    @status_task.setter
+    def status_task(self, task: Any) -> None:
+        """See above; raises MisuseError for what is no task."""
+        if task is not None and not isinstance(task, pycoslite.Task):
+            raise pycoslite.MisuseError("status_task=%r is not a task" % (task,))
+        self._options.status_task = task
+
+    status_coro = status_task
+
+    def __repr__(self) -> str:
+        return "client %d of %s" % (id(self), _client_name())
+
+    @types.coroutine
+    def schedule(self, location: Any = None, timeout: Optional[float] = None) -> Any:
+        """Wait until the nodes are this client's. Use with yield. Gives 0 (also when they are already), or -1 when
+        `timeout` seconds were not enough. Nodes need not be there: they are used as they come."""
+        if self._driver is not None:
+            return 0
+        scheduler = Scheduler()
+        turn = scheduler.enqueue(repr(self))
+        come = False
+        try:
+            come = yield turn.come.wait(timeout)
+        finally:                                    # the task that waits may be terminated
+            if not come:
+                turn.leave()
+        if not come:
+            return -1
+        self._turn = turn
+        self._closed.clear()
+        self._terminating = False
+        if self.status_task is not None:
+            self._wanted.pulse_s = self._options.pulse_interval
+        self._driver = _ClientDriver(scheduler.network, self._packer, self._settle, self._tell, self._wanted)
+        self._tell(SchedulerStatus.ClientScheduled, id(self))
+        scheduler.begin(turn, self._driver, self.close)
+        return 0
+
+    @types.coroutine
+    def close(self, await_io: bool = False, terminate: bool = False, timeout: Optional[float] = None,
+              await_async: bool = False) -> Any:
+        """Take no more jobs, wait for the CPU jobs, give the nodes back. Use with yield. Gives 0, or -1 when `timeout`
+        seconds were not enough (it goes on closing). I/O jobs are stopped unless `await_io`; `terminate` stops all:
+        KeyboardInterrupt is raised in them, and those that do not end are killed. Closing again does no harm."""
+        driver = self._driver
+        if driver is None:
+            return 0
+        self._terminating = self._terminating or terminate
+        driver.network.post(driver.wind_up, await_io or await_async, terminate)
+        closed = yield self._closed.wait(timeout)
+        return 0 if closed else -1
+
+    def _tell(self, code: Optional[int], info: Any) -> None:
+        """Something has changed; without a code it is what a node has free."""
+        if code == SchedulerStatus.TaskStarted:
+            self._started(*info)
+        elif code == SchedulerStatus.ClientClosed:
+            self._inform(DispycosStatus(code, id(self)))
+            turn, self._turn, self._driver = self._turn, None, None
+            turn.leave()
+            self._closed.set()
+        else:
+            self._inform(info if code is None else DispycosStatus(code, info))
 
 
 def _arguments(item: Any) -> tuple:
@@ -5180,6 +5204,9 @@ class _ClusterDriver(SchedulerDriver):
             now = self.network.engine.clock()
             if final or self.state.closing:
                 break
+            if used and not self.nodes:
+                pycoslite.log.warning("no node is left for now; it is tried to reach this one again, and jobs wait for it "
+                                      "at most %g seconds", pycoslite.settings.give_up_s)
             if used or lost_at is None:
                 pause_s, lost_at = _AGAIN_S[0], now
             if not self.nodes and now - lost_at > pycoslite.settings.give_up_s:

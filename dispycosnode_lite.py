@@ -817,6 +817,7 @@ class NodeState:
 # whose single operations the interpreter makes atomic, so that a job is taken by exactly one of them.
 
 _FLUSH_AFTER_S = 0.001                  # results of jobs shorter than this go out together
+_DEBUG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _Job(NamedTuple):
@@ -902,6 +903,7 @@ class JobServer:
         if self.client not in (None, peer):
             raise pycoslite.PycosError("this server process belongs to another client already")
         self.client = peer
+        peer.accounted = True                   # results without a client are of no use to anybody
         return {}
 
     def _on_setup(self, peer: Any, args: dict, payload: bytes) -> Iterator:
@@ -1114,10 +1116,15 @@ class JobServer:
 def server_main(spec: Message, control: "Control") -> int:
     """A server process, from its fork (or spawn) to its end by the supervisor. `spec` has key (hex or None), cluster,
     hosts, announced, ports, name and n."""
+    if spec["debug"]:                           # a forked one logs already
+        logging.basicConfig(level=logging.DEBUG, format=_DEBUG_FORMAT)
     pycoslite.main_kernel()
-    network = pycoslite.start_network(
-        spec["hosts"], spec["ports"], spec["name"], key=spec["key"] and bytes.fromhex(spec["key"]),
-        cluster=spec["cluster"], role="server", announced=spec["announced"])
+    try:
+        network = pycoslite.start_network(
+            spec["hosts"], spec["ports"], spec["name"], key=spec["key"] and bytes.fromhex(spec["key"]),
+            cluster=spec["cluster"], role="server", announced=spec["announced"])
+    except OSError as error:
+        sys.exit("%s: %s" % (spec["name"], error))
     dispycos_lite.enter_server(spec["label"])
     JobServer(network)
     control.report(ready=True, port=network.port, process=network.process_id.hex())
@@ -2395,7 +2402,9 @@ class NodeDriver:
     def _start_server(self, that: StartServer) -> None:
         options, network = self.options, self.network
         port = options.ports()[that.n] if network.port == options.ports()[0] else network.port + that.n
-        ports = [port] if options.tcp_ports else [at for at in range(port, port + PORTS_TRIED) if at < 65536] + [0]
+        ports = [port]
+        if port not in options.tcp_ports:       # nobody counts on that very one
+            ports += [at for at in range(port + 1, port + PORTS_TRIED) if at < 65536] + [0]
         self.processes.start_server(that.generation, that.n, {
             "key": network.key and network.key.hex(), "cluster": network.cluster, "hosts": list(self.hosts()),
             "announced": list(options.ext_hosts), "ports": ports, "name": "%s_server-%d" % (options.name, that.n),
@@ -2430,6 +2439,7 @@ class NodeDriver:
     def _on_reserve(self, peer: Any, args: dict, _payload: bytes) -> dict:
         """The instruction for the client itself becomes the reply, the others are carried out."""
         args = dispycos_lite.checked("node.reserve", args)
+        peer.accounted = True                   # what it cannot be told any more does not matter
         client = peer.process_id.hex()
         instructions = self.state.reserve(client, args["client"], args["cpus"])
         answer = next(item for item in instructions
@@ -2756,7 +2766,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # What happens at an embedded node its client hears, and says itself.
     level = logging.DEBUG if options.debug else logging.ERROR if options.embedded else logging.WARNING
     logging.basicConfig(level=level,
-                        format="%(asctime)s %(levelname)s %(message)s" if options.debug else "%(message)s")
+                        format=_DEBUG_FORMAT if options.debug else "%(message)s")
     for warning in options.warnings:
         log.warning("%s", warning)
     return run_node(options)

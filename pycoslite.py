@@ -42,6 +42,7 @@ Sections (the banners below carry the same numbers and titles):
     21. Discovery
     22. Remote tasks
     23. Facade
+    24. Command line
 
 Rules that hold everywhere: importing starts nothing (no thread, socket, file, signal handler); sections marked
 "pure" take bytes, events and ``now`` and give bytes, events and instructions, and touch no socket, clock or thread;
@@ -60,6 +61,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import linecache
 import logging
 import math
 import os
@@ -68,6 +70,7 @@ import queue
 import random
 import select
 import selectors
+import signal
 import socket
 import stat
 import struct
@@ -83,6 +86,10 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional, Tuple, Union
 
 __version__ = "0.1.0"
+
+if __name__ == "__main__":              # started as a program: hand over to the module under its own name, so that there
+    _own = __spec__.name if __spec__ else os.path.splitext(os.path.basename(__file__))[0]   # is one copy of it
+    sys.exit(importlib.import_module(_own).main())
 
 # ======================================================================================================================
 # 1. Settings                                              every number that has a unit, and the environment's overrides
@@ -326,10 +333,10 @@ class TimerQueue:
     that timers set and cancelled a million times leave nothing behind.
     """
 
-    __slots__ = ("_heap", "_sequence", "_live")
+    __slots__ = ("heap", "_sequence", "_live")
 
     def __init__(self) -> None:
-        self._heap: list = []           # (deadline, sequence, item); live while item.timer == sequence
+        self.heap: list = []            # (deadline, sequence, item); live while item.timer == sequence
         self._sequence = 0
         self._live = 0
 
@@ -341,21 +348,21 @@ class TimerQueue:
         self._sequence = sequence = self._sequence + 1
         self._live += 1
         item.timer = sequence
-        heappush(self._heap, (deadline, sequence, item))
+        heappush(self.heap, (deadline, sequence, item))
 
     def cancel(self, item: Any) -> None:
         """Take `item` out; does nothing when it is not queued."""
         if item.timer:
             item.timer = 0
             self._live -= 1
-            size = len(self._heap)
+            size = len(self.heap)
             if size > 64 and self._live * 2 < size:
-                self._heap = [entry for entry in self._heap if entry[2].timer == entry[1]]
-                heapify(self._heap)
+                self.heap = [entry for entry in self.heap if entry[2].timer == entry[1]]
+                heapify(self.heap)
 
     def next_deadline(self) -> Optional[float]:
         """When the first item is due; None when there is none."""
-        heap = self._heap
+        heap = self.heap
         while heap:
             deadline, sequence, item = heap[0]
             if item.timer == sequence:
@@ -363,10 +370,14 @@ class TimerQueue:
             heappop(heap)
         return None
 
+    def deadlines(self) -> List[Tuple[float, Any]]:
+        """(deadline, item) of all that is queued, in no order; another thread gets a snapshot, for people to read."""
+        return [(deadline, item) for deadline, sequence, item in list(self.heap) if item.timer == sequence]
+
     def expired(self, now: float) -> Iterator:
         """Take out every item due at `now`, earliest first, those of one deadline in the order they came; one at a
         time, so that one may still cancel the next. What is pushed meanwhile waits for the next call."""
-        heap, due = self._heap, []
+        heap, due = self.heap, []
         while heap and heap[0][0] <= now:
             due.append(heappop(heap))
         for _, sequence, item in due:
@@ -521,6 +532,15 @@ def serialize(value: Any) -> bytes:
     return pickle.dumps(value, PROTOCOL)
 
 
+def set_pickle_protocol(version: Optional[int]) -> None:
+    """Have `serialize` use that protocol from now on: None for the highest that every supported Python reads, 0 for the
+    one that `pickle` prefers, or a number. Raises ValueError for one that not all of them read. Any thread."""
+    global PROTOCOL
+    if version is not None and not (isinstance(version, int) and 0 <= version <= 5):
+        raise ValueError("PickleProtocolVersion = %r: it must be None, or a number from 0 to 5" % (version,))
+    PROTOCOL = 5 if version is None else version or pickle.DEFAULT_PROTOCOL
+
+
 def deserialize(data: bytes) -> Any:
     """Inverse of `serialize`; for bytes from an authenticated peer only. Any thread."""
     return pickle.loads(data)
@@ -577,13 +597,13 @@ class RecordSealer:
         """
         size = sum(map(len, parts)) if len(parts) <= _FEW else 0
         if size <= _SMALL:
-            parts = [b"".join(parts)]
+            parts = [parts[0] if len(parts) == 1 else b"".join(parts)]
             size = len(parts[0])
-        length = _U32.pack(size)
-        mac = b"" if self._mac is None else self._mac.next(length, *parts)
+        mac, length = self._mac, _U32.pack(size)
         if size <= _SMALL:
-            return [b"".join((length, parts[0], mac))]
-        return [length, *parts, mac]
+            record = length + parts[0]
+            return [record if mac is None else record + mac.next(record)]
+        return [length, *parts, b"" if mac is None else mac.next(length, *parts)]
 
 
 class RecordOpener:
@@ -610,6 +630,10 @@ class RecordOpener:
         """
         if self._error:
             raise ProtocolError(self._error)
+        if not self._kept and 4 < len(data) <= _SMALL:
+            whole = bytes(data)
+            if self._length(whole) == len(whole):       # the usual case, one small record
+                return [self._body(whole)]              # type: ignore[arg-type]
         bodies: list = []
         view = memoryview(data)
         position, end = (self._complete(view, bodies) if self._kept else 0), len(data)
@@ -1032,7 +1056,7 @@ class Session:
 
     __slots__ = ("_ack_at", "_ack_bytes", "_ack_frames", "_base", "_batch_bytes", "_confirmed", "_control", "_frames",
                  "_held", "_kept", "_limits", "_nbytes", "_open", "_ready", "_received", "_rest", "_room_bytes",
-                 "_room_frames", "_sent", "_sent_most", "_tags", "local_sid", "remote_sid")
+                 "_room_frames", "_sent", "_sent_most", "_tags", "has_more", "local_sid", "remote_sid")
 
     def __init__(self, local_sid: int, limits: Optional[Settings] = None) -> None:
         self._limits = limits or settings
@@ -1052,6 +1076,7 @@ class Session:
         self._rest: deque = deque()             # buffers of the last kept batch not handed out yet
         self._control: list = []                # link frames to go before anything else
         self._open = False                      # the other end's SESSION of this connection is in
+        self.has_more = False                   # the last `next_batch` left something for the next one
         self._base = 0                          # frames before the first kept (or ready) batch
         self._confirmed = 0                     # frames the other end has, >= _base (it may confirm half a batch)
         self._sent = 0                          # frames handed out on this connection or confirmed
@@ -1116,7 +1141,10 @@ class Session:
         Link frames come first. What a long batch leaves over comes out of the next calls, before anything else.
         """
         if self._rest:
-            return self._take(self._rest, [], limit_bytes)
+            parts = self._take(self._rest, [], limit_bytes)
+            self.has_more = True                # as far as is known
+            return parts
+        self.has_more = False
         parts, self._control = self._control, []
         if not self._open:
             return parts
@@ -1125,6 +1153,7 @@ class Session:
             parts.append(self._take_ack())      # rides along from half of the delay on, so that few go alone
         if self._ready:
             batch = self._ready.popleft()
+            self.has_more = True
         elif self._frames:
             batch = self._frames, self._tags, self._nbytes
             self._frames, self._tags, self._nbytes = [], [], 0
@@ -1149,6 +1178,7 @@ class Session:
         if used + nbytes <= limit_bytes:
             return [*parts, *buffers]
         self._rest.extend(buffers)
+        self.has_more = True
         return self._take(self._rest, parts, limit_bytes - used)
 
     @staticmethod
@@ -1176,8 +1206,9 @@ class Session:
         """When `next_batch` must be called for a confirmation to go out: a time, 0.0 for at once, None for never."""
         return self._ack_at
 
-    def note_received(self, count: int, nbytes: int, now: float) -> None:
-        """`count` sequenced frames of `nbytes` bytes in all have been delivered, in order; they are confirmed later."""
+    def note_received(self, count: int, nbytes: int, now: float) -> float:
+        """`count` sequenced frames of `nbytes` bytes in all have been delivered, in order; they are confirmed later.
+        Returns the new `ack_deadline`."""
         if not self._open:
             raise ProtocolError("messages came before the session was announced")
         self._received += count
@@ -1187,6 +1218,7 @@ class Session:
             self._ack_at = 0.0
         elif self._ack_at is None:
             self._ack_at = now + self._limits.ack_delay_s
+        return self._ack_at
 
     def on_ack(self, count: int) -> bool:
         """The other end has our first `count` frames. True when held senders may go on; ProtocolError if absurd."""
@@ -2158,11 +2190,14 @@ def _tell_future(future: Any, task: Task) -> None:
 
 
 def _tell_monitor(monitor: Task, task: Task) -> None:
-    """Watcher: sends the completion notice."""
+    """Watcher: sends the completion notice. One that cannot be sent to another process is replaced by one that says so;
+    a monitor that is gone gets neither."""
     outcome = task.outcome
     if not isinstance(outcome, MonitorStatus):
         outcome = MonitorStatus(task, StopIteration, outcome)
-    monitor.send(outcome)
+    if monitor.send(outcome) and monitor.remote:
+        text = "a %s, which cannot be sent to another process" % type(outcome.value).__qualname__
+        monitor.send(MonitorStatus(task, TypeError, "the exit value of task %r is %s" % (task, text)))
 
 
 class Value(Request):
@@ -2190,7 +2225,7 @@ class Value(Request):
 # (or append to `ready`, which the interpreter makes atomic) and wake the poller only when it sleeps.
 
 PASSES = 16                             # over the ready queue between two looks at timers and descriptors, ...
-STEPS = 1600                            # ... and fewer when it is so long that they would be more steps than this
+STEPS = 1600                            # ... and fewer, or a part of one, where that would be more steps than this
 LONGEST_SLEEP_S = 86_400.0              # pollers count milliseconds in 31 bits
 LAST_ROUNDS = 10                        # of a kernel that stops: what tasks may still do in their ``finally`` blocks
 HURRY_S = 2.0                           # after Ctrl-C a task that does not yield holds the program open this long
@@ -2263,22 +2298,35 @@ class Kernel:
                 log.exception("a call posted to the kernel failed: %r", function)
 
     def run_timers(self) -> None:
-        """Expire what is due."""
-        if len(self.timers):
-            for item in self.timers.expired(self.clock()):
-                try:
-                    item.expire()
-                except Exception:
-                    log.exception("what was to be done at a certain time failed: %r", item)
+        """Expire what is due. When so many tasks are ready that their steps would take several turns, those woken by
+        this go before them: they have waited for their time already. (Unless they are many, too: then all take turns.)
+        """
+        ready, now = self.ready, self.clock()
+        deadline = self.timers.next_deadline()
+        if deadline is None or deadline > now:
+            return
+        before = len(ready)
+        for item in self.timers.expired(now):
+            try:
+                item.expire()
+            except Exception:
+                log.exception("what was to be done at a certain time failed: %r", item)
+        if before > STEPS and len(ready) - before <= STEPS // 2:
+            ready.rotate(len(ready) - before)       # moves the last ones to the front and keeps their order
 
     def run_ready(self) -> None:
-        """Step every ready task, PASSES times at most. The hot loop: in one piece, every line of it was measured."""
+        """Step ready tasks: each PASSES times at most, all together about STEPS times. The hot loop: in one piece, every
+        line of it was measured."""
         ready = self.ready
         pop, push, begin_of = ready.popleft, ready.append, REQUESTS.get
-        passes = min(PASSES, 1 + STEPS // (len(ready) or 1))
-        while ready and passes:
+        passes, steps = PASSES, STEPS
+        while ready and passes and steps > 0:
             passes -= 1
-            for _ in range(len(ready)):
+            count = len(ready)
+            if count > STEPS:           # the rest is served after a look at timers and descriptors
+                count = STEPS
+            steps -= count
+            for _ in range(count):
                 self.current = task = pop()
                 turns = TURNS
                 while turns:
@@ -2316,11 +2364,20 @@ class Kernel:
                     push(task)
         self.current = None
 
+    def work(self) -> None:
+        """All there is to do without looking at descriptors; what there is none of costs no call."""
+        if self.inbox:
+            self.run_inbox()
+        if self.timers.heap:
+            self.run_timers()
+        if self.ready:
+            self.run_ready()
+
     def timeout(self) -> Optional[float]:
         """How long the kernel may sleep: 0 when there is work, None when only a descriptor can bring some."""
         if self.ready or self.inbox or self.stopping:
             return 0
-        deadline = self.timers.next_deadline()
+        deadline = self.timers.next_deadline() if self.timers.heap else None
         return None if deadline is None else min(max(0.0, deadline - self.clock()), LONGEST_SLEEP_S)
 
     def poll(self, timeout: Optional[float]) -> None:
@@ -2340,9 +2397,7 @@ class Kernel:
 
     def turn(self, limit: Optional[float] = None) -> None:
         """Once round the loop, sleeping at most `limit` seconds (None: as long as nothing is due)."""
-        self.run_inbox()
-        self.run_timers()
-        self.run_ready()
+        self.work()
         timeout = self.timeout()
         if limit is not None and (timeout is None or timeout > limit):
             timeout = limit
@@ -2441,9 +2496,7 @@ class Kernel:
             if guest is None:
                 self.turn()
             else:
-                self.run_inbox()
-                self.run_timers()
-                self.run_ready()
+                self.work()
                 self.rounds += 1
                 guest.visit()
         self._end_all()
@@ -2498,14 +2551,20 @@ def running_kernel() -> Optional[Kernel]:
     return _default
 
 
+STARTERS: List[Callable[[], None]] = []     # called by the thread that has just started the default kernel
+
+
 def _start_default() -> Kernel:
     global _default
     with _default_lock:
-        if _default is None:
-            _default = Kernel()
-            _default.start("pycoslite")
-            _hook_exit()
-        return _default
+        if _default is not None:
+            return _default
+        kernel = _default = Kernel()
+        kernel.start("pycoslite")
+        _hook_exit()
+    for starter in STARTERS:
+        starter()
+    return kernel
 
 
 def main_kernel() -> Kernel:
@@ -2560,6 +2619,7 @@ def _stop_at_exit(timeout: Optional[float] = None) -> None:
 
 
 STOPPERS: List[Callable[[], None]] = []     # what must end before the kernel that drives it
+AFTERWARDS: List[Callable[[], None]] = []   # called when the default kernel has ended
 WAITERS: List[Callable[[], None]] = []      # what else is waited for when the program's own code has ended
 
 
@@ -2573,6 +2633,8 @@ def stop_default(timeout: Optional[float] = None) -> None:
         kernel, _default = _default, None
     if kernel is not None:
         kernel.stop(timeout)
+        for function in AFTERWARDS:
+            function()
 
 
 _inherited: List[Kernel] = []           # by a forked child; kept, or ``finally`` blocks of the parent's tasks would run
@@ -2940,6 +3002,9 @@ class Channel:
     """
 
     _named: Any = weakref.WeakValueDictionary()     # name -> the channel that has it, until it is gone
+    remote = False                                  # whether it is in another process
+    answers_until: Any = staticmethod(lambda timeout: None)     # both are replaced by the section that knows how other
+    spread: Any = staticmethod(lambda *_: [])                   # processes are reached
 
     def __init__(self, name: str, transform: Optional[Callable[[str, Any], Any]] = None) -> None:
         stripped = name.lstrip("".join(char for char in name if not char.isalnum()))
@@ -2949,7 +3014,9 @@ class Channel:
         self.location: Optional[Location] = None    # of the process it is in, for a channel of another process
         self._transform: Optional[Callable] = None
         self._tasks: Dict[Task, None] = {}          # subscribers of the kernel `_kernel`; changed in its thread only
-        self._others: Dict[Any, None] = {}          # channels, and tasks of other kernels or processes
+        self._others: Dict[Any, None] = {}          # channels, and tasks of other kernels
+        self._far: Dict[Any, None] = {}             # subscribers in other processes
+        self.routes: Any = None                     # how these are reached, kept by who spreads until they change
         self._kernel: Optional[Kernel] = None
         self._line: OrderedDict = OrderedDict()     # of those who wait for subscribers
         if Channel._named.setdefault(stripped, self) is not self:
@@ -2992,7 +3059,7 @@ class Channel:
 
     def unsubscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
         """Send it no more messages. Use with yield. Gives 0, or -1 when it is no subscriber."""
-        if subscriber not in self._tasks and subscriber not in self._others:
+        if not any(subscriber in some for some in (self._tasks, self._others, self._far)):
             return Value(-1)
         self._change(self._unsubscribe, subscriber)
         return Value(0)
@@ -3005,9 +3072,12 @@ class Channel:
             self._kernel.call(function, *args)
 
     def _subscribe(self, subscriber: Any) -> None:
-        near = isinstance(subscriber, Task) and subscriber.kernel is self._kernel and not subscriber.remote
-        (self._tasks if near else self._others)[subscriber] = None
-        count = len(self._tasks) + len(self._others)
+        if subscriber.remote:
+            self._far[subscriber], self.routes = None, None
+        else:
+            near = isinstance(subscriber, Task) and subscriber.kernel is self._kernel
+            (self._tasks if near else self._others)[subscriber] = None
+        count = self.count()
         for task, request in list(self._line.items()):
             if count >= request.n:
                 del self._line[task]
@@ -3016,30 +3086,44 @@ class Channel:
     def _unsubscribe(self, subscriber: Any) -> None:
         self._tasks.pop(subscriber, None)
         self._others.pop(subscriber, None)
+        if subscriber.remote:
+            self._far.pop(subscriber, None)
+            self.routes = None
+
+    def count(self) -> int:
+        """How many subscribers there are. Any thread."""
+        return len(self._tasks) + len(self._others) + len(self._far)
 
     def _feeds(self, channel: "Channel") -> bool:
-        """Whether what is sent here arrives there."""
-        return self is channel or any(other._feeds(channel) for other in self._others if isinstance(other, Channel))
+        """Whether what is sent here arrives there, as far as this process can know."""
+        return self == channel or any(other._feeds(channel) for other in self._others if isinstance(other, Channel))
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def send(self, message: Any) -> int:
-        """Send `message` to all who are subscribers now; never waits. Any thread. Returns 0."""
+        """Send `message` to all who are subscribers now; never waits. Any thread. Returns 0, or -1 for a channel of
+        another process that cannot be reached."""
         self._change(self.publish, message)
         return 0
 
     @types.coroutine
     def deliver(self, message: Any, timeout: Optional[float] = None, n: int = 0) -> Any:
         """Like `send`, once there are `n` subscribers, for which it waits at most `timeout` seconds. Use with yield.
-        Gives how many tasks have the message, those of chained channels too; 0 when time is up; -1 for negative `n`."""
+        Gives how many tasks have the message, those of chained channels and of other processes too; 0 when time is up;
+        -1 for negative `n`. It does not wait for more than `n` answers of other processes, unless `n` is 0."""
         if n < 0:
             return -1
-        if len(self._tasks) + len(self._others) < n and not (yield _Enough(self._line, n, timeout)):
+        answers = self.answers_until(timeout)
+        if self.count() < n and not (yield _Enough(self._line, n, timeout)):
             return 0
-        return self.publish(message)
+        count = self.publish(message, answers)
+        if answers is not None and answers.open and not 0 < n <= count:
+            count += yield answers.wait(n - count)
+        return count
 
-    def publish(self, message: Any) -> int:
-        """Send to all subscribers, and count the tasks that were reached. In the thread of the subscribers' kernel."""
+    def publish(self, message: Any, answers: Any = None) -> int:
+        """Send to all subscribers, and count the tasks of this process that were reached; `answers` notes whom of other
+        processes to wait for. In the thread of the subscribers' kernel."""
         if self._transform is not None:
             try:
                 message = self._transform(self.name, message)
@@ -3053,11 +3137,13 @@ class Channel:
         count = len(tasks) - len(ended)
         for other in list(self._others):
             if isinstance(other, Channel):
-                count += other.publish(message)
+                count += other.publish(message, answers)
             elif other.send(message) == 0:
                 count += 1
             else:
                 ended.append(other)
+        if self._far:
+            ended += self.spread(self, self._far, message, answers)
         for task in ended:
             self._unsubscribe(task)
         return count
@@ -3086,8 +3172,8 @@ class Channel:
             _forget_name((kind, name), self)
         if Channel._named.get(self.name) is self:
             del Channel._named[self.name]
-        self._change(self._tasks.clear)
-        self._change(self._others.clear)
+        for subscribers in (self._tasks, self._others, self._far):
+            self._change(subscribers.clear)
 
 
 _NO_MESSAGE = object()                  # what no message can be
@@ -4982,24 +5068,33 @@ def secret_key(secret: Any = None, secret_file: Optional[str] = None) -> Optiona
         log.warning("running without authentication: whoever reaches this process can run code in it")
         return None
     if secret:
-        return _stretch(secret)
+        return _key_of_text(secret)
     secret_file = secret_file or os.environ.get("PYCOSLITE_SECRET_FILE")
     if secret_file:
         return _key_of_file(os.path.expanduser(secret_file))
     if os.environ.get("PYCOSLITE_SECRET"):
-        return _stretch(os.environ["PYCOSLITE_SECRET"])
+        return _key_of_text(os.environ["PYCOSLITE_SECRET"])
     path = os.path.expanduser(_SECRET_FILE)
     if not os.path.exists(path):
         _make_secret(path)
     return _key_of_file(path)
 
 
+def _key_of_text(secret: Union[str, bytes]) -> bytes:
+    """A key as it is, anything else stretched."""
+    text = secret.encode("utf8", "surrogateescape") if isinstance(secret, str) else bytes(secret)
+    try:
+        key = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        key = b""
+    return key if len(key) == 32 else _stretch(text)
+
+
 @functools.lru_cache(maxsize=8)
-def _stretch(secret: Union[str, bytes]) -> bytes:
+def _stretch(text: bytes) -> bytes:
     if not hasattr(hashlib, "scrypt"):
         raise SecretError("this Python cannot stretch a typed secret (its OpenSSL lacks scrypt): use a secret file of 64 "
                           "random hexadecimal digits instead")
-    text = secret.encode() if isinstance(secret, str) else bytes(secret)
     return hashlib.scrypt(text, salt=_SALT, n=1 << 15, r=8, p=1, maxmem=64 << 20, dklen=32)
 
 
@@ -5015,17 +5110,13 @@ def _key_of_file(path: str) -> bytes:
         raise SecretError("the secret file %s is empty: remove it to have a new one made, or copy it again" % path)
     if os.name == "posix" and mode & 0o077:
         log.warning("the secret file %s can be read by other users of this machine: run chmod 600 on it", path)
-    try:
-        key = bytes.fromhex(text.decode("ascii"))
-    except ValueError:
-        key = b""
-    return key if len(key) == 32 else _stretch(text)
+    return _key_of_text(text)
 
 
 def _make_secret(path: str) -> None:
     """Write a new random key; of several processes that do so at once the first wins and all use its key."""
     folder = os.path.dirname(path)
-    fresh = "%s.%d" % (path, os.getpid())
+    fresh = "%s.%s" % (path, os.urandom(4).hex())
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -5105,7 +5196,8 @@ class Engine(Kernel):
         self._awake = threading.Event()
         self._tick = threading.Event()      # never set but at the end: the watcher's clock
         self._left = threading.Event()      # the host drives it no more
-        self._sleeps_until = math.inf       # when the host, if it sleeps, wakes up by itself
+        self._sleeps_until = -math.inf      # when the host, if it sleeps, wakes up by itself
+        self._due = -math.inf               # no timer expires before that
         self._watcher = threading.Thread(target=self._watch, name="pycoslite network watcher", daemon=True)
 
     def begin(self) -> None:
@@ -5172,8 +5264,7 @@ class Engine(Kernel):
         if self.inbox:
             self.run_inbox()
         self.now = self.clock()
-        deadline = self.timers.next_deadline()
-        if deadline is not None and deadline <= self.now:
+        if self.now >= self._due:
             self.run_timers()
         if self.ready:
             self.run_ready()
@@ -5196,15 +5287,20 @@ class Engine(Kernel):
             self.host.guest = None
             self._left.set()
             return
-        self._enter()
+        host = self.host
+        if not self.lock.acquire(False):
+            self._claim()
+        self.owner = host.owner
         try:
             self._visited = True            # and the watcher keeps away, also while the lock is given back below
+            if host.inbox:                  # what others have read and posted there came before what is read next
+                host.run_inbox()
             self.work()
-            host = self.host
             host.sleeping = True            # before the queues are looked at: who comes later wakes us
             if host.ready or host.inbox or host.stopping or self.inbox or self.ready or self.dirty:
                 host.sleeping = False
                 if self.now - self.polled >= POLL_EVERY_S:
+                    self._due = -math.inf
                     self._handle(self.poller.poll(0))
             else:
                 self._sleep(host)
@@ -5213,20 +5309,17 @@ class Engine(Kernel):
             self.owner = None
             self.lock.release()
 
-    def _enter(self) -> None:
+    def _claim(self) -> None:
         """Take the lock, from the watcher too. Host's thread."""
-        if not self.lock.acquire(False):
-            self._wanted = True
-            self.waker.wake()
-            self.lock.acquire()
-            self._wanted = False
-        self.owner = self.host.owner
-        if self.host.inbox:                 # what others have read and posted there came before what is read next
-            self.host.run_inbox()
+        self._wanted = True
+        self.waker.wake()
+        self.lock.acquire()
+        self._wanted = False
 
     def _sleep(self, host: Kernel) -> None:
         """Wait for descriptors, without the lock, and handle them."""
         until, other = self.timers.next_deadline(), host.timers.next_deadline()
+        self._due = math.inf if until is None else until
         if until is None or other is not None and other < until:
             until = other
         self._sleeps_until = math.inf if until is None else until
@@ -5240,7 +5333,11 @@ class Engine(Kernel):
             if self._dozing:
                 self._dozing = False
                 self._awake.set()
-            self._enter()
+            if not self.lock.acquire(False):
+                self._claim()
+            self.owner = host.owner
+            if host.inbox:                  # as above
+                host.run_inbox()
         self._handle(events)
 
     def _handle(self, events: list) -> None:
@@ -5302,6 +5399,7 @@ class Engine(Kernel):
         else:
             deadline = self.timers.next_deadline()
             events = self.poller.poll(None if deadline is None else max(0.0, deadline - self.clock()))
+        self._due = -math.inf
         self.sleeping = False
         self._handle(events)
 
@@ -5330,8 +5428,8 @@ _REPLY_HEAD = struct.Struct(">IBI")     # request number, 0 done or 1 failed, by
 REQUEST, REPLY = 16, 17                 # frame codes
 _FIRST_SEQUENCED = Code.FIRST_SEQUENCED
 _UNCOPIED = 64 * 1024                   # a frame this long goes out from the buffers it was given in
-_FIRST_BYTES = 1024                     # of a link's first record; each next one has twice as many, up to ...
-_MOST_BYTES = RECORD_CAP                # ... Settings.record_bytes or this: so a line that keeps breaking gets on, too
+_FIRST_BYTES = 1024                     # of a link's first records; they grow while there is more to send, up to
+                                        # Settings.record_bytes: so a line that keeps breaking gets on, too
 _LONG_QUEUE = 1024                      # frames that wait for the engine: senders are held back until it has come round
 _AFTER_YOU_S = 0.1                      # after a cut one end lets the other dial first, so that not both do
 _RIVAL_ANSWERS_S = 1.0                  # the better one of two links has this long to prove that it works
@@ -5374,13 +5472,13 @@ class Link:
             return
         if self.connecting:
             self._connected()
-        elif not self.interest:
-            self.fail(ConnectionError("the other end closed the connection"))
-        else:
+        elif self.interest:
             if events & READ:
                 self.read()
             if events & WRITE and self.sock is not None:
                 self._writable()
+        else:
+            self.fail(ConnectionError("the other end closed the connection"))
 
     def _connected(self) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -5410,10 +5508,7 @@ class Link:
             return
         self.last_in = self.engine.now
         try:
-            if self.peer is None:
-                self._shake(data)
-            else:
-                self.take(data)
+            (self.take if self.peer is not None else self._shake)(data)
         except PycosError as error:
             self.fail(error)
 
@@ -5626,6 +5721,7 @@ class Peer:
         self.candidate: Optional[Link] = None
         self.state = "down"                     # 'down', 'up' or 'lost'; set only by _online, _down and lost
         self.told_online = False                # the listeners believe it is online
+        self.accounted = False                  # who talks to it says by himself what is lost with it
         self.reason = ""
         self.requests: Dict[int, Task] = {}
         self.last_request = 0
@@ -5726,17 +5822,16 @@ class Peer:
             parts = session.next_batch(link.record_bytes, now)
             if not parts or not link.write(link.sealer.seal(parts)):
                 break
-            if link.record_bytes < _MOST_BYTES:
-                link.record_bytes = min(link.record_bytes * 2, settings.record_bytes, _MOST_BYTES)
+            if not session.has_more:
+                break
+            link.record_bytes = min(link.record_bytes * 2, settings.record_bytes, RECORD_CAP)
 
     def note_received(self, count: int, size: int) -> None:
         """Sequenced frames were handled: confirm them in time."""
-        session = self.session
-        session.note_received(count, size, self.engine.now)
-        due = session.ack_deadline
+        due = self.session.note_received(count, size, self.engine.now)
         if due == 0.0:
             self.flush()
-        elif self.ack_timer is None and due is not None:
+        elif self.ack_timer is None:
             self.ack_timer = self.engine.call_later(due - self.engine.now, self._confirm)
 
     def _confirm(self) -> None:
@@ -5848,7 +5943,7 @@ class Peer:
                 link.close()
         self.link = self.candidate = None
         unconfirmed = self.session.lost(_random_id())
-        if unconfirmed and not expected:
+        if unconfirmed and not (expected or self.accounted):
             log.warning("%s: %d messages were not confirmed, %d of them may have arrived: %s", self, len(unconfirmed),
                         sum(item.sent for item in unconfirmed), reason)
         requests, self.requests = self.requests, {}
@@ -6691,17 +6786,20 @@ class Discovery:
         if not ping.roles & mine:
             return
         if not ping.authentic:
-            network.complain(logging.WARNING, "ignored a search from %s: it has another secret than this process "
-                             "(copy ~/.pycoslite/secret from one machine to the other)", address[0])
+            self._complain(address)
         self._send(sock, encode_datagram(network.key if ping.authentic else b"", PONG if ping.authentic else REFUSAL,
                                          network.process_id, network.port, mine, network.cluster, ping.nonce), address)
 
     def _on_answer(self, address: tuple, answer: Datagram) -> None:
         if answer.kind == REFUSAL:
-            self.network.complain(logging.WARNING, "a process at %s was found and refused: it has another secret than "
-                                  "this process (copy ~/.pycoslite/secret from one machine to the other)", address[0])
+            self._complain(address)
         elif answer.kind == PONG and answer.authentic:
             self._found(answer.process_id, Location(address[0], answer.port))
+
+    def _complain(self, address: tuple) -> None:
+        """One line for either end, whoever searched."""
+        self.network.complain(logging.WARNING, "a process at %s has another secret than this one, they are no peers (copy "
+                              "~/.pycoslite/secret from one machine to the other)", address[0])
 
     def _found(self, process_id: bytes, location: Location) -> None:
         known = self.network.peers.get(process_id)
@@ -6742,7 +6840,9 @@ MESSAGE, DELIVER, DELIVERED = 18, 19, 20
 _TASK_ID = struct.Struct(">Q")
 _MESSAGE_FRAME = struct.Struct(">IBQ")  # head of the frame and of its body in one
 _DELIVER_HEAD = struct.Struct(">QI")
+_DELIVER_FRAME = struct.Struct(">IBQI")
 _DELIVERED_BODY = struct.Struct(">Ib")
+_DELIVERED_FRAME = struct.Struct(">IBIb")
 _REVIVE_CODE = 0x70636C                 # 'pcl': pickle's extension code for `_revive`
 
 _network: Optional[Network] = None      # this process's, once started (see Pycos); guarded by ...
@@ -6940,29 +7040,32 @@ class _Deliver(_Timed):
             return True
         try:
             data = serialize(self.message)
-            target.peer.check_size(len(data) + _DELIVER_HEAD.size)
+            target.peer.check_size(len(data) + 12)
         except Exception as error:      # pickling runs code of the user's
             log.error("message to %r was not delivered: %s", target, _unsendable(error))
             task.carried = -1
             return True
-        if super().begin(kernel, task):
+        if _Timed.begin(self, kernel, task):
             return True
         self.task = task
-        self.number = next(_numbers) & 0xFFFFFFFF
-        _deliveries[self.number] = self
-        target.peer.send_frame(DELIVER, _DELIVER_HEAD.pack(target.id, self.number), data)
-        if target.peer.state == "lost":         # just now: who told the others may not have seen this one
+        self.number = number = next(_numbers) & 0xFFFFFFFF
+        _deliveries[number] = self
+        peer, size = target.peer, len(data) + 12
+        if size < _UNCOPIED:
+            peer.push(_DELIVER_FRAME.pack(size, DELIVER, target.id, number) + data, size)
+        else:
+            peer.send_frame(DELIVER, _DELIVER_HEAD.pack(target.id, number), data)
+        if peer.state == "lost" and _deliveries.pop(number, None):      # just now, before this one was to be seen
             self.done(0)
         return False
 
     def done(self, status: int) -> None:
         """The answer came, or never will. Any thread."""
-        self.task.kernel.call(self._done, status)
-
-    def _done(self, status: int) -> None:
-        _deliveries.pop(self.number, None)
-        if self.task.wait is self:
-            self.task.unpark(status)
+        task = self.task
+        if task.kernel.owner != get_ident():
+            task.kernel.post(self.done, status)
+        elif task.wait is self:
+            task.unpark(status)
 
     def expired(self, task: Task) -> Any:
         _deliveries.pop(self.number, None)
@@ -7067,7 +7170,7 @@ def _on_deliver(peer: Peer, body: bytes) -> None:
             status = task.send(deserialize(body[12:] if len(body) < _SMALL else memoryview(body)[12:])) or 1
         except Exception as error:      # as above
             log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, error)
-    peer.send_frame(DELIVERED, _DELIVERED_BODY.pack(number, status))
+    peer.push(_DELIVERED_FRAME.pack(5, DELIVERED, number, status), 5)
 
 
 def _on_delivered(_peer: Peer, body: bytes) -> None:
@@ -7274,8 +7377,8 @@ def _on_peer_event(peer: Peer, event: str, reason: str) -> None:
             search.ask(peer)
     elif event == "lost":
         tasks.forget_seekers(lambda key: key[0] == peer.process_id)
-        for waiting in list(_deliveries.values()):
-            if waiting.target.peer is peer:
+        for number, waiting in list(_deliveries.items()):
+            if waiting.target.peer is peer and _deliveries.pop(number, None):
                 waiting.done(0)
         for number, (task, monitor) in list(tasks.monitored.items()):
             if task.peer is peer:
@@ -7311,7 +7414,7 @@ class SysTask(Task):
         if args:
             target, args = args[0], args[1:]
         else:
-            target, args, kwargs = kwargs.pop("target"), kwargs.pop("args", ()), kwargs.pop("kwargs", {})
+            target, args, kwargs = _keyword_form(kwargs)
         self._start(Pycos().network.engine, target, args, kwargs)
 
 
@@ -7326,11 +7429,12 @@ def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Option
     OSError when it cannot listen. Any thread but the engine's.
     """
     global _network
+    kernel = default_kernel()           # before the lock: what starts with it may start the network, too
     with _network_lock:
         if _network is not None:
             raise MisuseError("the network of this process is running already: give the options to the first "
                               "Pycos(...)")
-        network = Network(default_kernel(), key, name or socket.gethostname(), cluster, role)
+        network = Network(kernel, key, name or socket.gethostname(), cluster, role)
         network.facts.update(facts or {})
         ports = [settings.net_port, 0] if tcp_port is None else [tcp_port] if isinstance(tcp_port, int) else tcp_port
         try:
@@ -7395,8 +7499,129 @@ def _location(place: Any) -> Location:
     return place if isinstance(place, Location) else Location.parse(place, settings.net_port)
 
 
-class Pycos(metaclass=Singleton):
-    """The scheduler of this process: kernel and network. Made once; options count the first time only.
+def _kernels() -> List[Kernel]:
+    """The network engine and the kernel of user tasks, as far as they run."""
+    return [kernel for kernel in (_network.engine if _network else None, running_kernel()) if kernel is not None]
+
+
+_INSIDE = {                             # where the inside of what runs a generator is: its frame, what it delegates to
+    types.GeneratorType: ("gi_frame", "gi_yieldfrom"),
+    types.CoroutineType: ("cr_frame", "cr_await"),
+    types.AsyncGeneratorType: ("ag_frame", "ag_await"),
+}
+_WAITS = {                              # class of a wait -> text of what ends it; the first base found counts
+    type(RECEIVE): lambda wait: "a message",
+    _Receive: lambda wait: "a message",
+    Suspend: lambda wait: "resume()" if wait.timeout is None else "resume(), or its time",
+    Join: lambda wait: "the end of %r" % wait.target,
+    _InLine: lambda wait: "its turn among %d that wait (%s)" % (len(wait.line), type(wait).__name__.strip("_")),
+    _Operation: lambda wait: "%r (%s)" % (wait.stream, type(wait).__name__.strip("_")),
+    _Deliver: lambda wait: "the delivery to %r" % wait.target,
+    _HeldBack: lambda wait: "%s, which takes messages too slowly" % wait.peer,
+    _Remote: lambda wait: "an answer from the network (%s)" % wait.function.__name__.strip("_"),
+    Request: lambda wait: type(wait).__name__.strip("_"),
+}
+
+
+def _stack(task: Task) -> List[Tuple[str, int, str]]:
+    """(file, line, function) of what a task is in, outermost first: its generators and what they delegate to, and for
+    the running one the plain calls below."""
+    found = []
+    for inner in list(task.callers or ()) + [task.generator]:
+        while type(inner) in _INSIDE:
+            frame_of, inside_of = _INSIDE[type(inner)]
+            frame = getattr(inner, frame_of)
+            if frame is not None and frame.f_code is not Request.__iter__.__code__:
+                found.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+            inner = getattr(inner, inside_of)
+    kernel = task.kernel
+    if kernel.current is task and kernel.owner is not None:
+        frames = list(traceback.walk_stack(sys._current_frames().get(kernel.owner)))[::-1]
+        loops = [n for n, (frame, _) in enumerate(frames) if frame.f_code is Kernel.run_ready.__code__]
+        below = [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in frames[max(loops, default=0) + 1:]]
+        found = below if loops and below else found
+    return found
+
+
+def _times(kernel: Kernel) -> Dict[int, float]:
+    """Task id -> seconds until its timer runs out."""
+    now = kernel.clock()
+    return {item.id: deadline - now for deadline, item in kernel.timers.deadlines() if isinstance(item, Task)}
+
+
+def _described(task: Task, times: Dict[int, float]) -> dict:
+    """A task in `Pycos.status`. Since when a task waits is not recorded, as reading the clock at each wait would cost
+    every message a tenth of its time; where there is a timeout it follows from the timer."""
+    wait, system = task.wait, isinstance(task.kernel, Engine)
+    state = "running" if task.kernel.current is task else "ready"
+    text = waited = None
+    if state == "ready" and wait is not None and wait is not HANDED:
+        state = "waiting"
+        text = next(_WAITS[base] for base in type(wait).__mro__ if base in _WAITS)(wait)
+        if task.id in times and getattr(wait, "timeout", None):
+            waited = max(0.0, wait.timeout - times[task.id])
+    return {"id": task.id, "name": task.name, "daemon": task.daemon, "system": system, "state": state,
+            "waits_for": text, "waited_s": waited, "mailbox": len(task.mailbox or ()),
+            "stack": [list(place) for place in _stack(task)]}
+
+
+def _dumped(task: dict) -> Iterator[str]:
+    """The lines of `dump` on one task of `Pycos.status`."""
+    kinds = [kind for kind in ("daemon", "system") if task[kind]]
+    yield "task %s/%d%s is %s%s%s; messages in its mailbox: %d" % (
+        task["name"], task["id"], " (%s)" % ", ".join(kinds) if kinds else "", task["state"],
+        " for " + task["waits_for"] if task["waits_for"] else "",
+        ", for %.1f s" % task["waited_s"] if task["waited_s"] is not None else "", task["mailbox"])
+    for place in task["stack"]:
+        yield '  File "%s", line %d, in %s' % tuple(place)
+        source = linecache.getline(place[0], place[1]).strip()
+        if source:
+            yield "    " + source
+
+
+def dump(file: Any = None) -> None:
+    """Write what every task is doing, with its stack, and where every other thread is, to `file` (None: stderr): for
+    programs that hang. Any thread, in any state of the program, also a signal handler; see
+    `Pycos.enable_dump_signal`."""
+    status = Pycos.status()
+    lines = ["%d tasks in process %d:" % (len(status["tasks"]), status["pid"])]
+    for task in status["tasks"]:
+        lines.extend(_dumped(task))
+    ours = {kernel.owner for kernel in _kernels()}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        if ident not in ours:
+            lines.append("thread %s:" % names.get(ident, ident))
+            lines += [line.rstrip("\n") for line in traceback.format_stack(frame)]
+    lines += ["peer %(name)s at %(location)s is %(state)s" % peer for peer in status["peers"]]
+    file = file or sys.stderr
+    file.write("\n".join(lines) + "\n")
+    file.flush()
+
+
+class _Once(Singleton):
+    """Singleton whose options may also come later, as long as they can be followed; else there is a warning."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        with Singleton._lock:
+            found = Singleton._instances.get(cls)
+            if found is not None and options:
+                found.add_options(options)
+            return super().__call__(*args, **options)
+
+
+_NOT_BUILT = {                          # option of older programs -> (what it is without it, why it is refused)
+    "certfile": (None, "messages between peers are authenticated by the secret, TLS is for AsyncSocket only so far"),
+    "keyfile": (None, "messages between peers are authenticated by the secret, TLS is for AsyncSocket only so far"),
+    "ipv4_udp_multicast": (False, "discovery broadcasts; name peers=[...] where that does not reach"),
+    "notifier": (None, "the best poller of the platform is used"),
+    "dest_path": (None, "files cannot be sent to a peer yet"),
+    "max_file_size": (None, "files cannot be sent to a peer yet"),
+}
+
+
+class Pycos(metaclass=_Once):
+    """The scheduler of this process: kernel and network. Made once; options count until the network has started.
 
     Without options it is local; the network starts with the first option, or when it is first needed. Options:
 
@@ -7410,25 +7635,64 @@ class Pycos(metaclass=Singleton):
         secret          text that all of the cluster share; False runs open; else see section 17
         secret_file     file that holds it, or a random key
         cluster         name; clusters never meet
+        socket_family   socket.AF_INET6 to listen at IPv6 addresses where no host is given
 
-    Raises TypeError for another option, SecretError, OSError. Any thread.
+    Raises TypeError for another option, MisuseError for one of older programs that cannot be had yet (certfile,
+    keyfile, ipv4_udp_multicast, notifier, dest_path, max_file_size), SecretError, OSError. Any thread.
     """
 
-    _ALIASES = {"node": "host", "ip_addr": "host", "ext_ip_addr": "ext_host"}
+    networked = False                   # whether the network starts with the first task, as once `pycos.netpycos` did
+    _making = False                     # guarded by Singleton's lock
+    _ALIASES = {"node": "host", "ip_addr": "host", "ext_ip_addr": "ext_host", "dest_path_prefix": "dest_path"}
     _OPTIONS = {"host", "udp_port", "tcp_port", "ext_host", "name", "discover_peers", "peers", "secret", "secret_file",
-                "cluster", "role"}
+                "cluster", "role", "socket_family"}
 
     def __init__(self, **options: Any) -> None:
-        self._options = {self._ALIASES.get(name, name): value for name, value in options.items()}
-        unknown = set(self._options) - self._OPTIONS
-        if unknown:
-            raise TypeError("Pycos() has no option %s; it has: %s" % (
-                ", ".join(sorted(unknown)), ", ".join(sorted(self._OPTIONS))))
+        self._options = self._checked(options)
         self._lock = threading.Lock()       # guards: the start of the network
         self._network: Optional[Network] = None
-        self.kernel = default_kernel()
-        if options:
+        self._farewells: List[tuple] = []   # (priority, function, args, kwargs) in the order they came
+        Pycos._making = True
+        try:
+            self.kernel = default_kernel()
+        finally:
+            Pycos._making = False
+        if options or Pycos.networked:
             self._start()
+
+    @classmethod
+    def _checked(cls, options: dict) -> dict:
+        """The options under their present names, without those that ask for nothing."""
+        given = {cls._ALIASES.get(name, name): value for name, value in options.items()}
+        unknown = set(given) - cls._OPTIONS - set(_NOT_BUILT)
+        if unknown:
+            raise TypeError("Pycos() has no option %s; it has: %s" % (
+                ", ".join(sorted(unknown)), ", ".join(sorted(cls._OPTIONS))))
+        for name in set(given) & set(_NOT_BUILT):
+            value, (nothing, reason) = given.pop(name), _NOT_BUILT[name]
+            if value and value != nothing:
+                raise MisuseError("Pycos(%s=%r) cannot be had yet: %s. Leave it out" % (name, value, reason))
+        family = given.pop("socket_family", None)
+        if family not in (None, socket.AF_INET, socket.AF_INET6):
+            raise MisuseError("Pycos(socket_family=%r): it must be socket.AF_INET or socket.AF_INET6" % (family,))
+        if family == socket.AF_INET6 and not given.get("host"):
+            given["host"] = "::"
+        return given
+
+    def add_options(self, options: dict) -> None:
+        """Options given to a later ``Pycos(...)``: followed while the network has not started, else a warning. Any
+        thread."""
+        options = self._checked(options)
+        with self._lock:
+            if running_network() is None:
+                self._options.update(options)
+                self._start()
+                return
+        late = [name for name, value in options.items() if self._options.get(name, value) != value or
+                name not in self._options]
+        if late:
+            log.warning("Pycos(%s=...) is ignored: the network has started already, give options to the first Pycos()",
+                        "=..., ".join(sorted(late)))
 
     def _start(self) -> None:
         get = self._options.get
@@ -7459,49 +7723,123 @@ class Pycos(metaclass=Singleton):
 
     @property
     def location(self) -> Optional[Location]:
-        """Where this process can be reached; None without a network."""
-        return self._network.locations[0] if self._network else None
+        """Where this process can be reached; None without a network. Any thread."""
+        return next(iter(self.locations), None)
 
     @property
     def locations(self) -> List[Location]:
-        """All addresses of this process; empty without a network."""
-        return list(self._network.locations) if self._network else []
+        """All addresses of this process; empty without a network. Any thread."""
+        network = running_network()
+        return list(network.locations) if network else []
 
     @property
     def name(self) -> str:
-        """What this process is called by others; empty without a network."""
-        return self._network.name if self._network else ""
+        """What this process is called by others; empty without a network. Any thread."""
+        network = running_network()
+        return network.name if network else ""
 
     def __repr__(self) -> str:
-        return '"%s" @ %s' % (self.name, self.location)
+        return '"%s" @ %s' % (self.name, self.location) if self.locations else "<Pycos without network>"
 
     @staticmethod
-    def cur_task() -> Optional[Task]:
-        """The running task of this thread; None outside of tasks. Any thread."""
-        for kernel in (_network.engine if _network else None, _default):
-            if kernel is not None and kernel.owner == get_ident() and kernel.current is not None:
+    def cur_task(scheduler: Optional["Pycos"] = None) -> Optional[Task]:
+        """The running task of this thread; None outside of tasks. There is one `scheduler` at most, and no need to name
+        it. Any thread."""
+        for kernel in _kernels():
+            if kernel.owner == get_ident() and kernel.current is not None:
                 return kernel.current
         return None
 
+    cur_coro = cur_task
+
+    @staticmethod
+    def scheduler() -> Optional["Pycos"]:
+        """The scheduler that runs the calling thread (that of a task); None in other threads. Any thread."""
+        return Pycos() if any(kernel.owner == get_ident() for kernel in _kernels()) else None
+
     def is_alive(self) -> bool:
         """Whether the kernel runs. Any thread."""
-        return _default is self.kernel and not self.kernel.stopping
+        return running_kernel() is self.kernel and not self.kernel.stopping
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _outside(self, call: str) -> None:
+        """Refuse what would block the thread that all tasks need."""
+        if any(kernel.owner == get_ident() for kernel in _kernels()):
+            raise MisuseError("Pycos().%s() was called inside a task, which would block all of them: call it in the "
+                              "main thread" % call)
 
     def join(self, show_running: bool = False, timeout: Optional[float] = None) -> bool:
-        """Block until only daemon tasks are left, at most `timeout` seconds; True if so. Not in a task."""
+        """Block until only daemon tasks are left, at most `timeout` seconds; True if so. With `show_running` the log
+        names those that are waited for. More tasks may follow. Raises MisuseError inside a task."""
+        self._outside("join")
         if show_running:
-            log.warning("waiting for %s", ", ".join(repr(task) for task in list(self.kernel.tasks.values())) or "nothing")
+            names = [repr(task) for task in list(self.kernel.tasks.values()) if not task.daemon]
+            log.warning("waiting for %s", ", ".join(names) or "nothing")
         return self.kernel.join(timeout)
 
     def finish(self) -> None:
-        """Wait for all non-daemon tasks, then shut down. Happens by itself when the program ends. Not in a task."""
-        self.kernel.join()
+        """Wait for all non-daemon tasks, then shut down; happens by itself when the program ends. A new `Pycos` can be
+        made after. Raises MisuseError inside a task."""
+        self._outside("finish")
+        if self.is_alive():
+            self.kernel.join()
         self.terminate()
 
     def terminate(self) -> None:
-        """End all tasks and shut down; a new `Pycos` can be made after. Not in a task."""
-        stop_default()
-        Singleton.discard(type(self))
+        """End all tasks and shut down; a new `Pycos` can be made after. Raises MisuseError inside a task."""
+        self._outside("terminate")
+        if self.is_alive():
+            stop_default()
+        if Singleton._instances.get(Pycos) is self:
+            Singleton.discard(Pycos)
+
+    def atexit(self, priority: int, function: Callable, *args: Any, **kwargs: Any) -> None:
+        """Call `function(*args, **kwargs)` at shutdown, once all tasks have ended, in the thread that shuts down: those
+        of higher priority first, of equal ones the last added. Any thread."""
+        self._farewells.append((priority, function, args, kwargs))
+
+    def drop_atexit(self, priority: int, function: Callable) -> None:
+        """Forget all that `atexit` was told of `function` at that priority. Any thread."""
+        self._farewells[:] = [entry for entry in self._farewells if entry[:2] != (priority, function)]
+
+    def say_farewell(self) -> None:
+        """Make the calls that `atexit` was told of. The shutdown does so."""
+        while self._farewells:
+            last = max(reversed(self._farewells), key=lambda entry: entry[0])
+            self._farewells.remove(last)
+            _, function, args, kwargs = last
+            try:
+                function(*args, **kwargs)
+            except Exception:
+                log.exception("a function registered with Pycos().atexit failed: %r", function)
+
+    # -- what goes on --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def status() -> dict:
+        """What goes on in this process, fit for JSON: its `name`, `locations` and `pid`; `tasks`, each with `id`,
+        `name`, `daemon`, `system`, `state` ('running', 'ready' or 'waiting'), `waits_for` (a text), `waited_s` (only
+        known of waits with a timeout), `mailbox` (messages in it) and `stack` ([file, line, function], outermost
+        first); `peers`, each with `name`, `location` and `state`. Any thread."""
+        network = running_network()
+        return {"pid": os.getpid(), "name": network.name if network else "",
+                "locations": [repr(location) for location in network.locations] if network else [],
+                "tasks": [_described(task, times) for kernel in _kernels() for times in [_times(kernel)]
+                          for task in list(kernel.tasks.values())],
+                "peers": [{"name": peer.name, "location": repr(peer.location) if peer.location else None,
+                           "state": peer.state} for peer in list(network.peers.values())] if network else []}
+
+    @staticmethod
+    def enable_dump_signal(number: Optional[int] = None) -> None:
+        """Have `dump` write to stderr whenever the process gets the signal `number`, SIGQUIT if None (Ctrl-\\ in a
+        terminal). The environment variable PYCOSLITE_DUMP_SIGNAL=1 does the same when the first task starts. Raises
+        MisuseError on a platform without SIGQUIT and outside of the main thread."""
+        number = number or getattr(signal, "SIGQUIT", None)
+        if number is None or threading.current_thread() is not threading.main_thread():
+            raise MisuseError("a signal that dumps all tasks can be had in the main thread only, and its number must be "
+                              "given where there is no SIGQUIT")
+        signal.signal(number, lambda _number, _frame: dump())
 
     # -- peers ---------------------------------------------------------------------------------------------------------
 
@@ -7525,9 +7863,60 @@ class Pycos(metaclass=Singleton):
         return 0
 
 
+def _start_what_was_asked_for() -> None:
+    """The first task has been made: the network of programs that import `pycos.netpycos`, and the dump signal."""
+    if os.environ.get("PYCOSLITE_DUMP_SIGNAL") == "1":
+        try:
+            Pycos.enable_dump_signal()
+        except MisuseError as error:
+            log.warning("PYCOSLITE_DUMP_SIGNAL=1 is ignored: %s", error)
+    if Pycos.networked and not Pycos._making:
+        Pycos()
+
+
+def _part() -> None:
+    """The kernel has ended: the object made for it does what is left to do, the next `Pycos()` is a new one."""
+    found = Singleton._instances.get(Pycos)
+    if found is not None:
+        found.say_farewell()
+        Singleton.discard(Pycos)
+
+
+class _Module(types.ModuleType):
+    """The class of this module: the documented constants are attributes of it that can be assigned. They stand for
+    fields of `settings`, so assign them before the network starts."""
+
+    MsgTimeout = property(lambda _module: settings.message_timeout_s,
+                          lambda _module, seconds: setattr(settings, "message_timeout_s", seconds),
+                          doc="Seconds that a control message may take.")
+    NetPort = property(lambda _module: settings.net_port, lambda _module, port: setattr(settings, "net_port", port),
+                       doc="Port of discovery, and the first TCP port tried.")
+    PickleProtocolVersion = property(lambda _module: PROTOCOL, lambda _module, version: set_pickle_protocol(version),
+                                     doc="Protocol of `serialize`; see `set_pickle_protocol`.")
+
+    def _ignored(self, _value: Any) -> None:
+        log.warning("that constant has no effect any more: a peer that cannot be reached is given up after "
+                    "settings.give_up_s (%g seconds), discovery broadcasts", settings.give_up_s)
+
+    MaxConnectionErrors = property(lambda _module: 10, _ignored, doc="Of older programs; no effect.")
+    IPV4_MULTICAST_GROUP = property(lambda _module: "239.255.97.5", _ignored, doc="Reserved; no effect yet.")
+    IPV6_MULTICAST_GROUP = property(lambda _module: "ff05::674f:48ba:b409:3171:9705", _ignored,
+                                    doc="Reserved; no effect yet.")
+    DispycosSchedulerPort = property(lambda _module: settings.net_port, _ignored, doc="The scheduler's; NetPort.")
+    DispycosNodePort = property(lambda _module: settings.net_port + 1, _ignored, doc="The node program's.")
+
+
 AsynCoro = Pycos
 Coro = Coroutine = Task
+SysCoro = SysTask
+AsynCoroSocket = AsyncSocket
+Task.scheduler = staticmethod(lambda: Pycos())      # type: ignore[attr-defined]
+Task.location = property(                           # type: ignore[attr-defined]
+    lambda task: Pycos().location, doc="Where the task's process can be reached; None without a network.")
 
 copyreg.pickle(SysTask, _reduce_task)               # type: ignore[arg-type]
+sys.modules[__name__].__class__ = _Module
 NETWORK_STARTERS.append(lambda: Pycos().network)
+STARTERS.append(_start_what_was_asked_for)
 STOPPERS.append(stop_network)
+AFTERWARDS.append(_part)

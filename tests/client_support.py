@@ -11,7 +11,8 @@ import pycoslite
 from tests.support import ROOT, Process, TestCase, free_port, running
 
 START_S = 20.0
-LOOPBACK = {"host": "127.0.0.1", "tcp_port": 0, "discover_peers": False}     # options of Scheduler
+# Options of Scheduler: other tests that run on this machine are not to be found.
+LOOPBACK = {"host": "127.0.0.1", "tcp_port": 0, "udp_port": free_port(), "discover_peers": False}
 
 
 @contextlib.contextmanager

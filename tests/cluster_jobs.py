@@ -6,6 +6,7 @@ import sys
 import time
 
 import dispycos_lite
+import pycoslite
 
 
 def double(number):
@@ -15,6 +16,11 @@ def double(number):
 def where():
     """Name and process id of the server."""
     return dispycos_lite.current_server(), os.getpid()
+
+
+def why_here():
+    """Where the server can be reached."""
+    return repr(pycoslite.running_network().locations[0])
 
 
 def touch(path):

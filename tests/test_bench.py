@@ -44,7 +44,10 @@ class Programs(support.TestCase):
         self.assertTrue(all(run["rate"] > 0 and run["operations"] >= run["n"] for run in runs))
 
     def test_local_workloads_run(self) -> None:
-        self.smoke(("L1", "L2", "L3", "L3b", "L4", "L5"), ("limit", "ours", "asyncio"))
+        self.smoke(("L1", "L2", "L3", "L3b", "L4", "L5", "D6a"), ("limit", "ours", "asyncio"))
+
+    def test_stream_workloads_run(self) -> None:
+        self.smoke(("L6a", "L6b", "L6c"), ("limit", "ours", "asyncio"))
 
     def test_ours_runs_with_other_processes(self) -> None:
         self.smoke(("D1", "D3p", "J1"), ("ours",))

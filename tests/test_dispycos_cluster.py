@@ -80,12 +80,13 @@ class WorkTest(ClusterCase):
             self.assertEqual(cluster.submit(len, b"x" * (50 << 20)).result(WAIT_S), 50 << 20)
 
     def test_every_server_is_used(self) -> None:
+        folder = self.temp_dir()
         with self.cluster() as cluster:
-            seen = set()
-            deadline = time.monotonic() + WAIT_S
-            while len(seen) < cores() and time.monotonic() < deadline:
-                seen.update(name for name, _ in [cluster.submit(jobs.where).result(WAIT_S) for _ in range(8)])
-            self.assertEqual(len(seen), cores())
+            futures = [cluster.submit(jobs.hold, str(folder / "mark"), str(folder / "go")) for _ in range(cores())]
+            self.wait_marks(folder / "mark", cores())
+            (folder / "go").touch()
+            self.assertEqual(len({future.result(WAIT_S) for future in futures}), cores())
+            self.assertRegex(cluster.submit(jobs.where).result(WAIT_S)[0], r"^\S+/\d$")
             self.assertEqual(dispycos_lite.current_server(), "")
 
     def test_prefetched_jobs_move_to_idle_servers(self) -> None:

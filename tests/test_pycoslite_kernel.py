@@ -151,7 +151,7 @@ class GrowthTest(TestCase):
             turns += 1
         self.assertEqual(len(self.kernel.tasks), 0)
         self.assertLess(turns, 300)
-        self.assertEqual(len(self.kernel.timers._heap), 0)
+        self.assertEqual(len(self.kernel.timers.heap), 0)
 
     def test_100000_timeouts_that_never_run_out(self):
         largest = []
@@ -159,7 +159,7 @@ class GrowthTest(TestCase):
         def receiver(task=None):
             for _ in range(100_000):
                 yield task.receive(60)
-                largest.append(len(self.kernel.timers._heap))
+                largest.append(len(self.kernel.timers.heap))
 
         def sender():
             for n in range(100_000):

@@ -73,6 +73,12 @@ class NetworkTestCase(TestCase):
         with self.log.changed:
             self.log.expected += [r for r in self.log.records if "were not confirmed" in r.getMessage()]
 
+    @staticmethod
+    def stop(process: Any) -> None:
+        """SIGSTOP; when this returns it has stopped."""
+        process.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
     def peer_events(self) -> List[tuple]:
         """(event, detail) of all peers from now on."""
         events: List[tuple] = []
@@ -165,7 +171,7 @@ class MessagesTest(NetworkTestCase):
             ended = self.ask(agent, "spawn", "returns", (1,))
             self.assertEqual(self.do(deliver, "go", COME_S, ended), 1)
             self.wait_until(lambda: self.do(deliver, "late", COME_S, ended) == -1)
-            process.signal(signal.SIGSTOP)
+            self.stop(process)
             self.assertEqual(self.do(deliver, ("number", 1), 0.2), 0)
             process.signal(signal.SIGCONT)
             self.assertEqual(self.do(deliver, ("number", 2)), 1)
@@ -178,7 +184,7 @@ class MessagesTest(NetworkTestCase):
         self.node()
         with self.agent() as process:
             agent = self.find(process)
-            process.signal(signal.SIGSTOP)
+            self.stop(process)
 
             def deliver():
                 return (yield agent.deliver(("number", 1)))
@@ -451,7 +457,7 @@ class FaultsTest(NetworkTestCase):
         with self.agent(env=QUICK) as process:
             agent = self.find(process)
             events = self.peer_events()
-            process.signal(signal.SIGSTOP)
+            self.stop(process)
             for number in range(500):
                 agent.send(("number", number))
             self.wait_until(lambda: events, what="offline")
@@ -515,7 +521,7 @@ class FaultsTest(NetworkTestCase):
         self.node()
         with self.agent() as process:
             agent = self.find(process)
-            process.signal(signal.SIGSTOP)
+            self.stop(process)
             task = Task(function, agent)
             self.wait_until(lambda: agent.peer.held)
             queued = agent.peer.session.unconfirmed_bytes
@@ -549,7 +555,7 @@ class FaultsTest(NetworkTestCase):
         self.node()
         with self.agent() as process:
             agent = self.find(process)
-            process.signal(signal.SIGSTOP)
+            self.stop(process)
 
             def send():
                 for number in range(3000):

@@ -85,8 +85,9 @@ class SecretsTest(TestCase):
             secret_key(secret_file=self.file(" \n"))
         with self.assertRaisesRegex(SecretError, "cannot read the secret file .*nowhere"):
             secret_key(secret_file=str(self.home / "nowhere"))
-        with self.assertRaisesRegex(SecretError, "empty text"):
-            secret_key("")
+
+    def test_an_empty_text_is_none_at_all(self):
+        self.assertEqual(secret_key(""), secret_key())
 
     def test_no_home_that_can_be_written(self):
         (self.home / "file").write_text("")

@@ -158,7 +158,7 @@ class StrangersTest(SecurityTestCase):
         choose = random.Random(2)
         ping = pycoslite.encode_datagram(bytes(32), pycoslite.PING, bytes(16), 1, 255, "pycoslite", bytes(16))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, self.pickle_forbidden() as used, \
-                self.expect_log("ignored a search from 127.0.0.1: it has another secret") as lines:
+                self.expect_log("a process at 127.0.0.1 has another secret") as lines:
             sock.settimeout(COME_S)
             sock.bind((HOST, 0))
             for number in range(2000):

@@ -97,7 +97,7 @@ class TimerQueueTest(TestCase):
         for n in range(100_000):
             self.queue.push(1000.0 + n, item)
             self.queue.cancel(item)
-            largest = max(largest, len(self.queue._heap))
+            largest = max(largest, len(self.queue.heap))
         self.assertLessEqual(largest, 2 * len(keep) + 64)
         self.assertEqual(len(self.queue), len(keep))
 
@@ -106,12 +106,12 @@ class TimerQueueTest(TestCase):
         rebuilt, n = 0, 20_000
         items = self.push(*range(n))
         for item in random.Random(1).sample(items, n):
-            before = self.queue._heap
+            before = self.queue.heap
             self.queue.cancel(item)
-            if self.queue._heap is not before:
+            if self.queue.heap is not before:
                 rebuilt += len(before)
         self.assertLessEqual(rebuilt, 2 * n)
-        self.assertLessEqual(len(self.queue._heap), 64)
+        self.assertLessEqual(len(self.queue.heap), 64)
 
     def test_against_a_sorted_list(self):
         rng = random.Random(42)

@@ -16,7 +16,8 @@ absolute figures follow the machine. `limit` is code written by hand for just th
     runner.py          starts measured processes, alternately
     report.py          medians, spread, ratios, goals
     reference.py       the least a generator scheduler can do: the limit of the L workloads
-    local.py           L1-L5: tasks, switches, messages, timers, memory, within one process
+    local.py           L1-L5, D6a: tasks, switches, messages, timers, memory, a channel, within one process
+    streams.py         L6a-L6c: TCP connections over the loopback interface
     messages.py        D1-D3p: two processes that talk over the loopback interface
     jobs.py            J1-J2: jobs for two worker processes
     startup.py         J3: a client's time to its first result (its client program: first_result.py)

@@ -12,7 +12,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 HOST = "127.0.0.1"
-FAMILIES = ("local", "messages", "jobs", "startup")
+FAMILIES = ("local", "streams", "messages", "jobs", "startup")
 
 # One clock for everything: on the systems this runs on it is the same in all processes, which J3 relies on.
 clock = time.monotonic
@@ -76,6 +76,21 @@ def run_task(function: Callable, *args: Any) -> Any:
     if isinstance(outcome, BaseException):
         raise WrongResult("task failed: %s" % " ".join(map(str, outcome.args)))
     return outcome
+
+
+def run_async(library: str, main: Callable) -> Any:
+    """Run a coroutine function in a fresh event loop of a library (asyncio, or one that offers the same call)."""
+    return importlib.import_module(library).new_event_loop().run_until_complete(main())
+
+
+def event_loops(workload: str) -> Callable:
+    """Register a function `(library, n)` for asyncio and for the loops that can stand in for its own."""
+    def register(measure: Callable[[str, int], Measured]) -> Callable:
+        for library in ("asyncio", "uvloop"):
+            contestant(workload, library, needs=library)(
+                lambda n, library=library: measure(library, n))
+        return measure
+    return register
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -1,36 +1,22 @@
-"""L1-L5: what tasks cost within one process. Libraries are imported by the contestant that needs them, no other."""
+"""L1-L5, D6a: what tasks cost within one process. Libraries are imported by the contestant that needs them, no other."""
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import time
 from collections import deque
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
-from .harness import Measured, clock, contestant, expect, percentile, run_task
+from .harness import Measured, clock, contestant, event_loops, expect, percentile, run_async, run_task
 from .reference import Loop, Strand
 
 SWITCHERS = 100         # tasks of L2
 BURST = 100             # messages of L3b between two yields of the sender
 BUDGET = 64             # messages of L3b a receiver may take in one turn
+SUBSCRIBERS = 50        # of D6a
+RELAY = 10              # messages of D6a between two yields of the publisher
 LONGEST_S = 2.0         # longest sleep of L4; with few sleepers (a smoke run) the wait is not worth it:
 LONGEST_SMOKE_S = 0.05
-
-
-def _run_async(library: str, main: Callable) -> Any:
-    """Run a coroutine function in a fresh event loop of a library (asyncio, or one that offers the same call)."""
-    return importlib.import_module(library).new_event_loop().run_until_complete(main())
-
-
-def _asyncio(workload: str) -> Callable:
-    """Register a function `(library, n)` for asyncio and for the loops that can stand in for its own."""
-    def register(measure: Callable[[str, int], Measured]) -> Callable:
-        for library in ("asyncio", "uvloop"):
-            contestant(workload, library, needs=library)(
-                lambda n, library=library: measure(library, n))
-        return measure
-    return register
 
 
 # ---- L1: spawn and join ----------------------------------------------------------------------------------------------
@@ -73,7 +59,7 @@ def spawn_ours(n: int) -> Measured:
     return _joined(n, *run_task(main))
 
 
-@_asyncio("L1")
+@event_loops("L1")
 def spawn_asyncio(library: str, n: int) -> Measured:
     """As many tasks of asyncio."""
     import asyncio
@@ -88,7 +74,7 @@ def spawn_asyncio(library: str, n: int) -> Measured:
         for task in tasks:
             total += await task
         return total, clock() - start
-    return _joined(n, *_run_async(library, main))
+    return _joined(n, *run_async(library, main))
 
 
 # ---- L2: bare switch -------------------------------------------------------------------------------------------------
@@ -140,7 +126,7 @@ def switch_ours(n: int) -> Measured:
     return _switched(n, ended, run_task(main))
 
 
-@_asyncio("L2")
+@event_loops("L2")
 def switch_asyncio(library: str, n: int) -> Measured:
     """`sleep(0)` is asyncio's bare switch."""
     import asyncio
@@ -155,7 +141,7 @@ def switch_asyncio(library: str, n: int) -> Measured:
         start = clock()
         await asyncio.gather(*[switcher() for _ in range(SWITCHERS)])
         return clock() - start
-    return _switched(n, ended, _run_async(library, main))
+    return _switched(n, ended, run_async(library, main))
 
 
 # ---- L3: ping-pong ---------------------------------------------------------------------------------------------------
@@ -220,7 +206,7 @@ def ping_ours(n: int) -> Measured:
     return _answered(n, *run_task(ping))
 
 
-@_asyncio("L3")
+@event_loops("L3")
 def ping_asyncio(library: str, n: int) -> Measured:
     """Two tasks and a queue for each."""
     import asyncio
@@ -244,7 +230,7 @@ def ping_asyncio(library: str, n: int) -> Measured:
         there.put_nowait(None)
         await other
         return number, seconds
-    return _answered(n, *_run_async(library, main))
+    return _answered(n, *run_async(library, main))
 
 
 # ---- L3b: one way ----------------------------------------------------------------------------------------------------
@@ -344,7 +330,7 @@ def one_way_ours(n: int) -> Measured:
     return _taken(n, *run_task(source))
 
 
-@_asyncio("L3b")
+@event_loops("L3b")
 def one_way_asyncio(library: str, n: int) -> Measured:
     """The same through a queue."""
     import asyncio
@@ -365,7 +351,7 @@ def one_way_asyncio(library: str, n: int) -> Measured:
                 await asyncio.sleep(0)
         queue.put_nowait(None)
         return await target, clock() - start
-    return _taken(n, *_run_async(library, main))
+    return _taken(n, *run_async(library, main))
 
 
 # ---- L4: timers ------------------------------------------------------------------------------------------------------
@@ -423,7 +409,7 @@ def timers_ours(n: int) -> Measured:
     return _woken(n, late, run_task(main))
 
 
-@_asyncio("L4")
+@event_loops("L4")
 def timers_asyncio(library: str, n: int) -> Measured:
     """Sleeping tasks, gathered."""
     import asyncio
@@ -438,7 +424,7 @@ def timers_asyncio(library: str, n: int) -> Measured:
         start = time.process_time()
         await asyncio.gather(*[sleeper(delay) for delay in _delays(n)])
         return time.process_time() - start
-    return _woken(n, late, _run_async(library, main))
+    return _woken(n, late, run_async(library, main))
 
 
 # ---- L5: memory ------------------------------------------------------------------------------------------------------
@@ -492,7 +478,7 @@ def memory_ours(n: int) -> Measured:
     return _idle(n, count[0], grown)
 
 
-@_asyncio("L5")
+@event_loops("L5")
 def memory_asyncio(library: str, n: int) -> Measured:
     """Tasks that wait for a future each."""
     import asyncio
@@ -509,5 +495,96 @@ def memory_asyncio(library: str, n: int) -> Measured:
         while count[0] < len(tasks):
             await asyncio.sleep(0.01)
         return _resident_bytes() - before
-    grown = _run_async(library, main)
+    grown = run_async(library, main)
     return _idle(n, count[0], grown)
+
+
+# ---- D6a: a channel --------------------------------------------------------------------------------------------------
+
+def _spread(n: int, counts: List[int], seconds: float) -> Measured:
+    expect(counts, [n] * SUBSCRIBERS, "messages of each subscriber")
+    return Measured(n * SUBSCRIBERS, seconds)
+
+
+@contestant("D6a", "limit")
+def channel_limit(n: int) -> Measured:
+    """A loop over strands."""
+    loop = Loop()
+    strands: List[Strand] = []
+
+    def subscriber(i):
+        count = 0
+        while (yield strands[i].receive()) is not None:
+            count += 1
+        return count
+
+    def publisher():
+        for i in range(n):
+            for strand in strands:
+                strand.send(i)
+            if not i % RELAY:
+                yield
+        for strand in strands:
+            strand.send(None)
+    for i in range(SUBSCRIBERS):
+        strands.append(Strand(loop, subscriber(i)))
+    start = clock()
+    Strand(loop, publisher())
+    loop.run()
+    return _spread(n, [strand.result for strand in strands], clock() - start)
+
+
+@contestant("D6a", "ours")
+def channel_ours(n: int) -> Measured:
+    """A Channel."""
+    import pycoslite
+
+    def subscriber(channel, task=None):
+        yield channel.subscribe(task)
+        count = 0
+        while (yield task.receive()) is not None:
+            count += 1
+        return count
+
+    def main():
+        channel = pycoslite.Channel("news")
+        tasks = [pycoslite.Task(subscriber, channel) for _ in range(SUBSCRIBERS)]
+        expect((yield channel.deliver(0, n=SUBSCRIBERS)), SUBSCRIBERS, "subscribers")
+        start = clock()
+        for i in range(1, n):
+            channel.send(i)
+            if not i % RELAY:
+                yield
+        channel.send(None)
+        counts = []
+        for task in tasks:
+            counts.append((yield task.finish()))
+        return counts, clock() - start
+    return _spread(n, *run_task(main))
+
+
+@event_loops("D6a")
+def channel_asyncio(library: str, n: int) -> Measured:
+    """A queue for each subscriber."""
+    import asyncio
+
+    async def main():
+        queues: List[Any] = [asyncio.Queue() for _ in range(SUBSCRIBERS)]
+
+        async def subscriber(queue):
+            count = 0
+            while (await queue.get()) is not None:
+                count += 1
+            return count
+        tasks = [asyncio.ensure_future(subscriber(queue)) for queue in queues]
+        await asyncio.sleep(0)
+        start = clock()
+        for i in range(n):
+            for queue in queues:
+                queue.put_nowait(i)
+            if not i % RELAY:
+                await asyncio.sleep(0)
+        for queue in queues:
+            queue.put_nowait(None)
+        return await asyncio.gather(*tasks), clock() - start
+    return _spread(n, *run_async(library, main))
