@@ -15,6 +15,7 @@ Sections (the banners below carry the same numbers and titles):
 from __future__ import annotations
 
 import __future__
+import argparse
 import ast
 import builtins
 import collections
@@ -38,6 +39,7 @@ import marshal
 import os
 import pickle
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -2117,7 +2119,7 @@ OPS = {
     "node.release": Op("client", {}, {}),
     # What the node has free (see DispycosNodeAvailInfo; None: its system does not tell) and what it is.
     "node.avail": Op("client", {}, {"platform": str}),
-    # Run node_setup, then start the servers anew. The payload holds its key, its arguments and the definitions it needs.
+    # Run node_setup, then start the servers anew. The payload: its key, its arguments, the definitions it needs.
     "node.setup": Op("client", {}, {"error": str}),
     # The server belongs to this client from now on.
     "server.attach": Op("client", {}, {}),
@@ -2126,6 +2128,11 @@ OPS = {
     # A task wants the end of its own server, or node.
     "client.close_server": Op("server", {"terminate": bool, "restart": bool}, None),
     "client.close_node": Op("server", {"terminate": bool}, None),
+    # To a scheduler program: one of this process's clients, by a number of its own, wants the nodes, or has done.
+    "scheduler.enter": Op("client", {"client": int, "name": str}, None),
+    "scheduler.leave": Op("client", {"client": int}, None),
+    # The client's turn has come, or there are more nodes: [[host, port]].
+    "scheduler.turn": Op("scheduler", {"client": int, "nodes": list}, None),
 }
 
 
@@ -3357,12 +3364,17 @@ class ClusterState(_Fleet):
 
 
 # ======================================================================================================================
-# 6. Scheduler driver                                                                  engine context, unless it says else
+# 6. Scheduler driver                                                                engine context, unless it says else
 # ======================================================================================================================
 #
-# Carries out what `ClusterState` decides, and tells it what happens: frames and requests of nodes and servers, peers that
-# come and go, jobs handed in. Results are only noted here; they are unpickled, and futures settled, in the user kernel,
-# because both run code of the user, which must never run with the engine's lock held.
+# Carries out what `ClusterState` decides, and tells it what happens: frames and requests of nodes and servers, peers
+# that come and go, jobs handed in. Results are only noted here; they are unpickled, and futures settled, in the user
+# kernel, because both run code of the user, which must never run with the engine's lock held.
+#
+#   _Hub -> SchedulerDriver (nodes) -> _ServerDriver (server processes) -> _JobDriver (jobs) -> ClusterState
+#
+# A node is in `nodes` from before it is asked (so that what it says finds its driver) until `_leave`; a server is in
+# `servers` from when it is attached until `_drop_server`. What comes later from either is nobody's.
 
 _RESERVE_TIMEOUT_S = 10.0               # a node answers a reservation at once, with its servers or a place in the queue
 _LAST_WORDS_S = 0.5                     # results a dead server had sent may still be on their way for so long
@@ -3428,15 +3440,16 @@ class _Hub:
         driver = self.drivers.get(peer.process_id)
         if driver is not None:
             driver.state.ended(*unpack_result(body), driver.network.engine.polled)
-            driver.plan()
+            if not driver.planned:
+                driver.plan()
 
     def _route(self, take: Callable, peer: Any, *what: Any) -> None:
         driver = self.drivers.get(peer.process_id)
         if driver is not None:
             take(driver, peer, *what)
 
-    # What nodes say is handled by system tasks: these run in the order in which they came and, like what a node says, after
-    # the task that waits for an earlier reply. So news that follows a grant is never taken for news from before it.
+    # What nodes say is handled by system tasks: these run in the order in which they came, and after the task that an
+    # earlier reply has woken. So news that follows a grant is never taken for news from before it.
 
     def _route_news(self, take: Callable, peer: Any, args: dict, payload: bytes) -> Iterator:
         self._route(take, peer, args, payload)
@@ -3487,7 +3500,7 @@ class _JobDriver:
         self._hungry = True                         # more jobs would be sent on, or soon
         self._done: Any = collections.deque()       # calls that the user kernel is to make, in order
         self._handing_over = False                  # it was told so
-        self._planned = False                       # `carry_out` is on its way
+        self.planned = False                        # `carry_out` is on its way
         self._timer: Any = None
         self._carry = {SEND_JOB: self._send_job, RECALL_JOBS: self._recall, CANCEL_JOB: self._cancel_job,
                        JOB_DONE: self._job_done, STATUS: self._tell}
@@ -3538,13 +3551,13 @@ class _JobDriver:
 
     def plan(self) -> None:
         """Have `carry_out` run once what is being handled has been handled."""
-        if not self._planned:
-            self._planned = True
+        if not self.planned:
+            self.planned = True
             self.network.engine.inbox.append((self.carry_out, ()))
 
     def carry_out(self) -> None:
         """Do what the state machine wants done."""
-        self._planned = False
+        self.planned = False
         self._take_in()
         carry = self._carry
         for instruction in self.state.take():
@@ -3597,7 +3610,9 @@ class _JobDriver:
         server.link.peer.send_frame(CANCEL, pack_run(job.id, attempt))
 
     def _job_done(self, job: Job, outcome: int, payload: Any) -> None:
-        self._for_user(self.settle, (job, outcome, payload))
+        self._done.append((self.settle, (job, outcome, payload)))       # as _for_user, without the call
+        if not self._handing_over:
+            self._rouse_user()
 
     def _tell(self, code: int, info: Any) -> None:
         self._for_user(self.status, (code, info))
@@ -3606,8 +3621,12 @@ class _JobDriver:
         """Have the user kernel make a call. One queue for all of them keeps a job's start before its end."""
         self._done.append((call, args))
         if not self._handing_over:
-            self._handing_over = True
-            self.network.host.post(self._hand_over)
+            self._rouse_user()
+
+    def _rouse_user(self) -> None:
+        """There is something to hand over, the first since it was done last."""
+        self._handing_over = True
+        self.network.host.post(self._hand_over)
 
     def _hand_over(self) -> None:
         """Settle what has ended, tell what has changed. User kernel."""
@@ -3761,8 +3780,8 @@ class _ServerDriver(_JobDriver):
 
 class SchedulerDriver(_ServerDriver):
     """One client's scheduler. `status(code, info)` is called for each change in the cluster and `settle(job, outcome,
-    payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for the engine,
-    except `submit`, `cancel` and `why`. What clients want of nodes and servers before they use them is said by
+    payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for the
+    engine, except `submit`, `cancel` and `why`. What clients want of nodes and servers before they use them is said by
     `choose`, `prepare_node` and `prepare_server`, which subclasses override."""
 
     def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
@@ -3781,8 +3800,8 @@ class SchedulerDriver(_ServerDriver):
         if peer.process_id in self.nodes:
             return "granted" if self.nodes[peer.process_id].granted else "waiting"
         if peer.info.get("role") != "node":
-            raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py prints" % (
-                peer, peer.info.get("role")))
+            raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py "
+                                        "prints" % (peer, peer.info.get("role")))
         if self.state.closing:
             return "rejected"                       # too late: nothing would give it back
         if self.hub.drivers.setdefault(peer.process_id, self) is not self:
@@ -3801,7 +3820,7 @@ class SchedulerDriver(_ServerDriver):
             self._leave(link)
             raise
         if self.nodes.get(peer.process_id) is not link:
-            return "rejected"                       # closed meanwhile, and given back then; it may be another client's now
+            return "rejected"                       # closed meanwhile, and given back then: it may be another's now
         if reply["state"] == "granted":
             self._grant(link, reply)
         else:
@@ -3887,7 +3906,7 @@ class SchedulerDriver(_ServerDriver):
             for facts in list(link.servers.values()):
                 self.network.spawn(self._use_server, link, facts)
 
-    # What a client may want; see also `prepare_server`. System tasks. PycosError: the node is not used, for that reason.
+    # What a client may want; see also `prepare_server`. System tasks. PycosError: the node is not used, for this reason.
 
     def choose(self, peer: Any) -> Iterator:
         """How many servers of a node to take; 0 leaves the node alone."""
@@ -4027,11 +4046,12 @@ def _module_name(sibling: str) -> str:
 
 class LocalNode:
     """A node program for the cores of this machine (`cpus` of them, None: all) that serves this process alone and ends
-    with it, or at `end`. `found(peer)` is called in the engine when it can be used. It can be reserved `serve` times (-1:
-    any number). Any thread."""
+    with it, or at `end`. `found(peer)` is called in the engine when it can be used. It can be reserved `serve` times
+    (-1: any number). Any thread."""
 
     def __init__(self, network: Any, cpus: Optional[int], found: Callable, serve: int = 1) -> None:
-        command = [sys.executable, "-c", _EMBEDDED_START, _module_root(), _module_name("dispycosnode_lite"), "--embedded"]
+        program = _module_name("dispycosnode_lite")
+        command = [sys.executable, "-c", _EMBEDDED_START, _module_root(), program, "--embedded"]
         if cpus is not None:
             command += ["--cpus", str(cpus)]
         self._found: Optional[Callable] = found
@@ -4085,13 +4105,14 @@ class LocalNode:
 # 7. Client (Computation)                                                              user kernel, unless it says else
 # ======================================================================================================================
 #
-# The documented way to use a cluster, on the same driver as `Cluster`. A `Client` says what is to run and on which terms;
-# `Scheduler`, one in a process, finds the nodes and lets one client at a time have them; each time a client has its turn
-# a `_ClientDriver` carries out for it what the cluster state decides. Jobs that are tasks are told to have started
-# before `rtask` returns, so what it gives is a reference to a task that runs, as messages to it need.
+# The documented way to use a cluster, on the same driver as `Cluster`. A `Client` says what is to run, on which terms;
+# `Scheduler`, one in a process, finds the nodes and lets one client at a time have them; each time that a client has
+# its turn a `_ClientDriver` carries out for it what the cluster state decides. Everything that clients are told comes
+# through the driver's one queue, so a task's start is known before its end. `rtask` waits for the start: what it gives
+# is a reference to a task that runs, as messages to it need, and not to a job that may never begin.
 #
-# Methods that are "used with yield" do nothing before they are yielded. Those that are not take effect soon, not at once:
-# they leave word with the engine.
+# Methods that are "used with yield" do nothing before they are yielded. The others take effect soon, not at once: they
+# leave word with the engine. Why not block until it is done: they are called from status tasks, which must go on.
 
 _SEARCH_AGAIN_S = 5.0                   # a client without nodes looks for some this often
 _CONTACT_AGAIN_S = 5.0                  # a node that was named and cannot be used is tried again this often
@@ -4112,7 +4133,6 @@ class _Wanted:
     disable_servers: bool = False
     restart_servers: bool = False
     pulse_s: float = 0.0                # how often nodes are asked what they have free; 0: never
-    zombie_s: float = 0.0               # how long a silent node is waited for; 0: as long as the network does
 
 
 _Packed = Tuple[bytes, Tuple[bytes, ...]]       # arguments as `Packer.dumps` packs them, and the definitions they need
@@ -4142,7 +4162,8 @@ class _ClientDriver(SchedulerDriver):
         if not self.wanted.rules:
             return cpus
         facts, _ = yield peer.request("node.avail", {}, timeout=_RESERVE_TIMEOUT_S)
-        info = DispycosNodeInfo(peer.name, peer.location.addr, cpus, facts.get("platform", ""), _availability(peer, facts))
+        info = DispycosNodeInfo(peer.name, peer.location.addr, cpus, facts.get("platform", ""),
+                                _availability(peer, facts))
         answer = yield pycoslite.Join(self.network.host.spawn(_ask_rules, list(self.wanted.rules), info))
         return answer if isinstance(answer, int) else 0         # a rule that fails is in the log, and counts as a no
 
@@ -4274,10 +4295,13 @@ def _ask_rules(rules: List[DispycosNodeAllocate], info: DispycosNodeInfo) -> Ite
 
 
 class _Turn:
-    """A client in a scheduler's queue: `come` is set when its turn has come, the rest is what the scheduler knows of it."""
+    """A client in a scheduler's queue: `come` is set when its turn has come, the rest is what is known of it there."""
 
-    def __init__(self, scheduler: "Scheduler", name: str) -> None:
+    def __init__(self, scheduler: Any, name: str) -> None:
         self.scheduler, self.name = scheduler, name
+        self.refused = False                        # it came because it never will
+        # For a scheduler program: its number there, the nodes it may have, and how many of them were contacted.
+        self.number, self.hosts, self.contacted = 0, [], 0
         self.come = pycoslite.Event()
         self.driver: Optional[_ClientDriver] = None
         self.close: Optional[Callable] = None       # the client's
@@ -4293,29 +4317,33 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
 
         Scheduler(nodes=["hosta", "hostb:9706"], secret="...")
 
-    `nodes` are nodes to contact besides those found on the local networks: 'host', 'host:port' or a Location. `embedded`
-    is how many cores of this machine to use by a node program of its own, True for all of them; the default is
-    `ClusterSettings.embedded`, 0. `ping_interval`: seconds between two searches for nodes, 0 for as often as makes sense.
-    `pulse_interval`, `zombie_period`, `node_port` (of nodes that are named without a port), `relay_nodes` and `clean` are
-    taken too. All other options are those of `pycoslite.Pycos`, which is started with them unless the network runs
-    already. Raises what that raises. Any thread.
+    `nodes` are nodes to contact besides those found on the local networks: 'host', 'host:port' or a Location.
+    `embedded` is how many cores of this machine to use, by a node program of its own and instead of a search; True for
+    all; the default is `ClusterSettings.embedded`, 0. `ping_interval`: seconds between two searches for nodes, 0 for as
+    often as makes sense. `node_port` is that of nodes named without one. `pulse_interval`, `zombie_period`, `relay_nodes` and
+    `clean` are taken for the sake of older programs. All other options are those of `pycoslite.Pycos`, which is started
+    with them unless the network runs already. Raises what that raises. Any thread.
     """
 
+    # Nothing to do: clients say what they want, nodes announce themselves, and nothing is left behind.
+    _IGNORED = ("pulse_interval", "zombie_period", "relay_nodes", "clean", "discoronode_port")
+
     def __init__(self, *, nodes: Iterable[Any] = (), embedded: Union[bool, int, None] = None, ping_interval: float = 0,
-                 node_port: Optional[int] = None, pulse_interval: Optional[float] = None,
-                 zombie_period: Optional[float] = None, **options: Any) -> None:
-        for name in ("relay_nodes", "clean", "discoronode_port"):
-            options.pop(name, None)     # nothing to do: nodes announce themselves, and nothing is left behind
+                 node_port: Optional[int] = None, **options: Any) -> None:
+        for name in self._IGNORED:
+            options.pop(name, None)
         self.node_port = node_port or NODE_PORT
         self.network = pycoslite.running_network() or pycoslite.Pycos(**options).network
         self._hosts = [self.location(node) for node in nodes]
-        self._ping_s, self._pulse_s, self._zombie_s = ping_interval, pulse_interval, zombie_period
+        self._ping_s = ping_interval
         self._cores = settings.embedded if embedded is None else -1 if embedded is True else int(embedded)
         self._local: Optional[LocalNode] = None
         self._turns: Any = collections.deque()      # of clients; the first one has the nodes
         udp_port = options.get("udp_port") or pycoslite.settings.net_port
         self._discovery = pycoslite.Discovery(self.network, udp_port, [])
+        self._remotes: Dict[bytes, _RemoteScheduler] = {}       # scheduler programs that clients have named
         self.network.on_peer(self._on_peer)
+        self.network.on_request("scheduler.turn", self._on_turn)
         _running.append(self)
 
     def location(self, node: Any) -> Any:
@@ -4325,8 +4353,8 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
     # -- what it does --------------------------------------------------------------------------------------------------
 
     def status(self) -> Dict[str, Any]:
-        """The cluster at one glance. Client (its name, '' without one), Pending (clients that wait), PendingCPU (CPU jobs
-        that wait), Nodes, Servers (numbers of them in use). Any thread."""
+        """The cluster at one glance: Client (its name, '' without one), Pending (clients that wait), PendingCPU (CPU
+        jobs that wait), Nodes, Servers (numbers of them in use). Any thread."""
         turn = self._turns[0] if self._turns else None
         state = turn.driver.state if turn is not None and turn.driver is not None else ClusterState()
         pending = sum(job.state == _QUEUED and job.kind != IO for job in list(state.jobs.values()))
@@ -4397,14 +4425,45 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         self._search(driver)
         self.network.call_later(_PATIENCE_S, self._say_why, driver)
 
-    def _serves(self, driver: Optional[_ClientDriver]) -> bool:
+    # -- schedulers elsewhere ------------------------------------------------------------------------------------------
+
+    @types.coroutine
+    def at(self, place: Any) -> Any:
+        """The scheduler program at a Location, or host. Use with yield. Raises PycosError when it cannot be reached.
+        For `Client.schedule`."""
+        found: concurrent.futures.Future = concurrent.futures.Future()
+        if not isinstance(place, pycoslite.Location):
+            place = pycoslite.Location.parse(place, pycoslite.settings.net_port)
+        self.network.spawn(self._reach, place, found)
+        return (yield found)
+
+    def _reach(self, location: Any, found: concurrent.futures.Future) -> Iterator:
+        try:
+            peer = yield self.network.connect([location], timeout=pycoslite.settings.message_timeout_s)
+            if peer.info.get("role") != "scheduler":
+                raise pycoslite.PycosError("%s is no scheduler program but a %s: name the port that 'python3 -m "
+                                           "dispycos_lite' prints" % (peer, peer.info.get("role")))
+        except pycoslite.PycosError as error:
+            found.set_exception(error)
+        else:
+            found.set_result(self._remotes.setdefault(peer.process_id, _RemoteScheduler(self, peer)))
+
+    def _on_turn(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """A scheduler program says that a client's turn has come, or where more nodes are."""
+        if peer.process_id in self._remotes:
+            self._remotes[peer.process_id].on_turn(checked("scheduler.turn", args))
+
+    @staticmethod
+    def _serves(driver: Optional[_ClientDriver]) -> bool:
         """Whether that client has its turn and wants nodes."""
-        return driver is not None and not driver.state.closing and bool(self._turns) and self._turns[0].driver is driver
+        return driver is not None and not driver.state.closing
 
     def _on_peer(self, peer: Any, event: str, _detail: str) -> None:
         driver = self._turns[0].driver if self._turns else None
         if event == "online" and peer.info.get("role") == "node" and self._serves(driver):
             self.network.spawn(self._use, driver, peer)
+        if event == "lost" and peer.process_id in self._remotes:
+            self._remotes.pop(peer.process_id).lost()
 
     @staticmethod
     def _use(driver: _ClientDriver, peer: Any) -> Iterator:
@@ -4445,9 +4504,65 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
                                 "dispycosnode_lite.py by hand to see why", self._local.failed())
         else:
             pycoslite.log.warning(
-                "no node was found so far, so the client waits: start dispycosnode_lite.py on the machines to use, name "
-                "them with Scheduler(nodes=['host']) if they are on other networks, or set PYCOSLITE_EMBEDDED=-1 to use "
-                "the cores of this machine")
+                "no node was found so far, so the client waits: start dispycosnode_lite.py on the machines to use, "
+                "name them with Scheduler(nodes=['host']) if they are on other networks, or set PYCOSLITE_EMBEDDED=-1 "
+                "to use the cores of this machine")
+
+
+class _RemoteScheduler:
+    """A scheduler program, with the methods that `Client` uses of a `Scheduler`. It says whose turn it is and where the
+    nodes are; the client then uses these directly, by way of this process's own scheduler."""
+
+    def __init__(self, local: Scheduler, peer: Any) -> None:
+        self.network = local.network
+        self._local, self._peer = local, peer
+        self._numbers = itertools.count(1)
+        self._turns: Dict[int, _Turn] = {}          # by the number that the program knows the client by
+
+    def enqueue(self, name: str) -> _Turn:
+        """A client wants the nodes."""
+        turn = _Turn(self, name)
+        turn.number = next(self._numbers)
+        self._turns[turn.number] = turn
+        self._peer.notify("scheduler.enter", {"client": turn.number, "name": name})
+        return turn
+
+    def begin(self, turn: _Turn, driver: _ClientDriver, close: Callable) -> None:
+        """Use the nodes for a client whose turn has come."""
+        turn.driver, turn.close = driver, close
+        self.network.post(self._contact, turn, driver.wanted.hosts)
+
+    def leave(self, turn: _Turn) -> None:
+        """A client is done, or has given up waiting."""
+        if self._turns.pop(turn.number, None) is not None:
+            self._peer.notify("scheduler.leave", {"client": turn.number})
+
+    def offer(self, driver: _ClientDriver) -> None:
+        """Let a client have what nodes are known. Engine."""
+        for turn in list(self._turns.values()):
+            if turn.driver is driver:
+                self._local.contact(driver, turn.hosts)
+
+    def on_turn(self, facts: dict) -> None:
+        """A client's turn has come, or there are more nodes. Engine."""
+        turn = self._turns.get(facts["client"])
+        if turn is not None:
+            self._contact(turn, [pycoslite.Location(host, port) for host, port in facts["nodes"]])
+            turn.come.set()
+
+    def _contact(self, turn: _Turn, hosts: List[Any]) -> None:
+        turn.hosts += [host for host in hosts if host not in turn.hosts]
+        if turn.driver is not None:
+            fresh, turn.contacted = turn.hosts[turn.contacted:], len(turn.hosts)
+            self._local.contact(turn.driver, fresh)
+
+    def lost(self) -> None:
+        """The program has ended: who has the nodes keeps them, who waits has waited in vain. Engine."""
+        for turn in list(self._turns.values()):
+            if turn.driver is None:
+                pycoslite.log.error("%s waited for its turn at %s, which is gone", turn.name, self._peer)
+                turn.refused = True
+                turn.come.set()
 
 
 _running: List[Scheduler] = []          # the one there is
@@ -4490,7 +4605,7 @@ class JobTask(pycoslite.RemoteTask):
         super().__init__(peer, task_id, name)
         self._ended = pycoslite.Event()
         self._exit_value: Any = None
-        self._failure: Any = None                   # (type, value, error) of the MonitorStatus it ended with, if it failed
+        self._failure: Any = None                   # if it failed: (type, value, error) of its MonitorStatus
         self._monitors: List[Any] = []
         self._noticed = False                       # somebody knows how it ended
 
@@ -4722,8 +4837,8 @@ class _Jobs(_Places):
 
     def rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run a generator function (or async function) as a task on the CPU of some server, at which no other such task
-        runs; waits for one. Use with yield. Gives a `JobTask` once it has started; None, with a line in the log, when it
-        cannot be started: it, or an argument, cannot travel, or the arguments do not fit. `run` is its older name."""
+        runs; waits for one. Use with yield. Gives a `JobTask` once it has started; None, with a line in the log, when
+        it cannot start: it, or an argument, cannot travel, or the arguments do not fit. `run` is its older name."""
         return self._start(TASK, None, gen, args, kwargs)
 
     def rtask_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -4731,8 +4846,8 @@ class _Jobs(_Places):
         return self._start(TASK, where, gen, args, kwargs)
 
     def io_rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
-        """`rtask` for a task that mostly waits: begins at once, at the server with the fewest of its kind, whatever else
-        runs there. `close` does not wait for it. `run_async` is its older name."""
+        """`rtask` for a task that mostly waits: begins at once, at the server with the fewest of its kind, whatever
+        else runs there. `close` does not wait for it. `run_async` is its older name."""
         return self._start(IO, None, gen, args, kwargs)
 
     def io_rtask_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -4742,8 +4857,8 @@ class _Jobs(_Places):
     run, run_at, run_async, run_async_at = rtask, rtask_at, io_rtask, io_rtask_at
 
     def run_result(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Run a job on the CPU of some server and wait for its result; plain functions will do, too. Use with yield. When
-        it fails, or is lost, that is a `MonitorStatus`."""
+        """Run a job on the CPU of some server and wait for its result; plain functions will do, too. Use with yield.
+        When it fails, or is lost, that is a `MonitorStatus`."""
         return self._result(None, gen, args, kwargs)
 
     def run_result_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -4945,8 +5060,8 @@ class _Control(_Jobs):
         return self._apply(known, lambda: self._driver.close_node(known, terminate, args))
 
     def enable_node(self, node: Any, *setup_args: Any) -> int:
-        """Set up a node (name, address, Location or DispycosNodeInfo) that disable_nodes holds back, with these arguments
-        for node_setup. Returns 0, or -1 for an unknown one. Raises CannotShip."""
+        """Set up a node (name, address, Location or DispycosNodeInfo) that disable_nodes holds back, with these
+        arguments for node_setup. Returns 0, or -1 for an unknown one. Raises CannotShip."""
         known, args = self._node(node), self._packer.dumps((setup_args, {}))
         return self._apply(known, lambda: self._driver.enable(known.id, args))
 
@@ -4957,8 +5072,8 @@ class _Control(_Jobs):
         return self._apply(known, lambda: self._driver.enable(known.id, args))
 
     def node_allocate(self, rule: Any) -> int:
-        """Put an allocation rule before the others, in place of one for the same nodes, and look again at the nodes that
-        are not in use. Returns 0, or -1 for what is no rule, or before `schedule`."""
+        """Put an allocation rule before the others, in place of one for the same nodes, and look again at the nodes
+        that are not in use. Returns 0, or -1 for what is no rule, or before `schedule`."""
         if not isinstance(rule, DispycosNodeAllocate) or self._driver is None:
             return -1
         rules = self._wanted.rules
@@ -4984,8 +5099,8 @@ class Client(_Control):
 
     `components`: functions, classes, modules, objects (for their class) and paths of files that jobs use, in a list, or
     just one. Code is there before the first job; files are in the parent of the servers' working directory. Functions
-    that are not listed travel with the job that needs them. The options, by keyword (positions as in older programs work
-    too):
+    that are not listed travel with the job that needs them. The options, by keyword (by position, as older programs
+    have them, too):
 
     nodes               host names or `DispycosNodeAllocate` rules, tried in order on each node; also node_allocations
     status_task         a task that is sent `DispycosStatus` messages, what nodes have free, and how jobs ended
@@ -4996,9 +5111,9 @@ class Client(_Control):
     restart_servers     servers that are closed are replaced
     ping_interval, zombie_period, abandon_zombie_nodes, peers_communicate, timeout      taken for older programs' sake
 
-    Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot travel.
-    Methods are for tasks of this process; those described as "use with yield" work with ``yield``, ``yield from`` and
-    ``await``.
+    Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot
+    travel. Methods are for tasks of this process; those described as "use with yield" work with ``yield``,
+    ``yield from`` and ``await``.
     """
 
     def __init__(self, components: Any = (), *args: Any, **options: Any) -> None:
@@ -5038,18 +5153,25 @@ class Client(_Control):
     @types.coroutine
     def schedule(self, location: Any = None, timeout: Optional[float] = None) -> Any:
         """Wait until the nodes are this client's. Use with yield. Gives 0 (also when they are already), or -1 when
-        `timeout` seconds were not enough. Nodes need not be there: they are used as they come."""
+        `timeout` seconds were not enough. Nodes need not be there: they are used as they come. `location` (a Location,
+        or host) is that of a scheduler program, where clients of many processes take turns; -1 if it is not there."""
         if self._driver is not None:
             return 0
-        scheduler = Scheduler()
+        scheduler: Any = Scheduler()
+        if location is not None:
+            try:
+                scheduler = yield scheduler.at(location)
+            except pycoslite.PycosError as error:
+                pycoslite.log.error("%s is not scheduled: %s", self, error)
+                return -1
         turn = scheduler.enqueue(repr(self))
         come = False
         try:
             come = yield turn.come.wait(timeout)
         finally:                                    # the task that waits may be terminated
-            if not come:
+            if not come or turn.refused:
                 turn.leave()
-        if not come:
+        if not come or turn.refused:
             return -1
         self._turn = turn
         self._closed.clear()
@@ -5182,6 +5304,17 @@ def _client_network(locations: List[Any], secret: Any, secret_file: Optional[str
     return pycoslite.start_network("127.0.0.1" if local else None, 0, key=key, cluster=cluster, role="client"), alone
 
 
+def _note(first: Any, error: Optional[Exception], outcome: str = "") -> bool:
+    """Give a future (or None) its outcome unless it has one; whether that was done."""
+    if first is None or first.done():
+        return False
+    if error is not None:
+        first.set_exception(error)
+    else:
+        first.set_result(outcome)
+    return True
+
+
 class _ClusterDriver(SchedulerDriver):
     """The scheduler of one `Cluster`: keeps nodes in use, and gives futures their results even while the user kernel is
     held up by a callback that blocks or a task that computes. Engine."""
@@ -5226,13 +5359,10 @@ class _ClusterDriver(SchedulerDriver):
             outcome = yield self.use_node([], peer)
         except pycoslite.PycosError as error:
             final = isinstance(error, (pycoslite.AuthenticationError, pycoslite.MisuseError))
-            if first is not None and not first.done():
-                first.set_exception(error)
-            elif final or not again:
+            if not _note(first, error) and (final or not again):
                 pycoslite.log.warning("a node cannot be used%s: %s", "" if final else " for now", error)
             return str(error), final, False
-        if first is not None and not first.done():
-            first.set_result(outcome)
+        _note(first, None, outcome)
         link = self.nodes.get(peer.process_id)
         if link is None or known:
             return "it is used already", known, False
@@ -5271,8 +5401,8 @@ class _ClusterDriver(SchedulerDriver):
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def _for_user(self, call: Callable, args: tuple) -> None:
-        super()._for_user(call, args)
+    def _rouse_user(self) -> None:
+        super()._rouse_user()
         if not self._checking:
             self._checking = True
             self.network.call_later(pycoslite.settings.takeover_s, self._check, self._next_call())
@@ -5297,9 +5427,9 @@ def _result(future: "ClusterFuture", deadline: Optional[float]) -> Any:
     """The result of a future, or concurrent.futures.TimeoutError after the deadline; the job is cancelled then."""
     try:
         return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
-    finally:
-        if not future.done():
-            future.cancel()
+    except BaseException:
+        future.cancel()                         # changes nothing if this is how it has ended
+        raise
 
 
 class ClusterFuture(concurrent.futures.Future):
@@ -5309,6 +5439,7 @@ class ClusterFuture(concurrent.futures.Future):
         super().__init__()
         self._driver, self.job_id = driver, job_id
         self.size = size                        # bytes of its pickled arguments
+        self.settled = False                    # like `done`, a little later, and for nothing
 
     def cancel(self) -> bool:
         """Cancel the job; True unless it has ended already. A running one is asked to stop, then killed with its server
@@ -5321,6 +5452,7 @@ class ClusterFuture(concurrent.futures.Future):
     def withdraw(self) -> None:
         """Mark it as cancelled, where the job has been stopped already. For the cluster."""
         super().cancel()
+        self.set_running_or_notify_cancel()
 
     def why(self) -> str:
         """A sentence that says what the job is doing or waiting for. Any thread but a callback's."""
@@ -5472,12 +5604,12 @@ class Cluster(concurrent.futures.Executor):
         with Cluster() as cluster:
             print(sum(cluster.map(work, range(1000))))
 
-    `nodes` are the nodes to use ('host' or 'host:port'); without any, those found on the local networks are used, and if
-    there are none, the cores of this machine (`cpus` of them, None: all) by a node program of its own. A node that serves
-    another client is waited for, and joins in when it is free; one that is lost is used again once it is back. `secret`,
-    `secret_file` and `cluster` as for `pycoslite.Pycos`. Raises PycosError with a sentence when no named node can be used.
-    At the end of the with block all jobs are waited for; when an exception ends it, they are cancelled. All methods may be
-    called from any thread, but not in a task.
+    `nodes` are the nodes to use ('host' or 'host:port'); without any, those found on the local networks are used, and
+    if there are none, the cores of this machine (`cpus` of them, None: all) by a node program of its own. A node that
+    serves another client is waited for, and joins in when it is free; one that is lost is used again once it is back.
+    `secret`, `secret_file` and `cluster` as for `pycoslite.Pycos`. Raises PycosError with a sentence when no named node
+    can be used. At the end of the with block all jobs are waited for; when an exception ends it, they are cancelled.
+    All methods may be called from any thread, but not in a task.
     """
 
     def __init__(self, nodes: Iterable[str] = (), cpus: Optional[int] = None, *, secret: Any = None,
@@ -5485,7 +5617,7 @@ class Cluster(concurrent.futures.Executor):
         if isinstance(nodes, str):
             nodes = [nodes]
         locations = [pycoslite.Location.parse(node, NODE_PORT) for node in nodes or ()]
-        self._lock = threading.RLock()              # guards: _closed, _job_ids, _terms, _kinds, and the order of submits
+        self._lock = threading.RLock()              # guards: _closed, _job_ids, _terms, _kinds, the order of submits
         self._job_ids = itertools.count(1)
         self._terms: Dict[int, Terms] = {}          # by retries: one object serves all jobs
         self._kinds: Dict[bytes, int] = {}          # key of a function -> its `job_kind`
@@ -5511,8 +5643,8 @@ class Cluster(concurrent.futures.Executor):
     def submit(self, fn: Callable, /, *args: Any, retries: int = 0, **kwargs: Any) -> ClusterFuture:    # type: ignore
         """Run `fn(*args, **kwargs)` on some server; `fn` is a function, a generator function or an async function. The
         future gives its result; what it raises comes back as its own type, with the remote traceback as cause.
-        `retries`: how often it may be run again when its server dies. Raises CannotShip when the function or an argument
-        cannot travel, ClusterClosed after shutdown."""
+        `retries`: how often it may be run again when its server dies. Raises CannotShip when the function or an
+        argument cannot travel, ClusterClosed after shutdown."""
         packer = self._packer
         key = packer.function(fn)
         data, needs = packer.dumps((args, kwargs))
@@ -5536,8 +5668,8 @@ class Cluster(concurrent.futures.Executor):
             retries: int = 0) -> Iterator:
         """Results of `fn` for the items of `iterables`, in order. The first jobs are submitted at once, later items are
         taken as results are, so the iterables may be endless. `timeout`: seconds from this call until a result must be
-        there, else concurrent.futures.TimeoutError. When the iterator ends early (closed, a job failed) the jobs ahead are
-        cancelled. `chunksize` has no effect: short jobs are batched on their way anyway."""
+        there, else concurrent.futures.TimeoutError. When the iterator ends early (closed, a job failed) the jobs ahead
+        are cancelled. `chunksize` has no effect: short jobs are batched on their way anyway."""
         deadline = None if timeout is None else time.monotonic() + timeout
         results = self._results(fn, zip(*iterables), deadline, retries)
         next(results)                           # to its first yield, where the first jobs are on their way
@@ -5556,7 +5688,7 @@ class Cluster(concurrent.futures.Executor):
                         break
                     ahead.append(self.submit(fn, *args, retries=retries))
                     room -= ahead[-1].size
-                    if ahead[0].done():
+                    if ahead[0].settled:
                         break
                 if future is None:
                     yield
@@ -5573,15 +5705,17 @@ class Cluster(concurrent.futures.Executor):
         """A job has ended: give its future the result. User kernel, or another thread while that is held up."""
         future: ClusterFuture = job.load.future
         try:
-            if outcome == ERROR and isinstance(payload, Cancelled):
+            value, error = _outcome(self._packer, outcome, payload)
+            if error is None:
+                future.set_result(value)
+            elif outcome == ERROR and isinstance(error, Cancelled):
                 future.withdraw()
-            if future.set_running_or_notify_cancel():
-                value, error = _outcome(self._packer, outcome, payload)
-                if error is None:
-                    future.set_result(value)
-                else:
-                    future.set_exception(error)
+            else:
+                future.set_exception(error)
+        except concurrent.futures.InvalidStateError:        # cancelled: who waits for it is still to be told
+            future.set_running_or_notify_cancel()
         finally:
+            future.settled = True
             self._open.discard(future)
             if self._closed and not self._open:
                 with self._settled:
@@ -5595,8 +5729,8 @@ class Cluster(concurrent.futures.Executor):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs, and when those there are have ended give the nodes back. With `cancel_futures` the jobs that
-        have not begun are cancelled. Without `wait` this does not wait, but the program does, at its end."""
+        """Take no more jobs, and when those there are have ended give the nodes back. With `cancel_futures` the jobs
+        that have not begun are cancelled. Without `wait` this does not wait, but the program does, at its end."""
         self._shut()
         if cancel_futures:
             self._network.post(self._driver.cancel_waiting)
@@ -5679,4 +5813,157 @@ pycoslite.STOPPERS.insert(0, _stop_clusters)
 # 9. Scheduler program
 # ======================================================================================================================
 
+#
+# ``python3 -m dispycos_lite`` (or ``python3 dispycos_lite.py``): clients of many processes, which name its address in
+# `Client.schedule`, take turns. It keeps their queue and knows the nodes; no job, file or result goes through it, so it
+# is no bottleneck, and when it ends, the client that has the nodes does not notice.
+
+
+class _Entry(NamedTuple):
+    """A client in the queue."""
+
+    peer: Any
+    number: int
+    name: str
+
+
+class SharedScheduler:
+    """The queue of a scheduler program. `nodes` are locations of nodes to contact besides those that a search finds
+    every `ping_s` seconds (0: as often as makes sense). Engine, but for `status`."""
+
+    def __init__(self, network: Any, discovery: Any, nodes: Iterable[Any] = (), ping_s: float = 0) -> None:
+        self.network, self._discovery, self._nodes = network, discovery, list(nodes)
+        self._ping_s = ping_s or _SEARCH_AGAIN_S
+        self._queue: List[_Entry] = []              # the first one has the nodes
+        network.on_request("scheduler.enter", self._on_enter)
+        network.on_request("scheduler.leave", self._on_leave)
+        network.on_peer(self._on_peer)
+
+    def begin(self) -> None:
+        """Look for nodes from now on."""
+        for location in self._nodes:
+            self.network.spawn(self._keep_contact, location)
+        self._search()
+
+    def status(self) -> Dict[str, Any]:
+        """Client (the name of the one that has the nodes), Pending (names of those that wait), Nodes (locations). Any
+        thread."""
+        names = [entry.name for entry in list(self._queue)]
+        return {"Client": names[0] if names else "", "Pending": names[1:], "Nodes": self._known()}
+
+    def _known(self) -> List[Any]:
+        return [peer.location for peer in list(self.network.peers.values())
+                if peer.online and peer.info.get("role") == "node" and not peer.info.get("embedded")]
+
+    def _search(self) -> None:
+        self._discovery.search(pycoslite.ROLES["node"])
+        self.network.call_later(self._ping_s, self._search)
+
+    def _keep_contact(self, location: Any) -> Iterator:
+        """Stay connected to a node that was named. A system task."""
+        while True:
+            try:
+                yield self.network.connect([location], timeout=pycoslite.settings.message_timeout_s)
+            except pycoslite.PycosError as error:
+                pycoslite.log.info("node %s: %s", location, error)
+            yield pycoslite.Suspend(_CONTACT_AGAIN_S)
+
+    def _on_enter(self, peer: Any, args: dict, _payload: bytes) -> None:
+        checked("scheduler.enter", args)
+        self._queue.append(_Entry(peer, args["client"], args["name"]))
+        if len(self._queue) == 1:
+            self._tell_first()
+
+    def _on_leave(self, peer: Any, args: dict, _payload: bytes) -> None:
+        checked("scheduler.leave", args)
+        self._remove([entry for entry in self._queue if entry.peer is peer and entry.number == args["client"]])
+
+    def _on_peer(self, peer: Any, event: str, _detail: str) -> None:
+        if event == "online" and peer.info.get("role") == "node":
+            self._tell_first()
+        elif event == "lost":                       # a client that was killed gives its place up, too
+            self._remove([entry for entry in self._queue if entry.peer is peer])
+
+    def _remove(self, entries: List[_Entry]) -> None:
+        first = self._queue[:1]
+        self._queue = [entry for entry in self._queue if entry not in entries]
+        if self._queue[:1] != first:
+            self._tell_first()
+
+    def _tell_first(self) -> None:
+        """Tell the client whose turn it is so, and where the nodes are."""
+        for peer, number, _ in self._queue[:1]:
+            nodes = [[location.addr, location.port] for location in self._known()]
+            peer.notify("scheduler.turn", {"client": number, "nodes": nodes})
+
+
+def _scheduler_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dispycos_lite", description="Lets the clients of many processes take turns.")
+    add = parser.add_argument
+    add("-i", "--ip_addr", "--host", action="append", default=[], help="address to listen at; may be repeated")
+    add("--ext_ip_addr", "--ext_host", action="append", default=[], help="address that others are told")
+    add("-u", "--udp_port", type=int, help="port of discovery (default: %d)" % pycoslite.settings.net_port)
+    add("-t", "--tcp_port", "--scheduler_port", type=int, help="port to listen at (default: %d, if it is free)" % (
+        pycoslite.settings.net_port))
+    add("-n", "--name", help="what this process is called (default: this host's name)")
+    add("-s", "--secret", help="the cluster's secret; others can see it in the list of processes: prefer a file")
+    add("--secret_file", help="file with the cluster's secret")
+    add("--node", action="append", default=[], help="node on another network, HOST or HOST:PORT; may be repeated")
+    add("--node_port", type=int, default=NODE_PORT, help="port of nodes named without one (default: %(default)s)")
+    add("--ping_interval", type=float, default=0, help="seconds between searches for nodes")
+    add("--daemon", action="store_true", help="do not read commands from the standard input")
+    add("-d", "--debug", action="store_true", help="log everything")
+    for name in ("--dest_path", "--max_file_size", "--pulse_interval", "--zombie_period"):
+        add(name, help=argparse.SUPPRESS)           # of older programs: nothing is stored here, clients say the rest
+    for name in ("--relay_nodes", "--clean"):
+        add(name, action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _read_commands(scheduler: SharedScheduler, ended: threading.Event) -> None:
+    """The console, in a thread; at the end of the input the program just goes on."""
+    for line in sys.stdin:
+        command = line.strip().lower()
+        if command in ("quit", "exit"):
+            ended.set()
+        elif command in ("status", ""):
+            for item in scheduler.status().items():
+                print("%s: %s" % item, flush=True)
+        else:
+            print("commands: status, quit", flush=True)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the scheduler program with these arguments (None: the command line's) until told to end; the exit status."""
+    options = _scheduler_options().parse_args(argv)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
+    try:
+        nodes = [pycoslite.Location.parse(node, options.node_port) for node in options.node]
+        pycos = pycoslite.Pycos(host=options.ip_addr, ext_host=options.ext_ip_addr or None, udp_port=options.udp_port,
+                                tcp_port=options.tcp_port, name=options.name, secret=options.secret,
+                                secret_file=options.secret_file, role="scheduler")
+    except (OSError, ValueError, pycoslite.PycosError) as error:
+        sys.stderr.write("dispycos_lite: %s\n" % error)
+        return 1
+    scheduler = SharedScheduler(pycos.network, pycos.discovery, nodes, options.ping_interval)
+    pycos.network.post(scheduler.begin)
+    ended = threading.Event()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGABRT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: ended.set())
+    print("scheduler %s listens at %s" % (pycos.name, ", ".join(map(repr, pycos.locations))), flush=True)
+    if not options.daemon and sys.stdin is not None:
+        threading.Thread(target=_read_commands, args=(scheduler, ended), name="console", daemon=True).start()
+    while not ended.wait(3600):                     # a wait with an end can be interrupted on every system
+        pass
+    pycos.terminate()
+    return 0
+
+
+# ---- older names ----
+
 Computation = Client                    # what it was called in discoro and early dispycos
+
+
+if __name__ == "__main__":
+    sys.exit(main())

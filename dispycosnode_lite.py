@@ -629,7 +629,7 @@ class NodeState:
         return out + self.fork_spare() + self._serve_next()
 
     def restart(self, client: str, n: int, reason: str, again: bool = True) -> List[Instruction]:
-        """The client wants a fresh server `n`, because of `reason`; or (again=False) just the end of the one there is."""
+        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of the present one."""
         if not self.holder or self.holder.client != client:
             return [Refuse(client, "a server can be restarted only by the client that has the node")]
         if not 1 <= n <= self.holder.cpus:
@@ -1088,12 +1088,11 @@ class JobServer:
             self._report(job, dispycos_lite.VALUE, data)
 
     def _failed(self, job: _Job, error: BaseException) -> None:
-        if isinstance(error, SystemExit):       # raised at the client it would end that
-            error = dispycos_lite.JobExit("the job called sys.exit(%s)" % ("" if error.code is None else repr(error.code)),
-                                          job.id, job.attempt, dispycos_lite.current_server())
-        elif not isinstance(error, Exception):
-            error = dispycos_lite.JobExit("the job ended with %s: %s" % (type(error).__name__, error), job.id, job.attempt,
-                                          dispycos_lite.current_server())
+        if not isinstance(error, Exception):    # raised at the client it might end that
+            how = "ended with %s: %s" % (type(error).__name__, error)
+            if isinstance(error, SystemExit):
+                how = "called sys.exit(%s)" % ("" if error.code is None else repr(error.code))
+            error = dispycos_lite.JobExit("the job " + how, job.id, job.attempt, dispycos_lite.current_server())
         try:
             data = self.space.pack_exception(error)
         except BaseException as trouble:        # the client's code runs there, too
@@ -2348,15 +2347,13 @@ class Ending:
                 pass
 
 
-class NodeDriver:
-    """Carries out what `NodeState` decides, and tells it what clients ask for and what processes do. `ending` is set when
-    the program may end."""
+class _Carrier:
+    """Carries out what `NodeState` decides: the lower half of `NodeDriver`."""
 
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         self.options, self.network, self.processes, self.directory = options, network, processes, directory
         self.state = NodeState(options.cpus, options.serve)
         self.ending = Ending()
-        self.quitting = False                   # end as soon as there is no client
         self._timer: Any = None
         self._carry: Dict[type, Callable[[Any], None]] = {
             ForkGeneration: self._fork, StartServer: self._start_server, KillGeneration: self._kill_generation,
@@ -2365,22 +2362,6 @@ class NodeDriver:
             Wait: lambda that: self._tell(that.client, "node.waiting", self._waiting(that)),
             Refuse: lambda that: self._tell(that.client, "node.refused", {"reason": that.reason}),
             TellServer: self._tell_server, Stop: lambda that: self.ending.set()}
-        self._setups: Dict[int, str] = {}       # generation -> how its node_setup ended ('': well)
-        for op, handler in (("node.reserve", self._on_reserve), ("node.restart", self._on_restart),
-                            ("node.release", self._on_release), ("node.file", self._on_file),
-                            ("node.setup", self._on_node_setup), ("node.avail", self._on_avail)):
-            network.on_request(op, handler)
-        network.on_peer(self._on_peer)
-
-    def begin(self) -> None:
-        """Make the first servers."""
-        self.do(self.state.fork_spare())
-
-    def report(self, event: Message) -> None:
-        """What `Processes` has to tell. Any thread."""
-        self.network.post(self._on_event, event)
-
-    # -- carrying out --------------------------------------------------------------------------------------------------
 
     def do(self, instructions: Iterable[Instruction]) -> None:
         """Carry out, in order; then see to it that `tick` comes in time."""
@@ -2434,6 +2415,29 @@ class NodeDriver:
     def _waiting(that: Wait) -> dict:
         return {"state": "waiting", "position": that.position, "holder": that.holder}
 
+
+class NodeDriver(_Carrier):
+    """Tells `NodeState` what clients ask for and what processes do, and carries out what it decides. `ending` is set
+    when the program may end."""
+
+    def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
+        super().__init__(options, network, processes, directory)
+        self.quitting = False                   # end as soon as there is no client
+        self._setups: Dict[int, str] = {}       # generation -> how its node_setup ended ('': well)
+        for op, handler in (("node.reserve", self._on_reserve), ("node.restart", self._on_restart),
+                            ("node.release", self._on_release), ("node.file", self._on_file),
+                            ("node.setup", self._on_node_setup), ("node.avail", self._on_avail)):
+            network.on_request(op, handler)
+        network.on_peer(self._on_peer)
+
+    def begin(self) -> None:
+        """Make the first servers."""
+        self.do(self.state.fork_spare())
+
+    def report(self, event: Message) -> None:
+        """What `Processes` has to tell. Any thread."""
+        self.network.post(self._on_event, event)
+
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def _on_reserve(self, peer: Any, args: dict, _payload: bytes) -> dict:
@@ -2483,7 +2487,7 @@ class NodeDriver:
         return {}
 
     def _on_node_setup(self, peer: Any, _args: dict, payload: bytes) -> Iterator:
-        """Run node_setup, then replace the servers, which were made before it. A system task: answers when all is new."""
+        """Run node_setup, then replace the servers, which were made before it. A system task."""
         state, client = self.state, peer.process_id.hex()
         number = state.serving()
         if number is None or state.holder.client != client:
@@ -2514,6 +2518,8 @@ class NodeDriver:
             if holder is not None and holder.client == peer.process_id.hex():
                 log.info("client %s is gone: %s", holder.name, detail)
             self.release(peer.process_id.hex())
+            if self.options.embedded:           # processes that it forked may keep our standard input open
+                self.ending.set("its client has ended")
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -2740,7 +2746,7 @@ def _end_at_signals(ending: Ending, daemon: bool) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: ending.set(
                 "it was stopped (%s)" % signal.Signals(number).name))
-    for name in ("SIGTTIN", "SIGHUP") if daemon else ("SIGTTIN",):      # of a terminal that is somebody else's, or closed
+    for name in ("SIGTTIN", "SIGHUP") if daemon else ("SIGTTIN",):      # the terminal is somebody else's, or closed
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

@@ -374,11 +374,12 @@ class TimerQueue:
         """(deadline, item) of all that is queued, in no order; another thread gets a snapshot, for people to read."""
         return [(deadline, item) for deadline, sequence, item in list(self.heap) if item.timer == sequence]
 
-    def expired(self, now: float) -> Iterator:
-        """Take out every item due at `now`, earliest first, those of one deadline in the order they came; one at a
-        time, so that one may still cancel the next. What is pushed meanwhile waits for the next call."""
+    def expired(self, now: float, most: int = sys.maxsize) -> Iterator:
+        """Take out the items due at `now` (at most so many, and never mind the rest), earliest first, those of one
+        deadline in the order they came; one at a time, so that one may still cancel the next. What is pushed meanwhile
+        waits for the next call."""
         heap, due = self.heap, []
-        while heap and heap[0][0] <= now:
+        while heap and heap[0][0] <= now and len(due) < most:
             due.append(heappop(heap))
         for _, sequence, item in due:
             if item.timer == sequence:
@@ -1329,14 +1330,33 @@ READ, WRITE = 1, 4                      # event bits; epoll's own, so that the f
 _BOTH = READ | WRITE
 
 
-class EpollPoller:
-    """Readiness of descriptors through epoll (Linux). Handlers are called by whoever polls, as ``handler(events)``."""
+class _Handlers:
+    """What the pollers have in common: who is called for which descriptor."""
+
+    def __init__(self) -> None:
+        self._handlers: Dict[int, Callable[[int], None]] = {}
+
+    def handle(self, found: list) -> None:
+        """Call the handlers of what `poll` has found, as ``handler(events)``; errors of a descriptor are both events.
+        (Looked up only now: one may have unregistered the next.)"""
+        handlers = self._handlers
+        for fd, events in found:
+            handler = handlers.get(fd)
+            if handler is not None:
+                try:
+                    handler(events if events & ~_BOTH == 0 else _BOTH)
+                except Exception:
+                    log.exception("a descriptor's handler failed: %r", handler)
+
+
+class EpollPoller(_Handlers):
+    """Readiness of descriptors through epoll (Linux)."""
 
     nests = True                        # its own descriptor can be watched by another poller
 
     def __init__(self) -> None:
+        super().__init__()
         self._epoll = select.epoll()
-        self._handlers: Dict[int, Callable[[int], None]] = {}
 
     def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Watch `fd`, which must not be watched yet."""
@@ -1356,13 +1376,8 @@ class EpollPoller:
                 pass
 
     def poll(self, timeout: Optional[float]) -> list:
-        """Wait at most `timeout` seconds (None: for ever); return (handler, events) pairs. Errors are both events."""
-        handlers, found = self._handlers, []
-        for fd, events in self._epoll.poll(timeout, 256):
-            handler = handlers.get(fd)
-            if handler is not None:
-                found.append((handler, events if events & ~_BOTH == 0 else _BOTH))
-        return found
+        """Wait at most `timeout` seconds (None: for ever); return what `handle` takes: (descriptor, events) pairs."""
+        return self._epoll.poll(timeout, 256)
 
     def fileno(self) -> int:
         """Descriptor that is readable when any watched descriptor is ready."""
@@ -1374,10 +1389,11 @@ class EpollPoller:
         self._epoll.close()
 
 
-class SelectorPoller:
+class SelectorPoller(_Handlers):
     """The same over `selectors`, for platforms without epoll (kqueue on macOS, select on Windows)."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._selector = selectors.DefaultSelector()
         self.nests = hasattr(self._selector, "fileno")
 
@@ -1386,23 +1402,25 @@ class SelectorPoller:
 
     def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Watch `fd`, which must not be watched yet."""
-        self._selector.register(fd, self._mask(events), handler)
+        self._selector.register(fd, self._mask(events))
+        self._handlers[fd] = handler
 
     def modify(self, fd: int, events: int) -> None:
         """Watch a registered `fd` for other events."""
-        self._selector.modify(fd, self._mask(events), self._selector.get_key(fd).data)
+        self._selector.modify(fd, self._mask(events))
 
     def unregister(self, fd: int) -> None:
         """Stop watching `fd`; harmless when it is not watched."""
-        try:
-            self._selector.unregister(fd)
-        except (KeyError, ValueError):
-            pass
+        if self._handlers.pop(fd, None) is not None:
+            try:
+                self._selector.unregister(fd)
+            except (KeyError, ValueError):
+                pass
 
     def poll(self, timeout: Optional[float]) -> list:
-        """Wait at most `timeout` seconds (None: for ever); return (handler, events) pairs."""
+        """Wait at most `timeout` seconds (None: for ever); return (descriptor, events) pairs for `handle`."""
         reads, writes = selectors.EVENT_READ, selectors.EVENT_WRITE
-        return [(key.data, (READ if mask & reads else 0) | (WRITE if mask & writes else 0))
+        return [(key.fd, (READ if mask & reads else 0) | (WRITE if mask & writes else 0))
                 for key, mask in self._selector.select(timeout)]
 
     def fileno(self) -> int:
@@ -1411,6 +1429,7 @@ class SelectorPoller:
 
     def close(self) -> None:
         """Forget everything and give the descriptor back."""
+        self._handlers.clear()
         self._selector.close()
 
 
@@ -2298,20 +2317,18 @@ class Kernel:
                 log.exception("a call posted to the kernel failed: %r", function)
 
     def run_timers(self) -> None:
-        """Expire what is due. When so many tasks are ready that their steps would take several turns, those woken by
-        this go before them: they have waited for their time already. (Unless they are many, too: then all take turns.)
-        """
-        ready, now = self.ready, self.clock()
-        deadline = self.timers.next_deadline()
-        if deadline is None or deadline > now:
+        """Expire what is due. Where more tasks are ready than one turn serves, those that this wakes go before them, as
+        they have waited for their time already; but no more of them than leave the others half of the turn."""
+        ready, now, heap = self.ready, self.clock(), self.timers.heap
+        if not heap or heap[0][0] > now:
             return
         before = len(ready)
-        for item in self.timers.expired(now):
+        for item in self.timers.expired(now, STEPS // 2 if before > STEPS else sys.maxsize):
             try:
                 item.expire()
             except Exception:
                 log.exception("what was to be done at a certain time failed: %r", item)
-        if before > STEPS and len(ready) - before <= STEPS // 2:
+        if before > STEPS:
             ready.rotate(len(ready) - before)       # moves the last ones to the front and keeps their order
 
     def run_ready(self) -> None:
@@ -2320,11 +2337,11 @@ class Kernel:
         ready = self.ready
         pop, push, begin_of = ready.popleft, ready.append, REQUESTS.get
         passes, steps = PASSES, STEPS
-        while ready and passes and steps > 0:
+        while ready and passes and steps:
             passes -= 1
             count = len(ready)
-            if count > STEPS:           # the rest is served after a look at timers and descriptors
-                count = STEPS
+            if count > steps:           # the rest is served after a look at timers and descriptors
+                count = steps
             steps -= count
             for _ in range(count):
                 self.current = task = pop()
@@ -2386,19 +2403,19 @@ class Kernel:
             self.sleeping = True
             if self.ready or self.inbox:    # came in before `sleeping` was set, so nobody woke us
                 timeout = 0
-        events = self.poller.poll(timeout)
+        found = self.poller.poll(timeout)
         self.sleeping = False
-        self.polled = self.clock()
-        for handler, mask in events:
-            try:
-                handler(mask)
-            except Exception:
-                log.exception("a descriptor's handler failed: %r", handler)
+        if timeout == 0:                # a kernel that slept is not the busy one that this is for
+            self.polled = self.clock()
+        if found:
+            self.poller.handle(found)
 
     def turn(self, limit: Optional[float] = None) -> None:
         """Once round the loop, sleeping at most `limit` seconds (None: as long as nothing is due)."""
         self.work()
-        timeout = self.timeout()
+        timeout = None
+        if self.ready or self.inbox or self.timers.heap or self.stopping:       # else nothing is due
+            timeout = self.timeout()
         if limit is not None and (timeout is None or timeout > limit):
             timeout = limit
         if timeout != 0 or self.clock() - self.polled >= POLL_EVERY_S:
@@ -3033,6 +3050,11 @@ class Channel:
     def __hash__(self) -> int:
         return hash((self.name, self.location))
 
+    @classmethod
+    def named(cls, name: str) -> Optional["Channel"]:
+        """The channel of this process that has that name. Any thread."""
+        return Channel._named.get(name)
+
     def set_transform(self, transform: Optional[Callable[[str, Any], Any]]) -> int:
         """Use another transform from now on, or none. Any thread. Returns 0, or -1 unless it takes two arguments."""
         if transform is not None and not _takes(transform, 2):
@@ -3094,6 +3116,11 @@ class Channel:
         """How many subscribers there are. Any thread."""
         return len(self._tasks) + len(self._others) + len(self._far)
 
+    def enough(self, n: int, timeout: Optional[float] = None) -> Request:
+        """Waits until there are `n` subscribers, at most `timeout` seconds; True, or False when time is up. Use with
+        yield, in a task of the subscribers' kernel."""
+        return _Enough(self._line, n, timeout)
+
     def _feeds(self, channel: "Channel") -> bool:
         """Whether what is sent here arrives there, as far as this process can know."""
         return self == channel or any(other._feeds(channel) for other in self._others if isinstance(other, Channel))
@@ -3114,7 +3141,7 @@ class Channel:
         if n < 0:
             return -1
         answers = self.answers_until(timeout)
-        if self.count() < n and not (yield _Enough(self._line, n, timeout)):
+        if self.count() < n and not (yield self.enough(n, timeout)):
             return 0
         count = self.publish(message, answers)
         if answers is not None and answers.open and not 0 < n <= count:
@@ -3473,10 +3500,12 @@ class _Watch:
 
     def ready(self, events: int) -> None:
         """The poller's handler."""
-        reader, writer, unwanted = self.reader, self.writer, events
+        reader = self.reader
+        writer = self.writer
         if writer is None and reader is not None and reader.wants == events:
             reader.retry()                              # nearly always
             return
+        unwanted = events
         if reader is not None and reader.wants & events:
             unwanted &= ~reader.wants
             reader.retry()
@@ -3666,7 +3695,7 @@ def _wait_here(fd: int, events: int, timeout: Optional[float]) -> bool:
         return bool(selector.select(timeout or None))
 
 
-_HERE: Dict[type, Callable] = {         # how a thread that is no task does what a task would yield
+_IN_A_THREAD: Dict[type, Callable] = {  # how a thread that is no task does what a task would yield
     Value: lambda request: request.value,
     _ThreadCall: lambda request: request.function(),
     _Timed: lambda request: time.sleep(request.timeout),
@@ -3676,7 +3705,7 @@ _HERE: Dict[type, Callable] = {         # how a thread that is no task does what
 def _run_here(request: Any) -> Any:
     """Run an operation, or a generator of operations, in this thread."""
     if not isinstance(request, types.GeneratorType):
-        return _HERE.get(request.__class__, _run_operation)(request)
+        return _IN_A_THREAD.get(request.__class__, _run_operation)(request)
     step, value = request.send, None
     while True:
         try:
@@ -5051,7 +5080,7 @@ def pipe(bufsize: int = 8192) -> Tuple[int, int]:
 # ======================================================================================================================
 #
 # The key of a cluster is 32 bytes. It comes from, in this order: the argument or option; PYCOSLITE_SECRET (a text) or
-# PYCOSLITE_SECRET_FILE; ~/.pycoslite/secret, which is made on first use. A file of 64 hexadecimal digits is the key
+# PYCOSLITE_SECRET_FILE; ~/.pycoslite/secret, which is made on first use. 64 hexadecimal digits, from wherever, are the key
 # itself; any other text was thought up by a person and is stretched, so that guessing costs a tenth of a second a try.
 
 _SECRET_FILE = os.path.join("~", ".pycoslite", "secret")
@@ -5093,8 +5122,8 @@ def _key_of_text(secret: Union[str, bytes]) -> bytes:
 @functools.lru_cache(maxsize=8)
 def _stretch(text: bytes) -> bytes:
     if not hasattr(hashlib, "scrypt"):
-        raise SecretError("this Python cannot stretch a typed secret (its OpenSSL lacks scrypt): use a secret file of 64 "
-                          "random hexadecimal digits instead")
+        raise SecretError("this Python cannot stretch a typed secret (its OpenSSL lacks scrypt): use a secret file of "
+                          "64 random hexadecimal digits instead")
     return hashlib.scrypt(text, salt=_SALT, n=1 << 15, r=8, p=1, maxmem=64 << 20, dklen=32)
 
 
@@ -5141,16 +5170,16 @@ def _make_secret(path: str) -> None:
 # The engine is a second kernel. It runs everything that has to do with peers (and the SysTasks), never user code, and
 # whoever drives it holds its lock:
 #
-#   the user kernel's thread   each time its loop comes round (`Engine.visit`); it also sleeps in the engine's poller, in
-#                              which the user kernel's own poller is nested, and does so without the lock
+#   the user kernel's thread   each time its loop comes round (`Engine.visit`); it also sleeps in the engine's poller,
+#                              in which the user kernel's own poller is nested, and does so without the lock
 #   the watcher thread         when the user kernel has not come round for `takeover_s` because a task computes or
 #                              blocks; it gives the engine back when asked. It sleeps while the user kernel does.
 #   any other thread           for the length of one call (`Engine.post`), if the lock is free
 #
 # Where pollers do not nest (Windows) the watcher drives it all the time.
 #
-# Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that each
-# time it takes the lock, so nothing it reads itself can overtake it.
+# Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that
+# each time it takes the lock, so nothing it reads itself can overtake it.
 
 RECEIVE_BYTES = 256 * 1024              # most taken from a connection at a time
 
@@ -5245,9 +5274,10 @@ class Engine(Kernel):
         self.rouse()
 
     def rouse(self) -> None:
-        """Let whoever sleeps in the poller look again. Any thread. What is to be found must have been queued before: who
-        goes to sleep says so first and looks at the queues last."""
-        if self.sleeping or self.host.sleeping:
+        """Let whoever sleeps in the poller look again. Any thread. What is to be found must have been queued before:
+        who goes to sleep says so first and looks at the queues last, as does who drives the engine before he leaves it.
+        """
+        if (self.sleeping or self.host.sleeping) and self.owner != get_ident():
             self.waker.wake()
 
     def _pending(self) -> bool:
@@ -5343,18 +5373,14 @@ class Engine(Kernel):
     def _handle(self, events: list) -> None:
         """Call the handlers of what a poll has found, and send what they have to say."""
         self.now = self.polled = self.clock()
-        for handler, mask in events:
-            try:
-                handler(mask)
-            except Exception:
-                log.exception("a descriptor's handler failed: %r", handler)
+        self.poller.handle(events)
         if self.dirty:
             self._flush()
 
     def _host_events(self, _mask: int) -> None:
         """A descriptor of the user kernel is ready. Host's thread (the watcher does not watch these)."""
-        for handler, mask in self.host.poller.poll(0):
-            handler(mask)
+        poller = self.host.poller
+        poller.handle(poller.poll(0))
 
     # -- the watcher ---------------------------------------------------------------------------------------------------
 
@@ -5417,8 +5443,8 @@ class Engine(Kernel):
 #
 #   down      dialling with growing pauses; messages are kept; 'offline' is told after `refused_s`, at once if the link
 #             was cut because nothing had been heard for `missed_heartbeats`
-#   refused   its port refuses for `refused_s`: the process is gone. Only an address proves that which is known to lead to
-#             it: one it was dialled at, or seen at and said itself. Behind NAT or a relay a refusal tells nothing.
+#   refused   its port refuses for `refused_s`: the process is gone. Only an address proves that which is known to lead
+#             to it: one it was dialled at, or seen at and said itself. Behind NAT or a relay a refusal tells nothing.
 #   lost      gone, or down for `give_up_s`, or it said BYE: what is unconfirmed is reported, waiting requests fail
 #
 # A Peer is one session from the first message to `lost`. If the process is heard of again it is a new Peer.
@@ -5438,8 +5464,9 @@ _RIVAL_ANSWERS_S = 1.0                  # the better one of two links has this l
 class Link:
     """One connection, from its first byte to its last."""
 
-    __slots__ = ("network", "engine", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener", "decoder",
-                 "unsent", "interest", "connecting", "last_in", "last_out", "timer", "leftover", "record_bytes", "useful")
+    __slots__ = ("network", "engine", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener",
+                 "decoder", "unsent", "interest", "connecting", "last_in", "last_out", "timer", "leftover",
+                 "record_bytes", "useful")
 
     def __init__(self, network: "Network", sock: socket.socket, role: str, where: str, dial: Any = None) -> None:
         self.network = network
@@ -5690,7 +5717,7 @@ class _Ask(Request):
         self.number = peer.last_request % 0xFFFFFFFF + 1
         try:
             peer.send_request(self.number, self.op, self.args, self.payload)
-        except (TypeError, ValueError, PycosError) as error:    # what is asked cannot be written as JSON, or is too long
+        except (TypeError, ValueError, PycosError) as error:    # it cannot be written as JSON, or is too long
             return _fail(task, error)
         peer.last_request = self.number
         peer.requests[self.number] = task
@@ -5713,6 +5740,7 @@ class Peer:
     def __init__(self, network: "Network", process_id: bytes) -> None:
         self.network = network
         self.engine = network.engine
+        self.tasks = network.host.tasks         # whom its messages are for; here to be found quickly
         self.process_id = process_id
         self.info: dict = {}
         self.route = _Route(self)
@@ -5729,6 +5757,7 @@ class Peer:
         self.outbox: deque = deque()            # (frame, bytes) not yet handed to the session; any thread appends
         self.marked = False                     # a flush is on its way
         self.held: list = []                    # called once the window has room again
+        self.parting = False                    # goodbye is being said: it is looked for no more, if it has all
         self.ack_timer: Optional[_Later] = None
 
     @property
@@ -5770,8 +5799,8 @@ class Peer:
     def check_size(self, size: int) -> None:
         """Raise MisuseError when a frame of `size` bytes is longer than either end takes. Any thread."""
         if size > self.longest:
-            raise MisuseError("%d bytes are more than a message to %s may have (%d): send it in pieces or as a file, or "
-                              "set PYCOSLITE_FRAME_BYTES at both ends" % (size, self, self.longest))
+            raise MisuseError("%d bytes are more than a message to %s may have (%d): send it in pieces or as a file, "
+                              "or set PYCOSLITE_FRAME_BYTES at both ends" % (size, self, self.longest))
 
     def push(self, frame: Any, size: int) -> bool:
         """Queue an encoded sequenced frame with a body of `size` bytes; otherwise like `send_frame`. Any thread."""
@@ -5807,10 +5836,13 @@ class Peer:
         self.marked = False                     # before the outbox is emptied: what comes later marks again
         outbox, session, link = self.outbox, self.session, self.link
         if self.state == "lost":
+            log.debug("%s: %d messages came too late, it is gone", self, len(outbox))
             outbox.clear()
             return
+        push = session.push
         while outbox:
-            session.push(*outbox.popleft())
+            frame, size = outbox.popleft()
+            push(frame, size)
         if link is None:
             if not self.route.searching:        # a reference came from elsewhere: now it is needed
                 self._down(ConnectionError("not connected yet"))
@@ -5858,7 +5890,7 @@ class Peer:
         """An authenticated link: use it, or hold it as a candidate beside a better one."""
         link.peer = self
         old = self.link
-        if old is not None and self._prefers(old) and not self._prefers(link):
+        if old is not None and _preferred(old) and not _preferred(link):
             if self.candidate is not None:
                 self.candidate.close()
             self.candidate = link
@@ -5879,13 +5911,9 @@ class Peer:
             self.candidate = None
             self._use(link)
 
-    def _prefers(self, link: Link) -> bool:
-        """Whether the smaller process id dialled it."""
-        return (link.role == "dial") == (self.network.process_id < self.process_id)
-
     def _use(self, link: Link) -> None:
         self.link = link
-        self.route.found(stop=self._prefers(link))
+        self.route.found(stop=_preferred(link))
         self.session.connected()
         link.arm()
         self.flush()
@@ -5952,6 +5980,11 @@ class Peer:
         self.go_on()
         log.info("%s is gone: %s", self, reason)
         self.network.forget(self)
+
+
+def _preferred(link: Link) -> bool:
+    """Whether the smaller process id dialled it: of two links both ends keep that one."""
+    return (link.role == "dial") == (link.network.process_id < link.peer.process_id)
 
 
 def _on_session(peer: Peer, link: Link, body: bytes) -> None:
@@ -6027,10 +6060,8 @@ class _Route:
         return self.dial is not None or self.redial is not None
 
     def learn(self, link: Link, info: dict, dialled: Optional[Location]) -> None:
-        """Take the addresses that an authenticated link tells: the one `dialled`, the one seen, those it says itself."""
-        port = info.get("port")
-        port = port if isinstance(port, int) and 0 < port < 65536 else 0
-        said = [host for host in info.get("addresses", ()) if isinstance(host, str) and host.strip("[] ")][:8]
+        """Take the addresses that an authenticated link tells: the one `dialled`, the one seen, those it says."""
+        port, said = _said_addresses(info)
         try:
             seen = link.sock.getpeername()[0]
         except OSError:                         # gone already
@@ -6040,14 +6071,14 @@ class _Route:
             self.sure = dialled
         elif port and (seen in said or near):
             self.sure = Location(seen, port)
-        hosts = [seen] + [host for host in said if host != seen] if port else []
-        found = [] if self.sure is None else [self.sure]
-        found += [at for at in (Location(host, port) for host in hosts) if at != self.sure]
-        self.locations = found or self.locations
+        found = {} if self.sure is None else {self.sure: None}      # a dict keeps the order and drops what is twice
+        if port:
+            found.update((Location(host, port), None) for host in [seen] + said)
+        self.locations = list(found) or self.locations
 
     def search(self) -> None:
         """The peer has no link: look for it until it is found, or lost."""
-        if self.peer.network.closing and not self.peer.session.unconfirmed_frames:
+        if (self.peer.parting or self.peer.network.closing) and not self.peer.session.unconfirmed_frames:
             return
         if self.since is None:
             self.since = self.peer.engine.clock()
@@ -6104,6 +6135,13 @@ class _Route:
             limit_s = settings.refused_s / 5 if gone else settings.reconnect_max_s
             self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), limit_s)
             self._plan(max(0.0, min(self.pause_s * random.uniform(0.8, 1.2), since + settings.give_up_s - now)))
+
+
+def _said_addresses(info: dict) -> Tuple[int, List[str]]:
+    """Port (0: none) and addresses that a process says it has; whatever else it may have said in their place."""
+    port, said = info.get("port"), info.get("addresses")
+    hosts = [host for host in said if isinstance(host, str) and host.strip("[] ")] if isinstance(said, list) else []
+    return port if isinstance(port, int) and 0 < port < 65536 else 0, hosts[:8]
 
 
 def _is_loopback(host: str) -> bool:
@@ -6262,7 +6300,7 @@ class Network:
         self.locations: List[Location] = []
         self.peers: Dict[bytes, Peer] = {}      # by process id; a lost one is taken out
         self.links: set = set()                 # accepted or dialled and not closed
-        self.frame_handlers: Dict[int, Callable] = {REQUEST: self._on_request, REPLY: self._on_reply}
+        self.frame_handlers: Dict[int, Callable] = {REQUEST: _on_request, REPLY: _on_reply}
         self.request_handlers: Dict[str, Callable] = {}
         self.facts: dict = {}                   # told to peers in the handshake, besides what `handshake` lists
         self.closing = False
@@ -6270,6 +6308,9 @@ class Network:
         self.tasks: Any = None                  # section 22's: names, monitors, ...
         self.itself: Any = None                 # ... who references to ended tasks of this process lead to, ...
         self.addresses: list = []               # ... `locations` as references carry them
+        self.discovery: Optional[Discovery] = None
+        self.roster: Any = None                 # who is online, and ...
+        self.files: Any = None                  # ... files on their way: the sections about peers and about files
         self._watchers: List[Callable] = []
         self._arriving: Dict[Peer, list] = {}   # dials whose session is being agreed on
         self._complained: Dict[tuple, float] = {}
@@ -6395,8 +6436,8 @@ class Network:
     def complain(self, level: int, text: str, *args: str) -> None:
         """Log a line about strangers: the same one at most every 10 seconds, and at most `_COMPLAINTS` in that time."""
         now = self.engine.clock()
-        key = (text,) + args
-        if now - self._complained.get(key, -math.inf) < _COMPLAIN_AGAIN_S or now - self._complaints[0] < _COMPLAIN_AGAIN_S:
+        since, key = now - _COMPLAIN_AGAIN_S, (text,) + args
+        if self._complained.get(key, -math.inf) > since or self._complaints[0] > since:
             return
         if len(self._complained) >= 100:
             self._complained.clear()
@@ -6450,63 +6491,6 @@ class Network:
             dial.finish(None, PeerLost("%s is gone: %s" % (peer, peer.reason)))
         self.tell(peer, "lost", peer.reason)
 
-    # -- requests ------------------------------------------------------------------------------------------------------
-
-    def _on_request(self, peer: Peer, body: bytes) -> None:
-        number, size = _REQUEST_HEAD.unpack_from(body)
-        start = _REQUEST_HEAD.size + size
-        head = json.loads(bytes(body[_REQUEST_HEAD.size:start]))
-        op = head["op"]
-        try:
-            handler = self.request_handlers.get(op)
-            if handler is None:
-                raise PycosError("it does not know the request '%s': is it the same release, and the right port?" % op)
-            answer = handler(peer, head["args"], bytes(memoryview(body)[start:]))
-        except Exception as error:
-            self._refuse_request(peer, number, op, error)
-        else:
-            if isinstance(answer, types.GeneratorType):
-                self.spawn(self._serve, peer, number, op, answer)
-            else:
-                self._reply(peer, number, op, 0, answer)
-
-    def _serve(self, peer: Peer, number: int, op: str, answer: Generator) -> Generator:
-        """Run a handler that is a generator, and answer the request."""
-        try:
-            reply = yield answer
-        except Exception as error:
-            self._refuse_request(peer, number, op, error)
-        else:
-            self._reply(peer, number, op, 0, reply)
-
-    def _refuse_request(self, peer: Peer, number: int, op: str, error: Exception) -> None:
-        text = str(error)
-        if not isinstance(error, PycosError):
-            log.error("request '%s' of %s failed", op, peer, exc_info=error)
-            text = "request '%s' failed there: %s: %s" % (op, type(error).__name__, error)
-        self._reply(peer, number, op, 1, {"error": text})
-
-    def _reply(self, peer: Peer, number: int, op: str, failed: int, answer: Any) -> None:
-        if number:
-            reply, payload = answer if isinstance(answer, tuple) else (answer or {}, b"")
-            try:
-                head = json.dumps(reply, separators=(",", ":")).encode()
-                peer.send_frame(REPLY, _REPLY_HEAD.pack(number, failed, len(head)), head, payload)
-            except (TypeError, ValueError, MisuseError) as error:       # no JSON, or too long
-                self._refuse_request(peer, number, op, error)
-
-    def _on_reply(self, peer: Peer, body: bytes) -> None:
-        number, failed, size = _REPLY_HEAD.unpack_from(body)
-        task = peer.requests.pop(number, None)
-        if task is None:
-            return                          # the asker gave up
-        start = _REPLY_HEAD.size
-        reply = json.loads(bytes(body[start:start + size]))
-        if failed:
-            task.unpark_with(PycosError("%s: %s" % (peer, reply["error"])))
-        else:
-            task.unpark((reply, bytes(body[start + size:])))
-
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> Generator:
@@ -6515,7 +6499,7 @@ class Network:
         self.closing = True
         while self.sockets:
             self.close_socket(self.sockets[0])
-        farewells = [self.spawn(self._part, peer) for peer in list(self.peers.values())]
+        farewells = [self.spawn(_say_goodbye, peer) for peer in list(self.peers.values())]
         for farewell in farewells:
             yield Join(farewell)
         for link in list(self.links):
@@ -6527,32 +6511,94 @@ class Network:
         self.engine.poller.unregister(sock.fileno())
         sock.close()
 
-    def _part(self, peer: Peer) -> Generator:
-        """Say goodbye to a peer."""
-        session, clock = peer.session, self.engine.clock
-        told: Optional[Link] = None
-        left, last = -1, clock() + settings.give_up_s
-        deadline = last
-        while peer.state != "lost" and clock() < min(deadline, last):
-            peer.flush()
-            if left != session.unconfirmed_frames:
-                left, deadline = session.unconfirmed_frames, clock() + _FAREWELL_S
-            link = peer.link
-            if link is None and not left:
-                break
-            if link is not None and link is not told and peer.state == "up" and self._said_all(peer, link):
-                session.control(encode_frame(Code.BYE, b"it has ended"))
-                peer.flush()
-                told = link             # it confirms what it has not yet, and closes
-            yield Suspend(_LOOK_AGAIN_S)
-        peer.lost("this process ends")
 
-    @staticmethod
-    def _said_all(peer: Peer, link: Link) -> bool:
-        """Whether everything queued for the peer, confirmations included, is with the socket."""
-        peer.session.confirm()
+def _on_request(peer: Peer, body: bytes) -> None:
+    number, size = _REQUEST_HEAD.unpack_from(body)
+    start = _REQUEST_HEAD.size + size
+    head = json.loads(bytes(body[_REQUEST_HEAD.size:start]))
+    op = head["op"]
+    try:
+        handler = peer.network.request_handlers.get(op)
+        if handler is None:
+            raise PycosError("it does not know the request '%s': is it the same release, and the right port?" % op)
+        answer = handler(peer, head["args"], bytes(memoryview(body)[start:]))
+    except Exception as error:
+        _refuse_request(peer, number, op, error)
+    else:
+        if isinstance(answer, types.GeneratorType):
+            peer.network.spawn(_serve_request, peer, number, op, answer)
+        else:
+            _reply(peer, number, op, 0, answer)
+
+
+def _serve_request(peer: Peer, number: int, op: str, answer: Generator) -> Generator:
+    """Run a handler that is a generator, and answer the request."""
+    try:
+        reply = yield answer
+    except Exception as error:
+        _refuse_request(peer, number, op, error)
+    else:
+        _reply(peer, number, op, 0, reply)
+
+
+def _refuse_request(peer: Peer, number: int, op: str, error: Exception) -> None:
+    text = str(error)
+    if not isinstance(error, PycosError):
+        log.error("request '%s' of %s failed", op, peer, exc_info=error)
+        text = "request '%s' failed there: %s: %s" % (op, type(error).__name__, error)
+    _reply(peer, number, op, 1, {"error": text})
+
+
+def _reply(peer: Peer, number: int, op: str, failed: int, answer: Any) -> None:
+    if number:
+        reply, payload = answer if isinstance(answer, tuple) else (answer or {}, b"")
+        try:
+            head = json.dumps(reply, separators=(",", ":")).encode()
+            peer.send_frame(REPLY, _REPLY_HEAD.pack(number, failed, len(head)), head, payload)
+        except (TypeError, ValueError, MisuseError) as error:       # no JSON, or too long
+            _refuse_request(peer, number, op, error)
+
+
+def _on_reply(peer: Peer, body: bytes) -> None:
+    number, failed, size = _REPLY_HEAD.unpack_from(body)
+    task = peer.requests.pop(number, None)
+    if task is None:
+        return                          # the asker gave up
+    start = _REPLY_HEAD.size
+    reply = json.loads(bytes(body[start:start + size]))
+    if failed:
+        task.unpark_with(PycosError("%s: %s" % (peer, reply["error"])))
+    else:
+        task.unpark((reply, bytes(body[start + size:])))
+
+
+def _say_goodbye(peer: Peer, there: str = "it has ended", here: str = "this process ends") -> Generator:
+    """Tell a peer that this process has done with it, once it has what was sent to it; `there` and `here` are the
+    reasons that are told at the two ends. A system task."""
+    session, clock, peer.parting = peer.session, peer.engine.clock, True
+    told: Optional[Link] = None
+    left, last = -1, clock() + settings.give_up_s
+    deadline = last
+    while peer.state != "lost" and clock() < min(deadline, last):
         peer.flush()
-        return not link.unsent and not peer.session.wants_write(math.inf)
+        if left != session.unconfirmed_frames:
+            left, deadline = session.unconfirmed_frames, clock() + _FAREWELL_S
+        link = peer.link
+        if link is None and not left:
+            break
+        if link is not None and link is not told and peer.state == "up" and _said_all(peer, link):
+            session.control(encode_frame(Code.BYE, there.encode()))
+            peer.flush()
+            told = link             # it confirms what it has not yet, and closes
+        yield Suspend(_LOOK_AGAIN_S)
+    peer.lost(here)
+
+
+def _said_all(peer: Peer, link: Link) -> bool:
+    """Whether everything queued for the peer, confirmations included, is with the socket."""
+    peer.session.confirm()
+    peer.flush()
+    return not link.unsent and not peer.session.wants_write(math.inf)
 
 
 class _Connect(Request):
@@ -6656,7 +6702,7 @@ def own_addresses() -> List[str]:
 # Datagrams over UDP, all of one size, so that an answer is never longer than the question:
 #
 #   offset 0   4s  'PCLD'          5   u8  kind: 1 ping, 2 pong, 3 refusal       6  16s  process id of the sender
-#          4   u8  version         22  u16 TCP port of the sender                24  u8  roles wanted (ping) or had (pong)
+#          4   u8  version         22  u16 TCP port of the sender                24  u8  roles wanted (ping), had (pong)
 #          25  8s  cluster         33  16s nonce of the ping                     49  32s MAC over all before it
 #
 # Whoever looks for peers pings every interface's broadcast address a few times; a process of a wanted role whose MAC
@@ -6712,19 +6758,20 @@ class Discovery:
         self._connecting: set = set()
 
     def answer(self) -> None:
-        """Be found from now on. Before the network begins, or engine. Without the UDP port it is left out, with a line."""
+        """Be found from now on. Without the UDP port it is left out, with a line. Before the network begins, or engine.
+        """
         try:
             self._answering = self._socket(self.udp_port)
         except OSError as error:
             log.warning("discovery is off, UDP port %d cannot be used (%s): others must name this address",
                         self.udp_port, error.strerror)
 
-    def search(self, roles: int) -> None:
-        """Ping all networks, several times over the next seconds. Engine."""
+    def search(self, roles: int, port: int = 0, addresses: Optional[List[str]] = None) -> None:
+        """Ping all networks, or `addresses`, several times over the next seconds, at UDP `port` or the own one. Engine."""
         if self._asking is None:
             self._asking = self._socket(0)
         for delay_s in PING_TIMES_S:
-            self.network.call_later(delay_s, self._ping, roles)
+            self.network.call_later(delay_s, self._ping, roles, port or self.udp_port, addresses)
 
     def close(self) -> None:
         """Stop both. Engine."""
@@ -6750,15 +6797,15 @@ class Discovery:
         self.network.engine.poller.register(sock.fileno(), READ, functools.partial(self._receive, sock))
         return sock
 
-    def _ping(self, roles: int) -> None:
+    def _ping(self, roles: int, port: int, addresses: Optional[List[str]]) -> None:
         if self._asking is None or self.network.closing:
             return
         nonce = os.urandom(16)
         self._nonces.append(nonce)
         network = self.network
         data = encode_datagram(network.key, PING, network.process_id, network.port, roles, network.cluster, nonce)
-        for address in broadcast_addresses(self.hosts):
-            self._send(self._asking, data, (address, self.udp_port))
+        for address in addresses or broadcast_addresses(self.hosts):
+            self._send(self._asking, data, (address, port))
 
     def _send(self, sock: socket.socket, data: bytes, address: tuple) -> None:
         try:
@@ -6798,8 +6845,8 @@ class Discovery:
 
     def _complain(self, address: tuple) -> None:
         """One line for either end, whoever searched."""
-        self.network.complain(logging.WARNING, "a process at %s has another secret than this one, they are no peers (copy "
-                              "~/.pycoslite/secret from one machine to the other)", address[0])
+        self.network.complain(logging.WARNING, "a process at %s has another secret than this one, they are no peers "
+                              "(copy ~/.pycoslite/secret from one machine to the other)", address[0])
 
     def _found(self, process_id: bytes, location: Location) -> None:
         known = self.network.peers.get(process_id)
@@ -6854,16 +6901,24 @@ def _revive(kind: str, *args: Any) -> Any:
     return _REVIVERS[kind](*args)
 
 
-def _revive_task(process_id: bytes, addresses: list, task_id: int, name: str) -> "Task":
+def _peer_of(process_id: bytes, addresses: list, name: str) -> Peer:
+    """The process that a reference to `name` leads to; `Network.itself` for this one."""
     network = _network
     if network is None:
-        raise MisuseError("a reference to task %r came before this process's network was started" % name)
+        raise MisuseError("a reference to %r came before this process's network was started" % name)
     peer = network.peers.get(process_id)
-    if peer is None:
-        if process_id == network.process_id:
-            return _local_task(network, task_id) or RemoteTask(network.itself, task_id, name)
-        peer = network.peer(process_id, [Location(host, port) for host, port in addresses])
-    return RemoteTask(peer, task_id, name)
+    if peer is None and process_id == network.process_id:
+        peer = network.itself
+    return peer or network.peer(process_id, [Location(host, port) for host, port in addresses])
+
+
+def _revive_task(process_id: bytes, addresses: list, task_id: int, name: str) -> "Task":
+    peer = _peer_of(process_id, addresses, name)
+    home = peer is peer.network.itself and (_local_task(peer.network, task_id) or _travelled.get(task_id))
+    return home or RemoteTask(peer, task_id, name)
+
+
+_travelled: Any = weakref.WeakValueDictionary()     # id -> task that references were sent of: an ended one comes home, too
 
 
 def _local_task(network: Network, task_id: int) -> Optional[Task]:
@@ -6889,13 +6944,20 @@ def _reduce_task(task: Task) -> tuple:
     network = _network
     if network is None:
         raise MisuseError("task %r cannot be sent to another process: the network is not started" % task)
+    if task.id not in _travelled:
+        _travelled[task.id] = task
     return _revive, ("task", network.process_id, network.addresses, task.id, task.name)
 
 
+def _addresses_of(peer: Peer) -> list:
+    """The addresses of a peer, as a reference carries them, which may go to another machine."""
+    addresses = [(at.addr, at.port) for at in peer.locations]
+    addresses.sort(key=lambda address: _is_loopback(address[0]))
+    return addresses
+
+
 def _reduce_remote_task(task: "RemoteTask") -> tuple:
-    addresses = [(at.addr, at.port) for at in task.peer.locations]
-    addresses.sort(key=lambda address: _is_loopback(address[0]))    # it may go to another machine
-    return _revive, ("task", task.peer.process_id, addresses, task.id, task.name)
+    return _revive, ("task", task.peer.process_id, _addresses_of(task.peer), task.id, task.name)
 
 
 def _reduce_status(status: MonitorStatus) -> tuple:
@@ -6946,9 +7008,9 @@ class RemoteTask(Task):
         return hash((self.id, self.peer.process_id))
 
     def send(self, message: Any) -> int:
-        """Queue `message` for the task; a task that outruns the peer is held back at its next yield, a thread that is no
-        task at once. Any thread. Returns 0, or -1 when the peer is gone, or the message cannot be pickled or is too long
-        (logged)."""
+        """Queue `message` for the task; a task that outruns the peer is held back at its next yield, a thread that is
+        no task at once. Any thread. Returns 0, or -1 when the peer is gone, or the message cannot be pickled or is too
+        long (logged)."""
         if self.peer.state == "lost" and not self._found_again():
             return -1
         peer = self.peer
@@ -6970,6 +7032,10 @@ class RemoteTask(Task):
         """Whether the process has been heard of since it was given up; then the reference works again."""
         self.peer = self.peer.network.peers.get(self.peer.process_id, self.peer)
         return self.peer.state != "lost"
+
+    def reachable(self) -> bool:
+        """Whether its process is not known to be gone."""
+        return self.peer.state != "lost" or RemoteTask._found_again(self)
 
     def deliver(self, message: Any, timeout: Optional[float] = None) -> Any:
         """Send and wait until the task's mailbox has it, at most `timeout` seconds. Use with yield. Gives 1, or 0 (time
@@ -7029,18 +7095,22 @@ class _Deliver(_Timed):
     __slots__ = ("target", "message", "number", "task")
 
     def __init__(self, target: RemoteTask, message: Any, timeout: Optional[float]) -> None:
-        super().__init__(timeout, 0)
         self.target = target
         self.message = message
+        self.timeout = timeout
+        self.alarm_value = 0
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
         target = self.target
         if target.peer.state == "lost" and not target._found_again():
             task.carried = 0 if target.peer is not target.peer.network.itself else -1
             return True
+        peer = target.peer
         try:
             data = serialize(self.message)
-            target.peer.check_size(len(data) + 12)
+            size = len(data) + 12
+            if size >= _UNCOPIED:
+                peer.check_size(size)
         except Exception as error:      # pickling runs code of the user's
             log.error("message to %r was not delivered: %s", target, _unsendable(error))
             task.carried = -1
@@ -7050,7 +7120,6 @@ class _Deliver(_Timed):
         self.task = task
         self.number = number = next(_numbers) & 0xFFFFFFFF
         _deliveries[number] = self
-        peer, size = target.peer, len(data) + 12
         if size < _UNCOPIED:
             peer.push(_DELIVER_FRAME.pack(size, DELIVER, target.id, number) + data, size)
         else:
@@ -7149,7 +7218,7 @@ def _hold_back(peer: Peer) -> None:
 
 def _on_message(peer: Peer, body: bytes) -> None:
     task_id = _TASK_ID.unpack_from(body)[0]
-    task = peer.network.host.tasks.get(task_id) or _local_task(peer.network, task_id)
+    task = peer.tasks.get(task_id) or _local_task(peer.network, task_id)
     if task is None:
         log.debug("%s: a message came for task %d, which has ended", peer, task_id)
         return
@@ -7163,7 +7232,7 @@ def _on_message(peer: Peer, body: bytes) -> None:
 
 def _on_deliver(peer: Peer, body: bytes) -> None:
     task_id, number = _DELIVER_HEAD.unpack_from(body)
-    task = peer.network.host.tasks.get(task_id) or _local_task(peer.network, task_id)
+    task = peer.tasks.get(task_id) or _local_task(peer.network, task_id)
     status = -1
     if task is not None:
         try:
@@ -7274,11 +7343,14 @@ class _Search:
             level = logging.WARNING if isinstance(error, AuthenticationError) else logging.INFO
             log.log(level, "%s %r was not found: %s", self.kind, self.name, error)
         finally:
-            del network.tasks.searches[self.number]
-            for peer in self.asked:
-                if peer.state != "lost" and self.found is None:
-                    peer.notify("task.unseek", {"id": self.number})
+            self._end()
         return self.found
+
+    def _end(self) -> None:
+        del self.network.tasks.searches[self.number]
+        for peer in self.asked:
+            if peer.state != "lost":
+                peer.notify("task.unseek", {"id": self.number})
 
     def ask(self, peer: Peer) -> None:
         """Ask one more peer. One that has been online and is cut off for the moment will get the question."""
@@ -7357,7 +7429,7 @@ class _Tasks:
 
     def __init__(self) -> None:
         self.searches: Dict[int, _Search] = {}              # ours, by number
-        self.seekers: Dict[Tuple[str, str], dict] = {}      # (kind, name) -> (process id, number) -> peer that looks for it
+        self.seekers: Dict[Tuple[str, str], dict] = {}      # (kind, name) -> (process id, number) -> who looks for it
         self.monitored: Dict[int, tuple] = {}               # number -> (remote task, who is told of its end)
 
     def forget_seekers(self, gone: Callable[[tuple], bool]) -> None:
@@ -7400,6 +7472,1426 @@ def serve_tasks(network: Network) -> None:
 
 
 # ======================================================================================================================
+# 25. Remote channels and services                       channels of other processes, and functions they let others call
+# ======================================================================================================================
+#
+#   frame 21 SPREAD      u32 number (0: no answer wanted) | u8 hops | u32 n | f64 seconds | u32 bytes of JSON | JSON
+#                        {from, tasks, channels} | pickled message; answered with
+#   frame 22 REACHED     u32 number | i32 tasks that have it; -1: there is no such channel
+#   request channel.subscribe {name} + pickled subscriber, channel.unsubscribe likewise; answered with {status}
+#   notice channel.gone {from, tasks, channels}: those subscribers of channel `from` have ended
+#   request rps.call {name, id} + pickled (args, kwargs), answered with {task, name}, and at its end by task.ended {id}
+#
+# A channel pickles a message once and sends one SPREAD to each process that has subscribers of it, with the names and
+# numbers of these; what is sent to a channel of another process is a SPREAD to that channel alone, with `from` null.
+# `n` and `seconds` are those of `deliver`. Channels that feed each other across processes are found out by `hops`.
+
+SPREAD, REACHED = 21, 22
+_SPREAD_HEAD = struct.Struct(">IBIdI")
+_REACHED_BODY = struct.Struct(">Ii")
+_MOST_HOPS = 16                         # processes a message goes through, from channel to channel
+
+
+def _reduce_named(kind: str, find: Callable, thing: Any) -> tuple:
+    """A channel or service of this process, for others: they find it by its name."""
+    network = _network
+    if network is None or find(thing.name) is not thing:
+        raise MisuseError("%s %r cannot be sent to another process: %s" % (
+            kind, thing, "the network is not started" if network is None else "it cannot be found by its name"))
+    return _revive, (kind, network.process_id, network.addresses, thing.name)
+
+
+def _reduce_remote(kind: str, thing: Any) -> tuple:
+    return _revive, (kind, thing.peer.process_id, _addresses_of(thing.peer), thing.name)
+
+
+def _revive_named(find: Callable, remote: type, process_id: bytes, addresses: list, name: str) -> Any:
+    peer = _peer_of(process_id, addresses, name)
+    home = find(name) if peer is peer.network.itself else None
+    return home or remote(peer, name)
+
+
+class _Answers:
+    """What a delivery hears from other processes: who has still to answer, and how many tasks the others have reached.
+    Changed by the engine only, but for `open`, which also grows in the thread that delivers."""
+
+    __slots__ = ("hops", "open", "wanted", "reached", "waiter", "_clock", "_deadline")
+
+    def __init__(self, timeout: Optional[float], hops: int = 0, wanted: bool = True) -> None:
+        self._clock = default_kernel().clock
+        self._deadline = math.inf if timeout is None else self._clock() + timeout
+        self.hops = hops
+        self.wanted = wanted
+        self.open: Dict[int, Peer] = {}             # number -> who was asked
+        self.reached = 0
+        self.waiter: Optional[Callable] = None      # called after each answer; engine
+
+    def left(self) -> float:
+        """Seconds until time is up; infinite without a limit."""
+        return self._deadline - self._clock()
+
+    def timeout(self) -> Optional[float]:
+        """The same for a wait: None without a limit."""
+        return None if self._deadline == math.inf else self.left()
+
+    def ask(self, peer: Peer) -> int:
+        """A number for an answer of `peer`; 0 when none is wanted."""
+        if not self.wanted:
+            return 0
+        number = next(_numbers) & 0xFFFFFFFF
+        self.open[number] = peer
+        _awaited[number] = self
+        return number
+
+    def answer(self, number: int, count: int) -> None:
+        """So many tasks were reached there."""
+        _awaited.pop(number, None)
+        if self.open.pop(number, None) is not None:
+            self.reached += count
+        if self.waiter is not None:
+            self.waiter()
+
+    def close(self) -> int:
+        """Wait for no more; gives how many were reached."""
+        for number in list(self.open):
+            _awaited.pop(number, None)
+        return self.reached
+
+    def wait(self, n: int) -> Request:
+        """Wait for all answers, or for `n` tasks if that is more than 0; gives how many were reached. Use with yield."""
+        return _Tally(self, n)
+
+
+_awaited: Dict[int, _Answers] = {}      # by number; entries are made and taken out by single dict operations
+
+
+class _Tally(_Timed):
+    """A task waits for the answers to what it delivers."""
+
+    __slots__ = ("answers", "n", "task")
+
+    def __init__(self, answers: _Answers, n: int) -> None:
+        super().__init__(answers.timeout())
+        self.answers, self.n = answers, n
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.task = task
+        self.answers.waiter = self._changed     # before looking: answers may come in another thread
+        if self._enough() or super().begin(kernel, task):
+            task.carried = self.answers.close()
+            return True
+        return False
+
+    def _enough(self) -> bool:
+        return not self.answers.open or 0 < self.n <= self.answers.reached
+
+    def _changed(self) -> None:
+        self.task.kernel.call(self._look)
+
+    def _look(self) -> None:
+        if self.task.wait is self and self._enough():
+            self.task.unpark(self.answers.close())
+
+    def expired(self, task: Task) -> Any:
+        return self.answers.close()
+
+    def abandon(self, task: Task) -> None:
+        self.answers.close()
+
+
+# -- messages from channels to other processes -------------------------------------------------------------------------
+
+
+def _addressees(source: Optional[str], tasks: List[int], channels: List[str]) -> bytes:
+    return json.dumps({"from": source, "tasks": tasks, "channels": channels}, separators=(",", ":")).encode()
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_addressees(data: bytes) -> tuple:
+    """(source, task ids, channel names); a channel that sends often says the same each time."""
+    found = json.loads(data)
+    return found["from"], tuple(found["tasks"]), tuple(found["channels"])
+
+
+def _find_routes(channel: Channel, far: Iterable[Any]) -> list:
+    """Group the subscribers in other processes by process, as `channel.routes`; gives those that are gone."""
+    groups: Dict[Peer, tuple] = {}
+    gone = []
+    for subscriber in far:
+        if not subscriber.reachable():
+            gone.append(subscriber)
+            continue
+        tasks, channels = groups.setdefault(subscriber.peer, ([], []))
+        if isinstance(subscriber, Channel):
+            channels.append(subscriber.name)
+        else:
+            tasks.append(subscriber.id)
+    channel.routes = [(peer, _addressees(channel.name, *both)) for peer, both in groups.items()]
+    return gone
+
+
+def _spread(channel: Channel, far: Iterable[Any], message: Any, answers: Optional[_Answers]) -> list:
+    """Send `message` to the subscribers of `channel` in other processes; gives those that are gone."""
+    gone: list = []
+    if channel.routes is None or any(peer.state == "lost" for peer, _ in channel.routes):
+        gone = _find_routes(channel, far)
+    if answers is not None and answers.hops > _MOST_HOPS:
+        log.error("channel %r: a message has come through %d processes and is dropped: do channels subscribe to each "
+                  "other in a circle?", channel, answers.hops)
+        return gone
+    try:
+        data = serialize(message)
+        for peer, addressees in channel.routes:
+            _send_spread(peer, addressees, data, answers)
+    except Exception as error:          # pickling runs code of the user's
+        log.error("channel %r: a message was not sent to other processes: %s", channel, _unsendable(error))
+    return gone
+
+
+def _send_spread(peer: Peer, addressees: bytes, data: bytes, answers: Optional[_Answers] = None, n: int = 0) -> None:
+    peer.check_size(len(data) + len(addressees) + _SPREAD_HEAD.size)
+    number, hops, seconds = 0, 0, math.inf
+    if answers is not None:
+        number, hops, seconds = answers.ask(peer), answers.hops, answers.left()
+    head = _SPREAD_HEAD.pack(number, hops, n, seconds, len(addressees)) + addressees
+    if not peer.send_frame(SPREAD, head, data):
+        _hold_back(peer)
+    if answers is not None and number and peer.state == "lost":     # just now: who told others may not have seen this
+        peer.network.post(answers.answer, number, 0)
+
+
+def _on_spread(peer: Peer, body: bytes) -> None:
+    number, hops, n, seconds, size = _SPREAD_HEAD.unpack_from(body)
+    start = _SPREAD_HEAD.size + size
+    addressed = _parse_addressees(bytes(body[_SPREAD_HEAD.size:start]))
+    try:
+        message = deserialize(body[start:] if len(body) < _SMALL else memoryview(body)[start:])
+    except Exception as error:          # unpickling runs code of the user's
+        log.error("%s: a message of channel %r cannot be unpickled: %s: %s", peer, addressed[0] or addressed[2][0],
+                  type(error).__name__, error)
+        _tell_reached(peer, number, 0)
+        return
+    answers = _Answers(None if seconds == math.inf else seconds, hops + 1, bool(number))
+    peer.network.host.call(_spread_here, peer, number, n, addressed, message, answers)
+
+
+def _tell_reached(peer: Peer, number: int, count: int) -> None:
+    if number:
+        peer.send_frame(REACHED, _REACHED_BODY.pack(number, count))
+
+
+def _spread_here(peer: Peer, number: int, n: int, addressed: tuple, message: Any, answers: _Answers) -> None:
+    """A message of another process, for tasks and channels of this one. User kernel's thread."""
+    source, tasks, names = addressed
+    gone_tasks = []
+    for task_id in tasks:
+        task = _local_task(peer.network, task_id)
+        if task is None or task.send(message):
+            gone_tasks.append(task_id)
+    channels = [channel for channel in map(Channel.named, names) if channel is not None]
+    if source is None and not channels:
+        _tell_reached(peer, number, -1)
+        return
+    if gone_tasks or len(channels) < len(names):
+        peer.notify("channel.gone", {"from": source, "tasks": gone_tasks,
+                                     "channels": [name for name in names if Channel.named(name) is None]})
+    if n and channels[0].count() < n:           # a `deliver` waits for subscribers, and concerns one channel
+        waiting = peer.network.host.spawn(_deliver_later, peer, number, n, channels[0], message, answers)
+        peer.network.host.count_daemon(waiting, True)
+        return
+    count = len(tasks) - len(gone_tasks) + sum(channel.publish(message, answers) for channel in channels)
+    _tell_when_known(peer, number, count, answers)
+
+
+def _deliver_later(peer: Peer, number: int, n: int, channel: Channel, message: Any, answers: _Answers) -> Generator:
+    """Deliver to `channel` once it has `n` subscribers."""
+    if (yield channel.enough(n, answers.timeout())):
+        _tell_when_known(peer, number, channel.publish(message, answers), answers)
+    else:
+        _tell_reached(peer, number, 0)
+
+
+def _tell_when_known(peer: Peer, number: int, count: int, answers: _Answers) -> None:
+    """Answer `peer` once the processes that the message went on to have answered."""
+    def tell() -> None:
+        if not answers.open:
+            _tell_reached(peer, number, count + answers.reached)
+    if number:
+        answers.waiter = tell
+        tell()
+
+
+def _on_reached(_peer: Peer, body: bytes) -> None:
+    number, count = _REACHED_BODY.unpack(body)
+    answers = _awaited.get(number)
+    if answers is not None:
+        answers.answer(number, count)
+
+
+def _on_channel_gone(peer: Peer, args: dict, _payload: bytes) -> None:
+    channel = Channel.named(args["from"])
+    if channel is not None:
+        gone: list = [RemoteTask(peer, task_id, "") for task_id in args["tasks"]]
+        gone += [RemoteChannel(peer, name) for name in args["channels"]]
+        for subscriber in gone:
+            peer.network.host.call(channel.unsubscribe, subscriber)
+
+
+class RemoteChannel(Channel):
+    """Reference to a channel of another process: `send`, `deliver`, `subscribe` and `unsubscribe` work as with a channel
+    of this process; it can be a subscriber itself, can be sent on, and is the channel again when it comes home."""
+
+    remote = True
+    reachable = RemoteTask.reachable
+
+    def __init__(self, peer: Peer, name: str) -> None:
+        self.peer = peer
+        self.name = name
+
+    @property
+    def location(self) -> Optional[Location]:           # type: ignore[override]
+        """Where the channel's process is."""
+        return self.peer.location
+
+    def __eq__(self, other: object) -> bool:
+        return (isinstance(other, RemoteChannel) and other.name == self.name
+                and other.peer.process_id == self.peer.process_id)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.peer.process_id))
+
+    def _feeds(self, channel: Channel) -> bool:
+        return self == channel
+
+    def _post(self, message: Any, answers: Optional[_Answers] = None, n: int = 0) -> int:
+        """Send a message to the channel's process; 0, or -1 when it cannot be sent."""
+        try:
+            _send_spread(self.peer, _addressees(None, [], [self.name]), serialize(message), answers, n)
+        except Exception as error:      # pickling runs code of the user's
+            log.error("channel %r: a message was not sent: %s", self, _unsendable(error))
+            return -1
+        return 0
+
+    def send(self, message: Any) -> int:
+        """As `Channel.send`."""
+        return self._post(message) if self.reachable() else -1
+
+    @types.coroutine
+    def deliver(self, message: Any, timeout: Optional[float] = None, n: int = 0) -> Any:
+        """As `Channel.deliver`; also 0 when the channel's process is lost meanwhile, -1 when there is no such channel any
+        more or the message cannot be pickled."""
+        if n < 0:
+            return -1
+        if not self.reachable():
+            return -1 if self.peer is self.peer.network.itself else 0
+        answers = _Answers(timeout)
+        if self._post(message, answers, n):
+            return -1
+        return (yield answers.wait(0))
+
+    def subscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
+        """As `Channel.subscribe`; also -1 when the channel's process does not answer within `timeout` seconds (logged)."""
+        return self._change_there("subscribe", subscriber, timeout)
+
+    def unsubscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
+        """As `Channel.unsubscribe`, likewise."""
+        return self._change_there("unsubscribe", subscriber, timeout)
+
+    def _change_there(self, what: str, subscriber: Any, timeout: Optional[float]) -> Request:
+        if not isinstance(subscriber, (Task, Channel)) or not self.reachable():
+            return Value(-1)
+        try:
+            data = serialize(subscriber)
+        except MisuseError as error:
+            log.error("%s", error)
+            return Value(-1)
+        return _Remote(self.peer.network, self._ask, what, data, timeout)
+
+    def _ask(self, what: str, data: bytes, timeout: Optional[float]) -> Generator:
+        try:
+            reply, _ = yield self.peer.request("channel." + what, {"name": self.name}, data,
+                                               settings.message_timeout_s if timeout is None else timeout)
+        except PycosError as error:
+            log.warning("channel %r: %s failed: %s", self, what, error)
+            return -1
+        return reply["status"]
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> int:
+        """Works in the channel's own process only: -1."""
+        return -1
+
+    register = unregister = set_transform = close = _refuse     # type: ignore[assignment]
+
+
+class _AtHome(Request):
+    """A system task waits for the result of a function that is called in the user kernel's thread."""
+
+    __slots__ = ("network", "function", "args", "task")
+
+    def __init__(self, network: Network, function: Callable, *args: Any) -> None:
+        self.network, self.function, self.args = network, function, args
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.task = task
+        task.wait = self
+        self.network.host.call(self._run)
+        return False
+
+    def _run(self) -> None:
+        self.task.kernel.call(self._done, self.function(*self.args))
+
+    def _done(self, result: Any) -> None:
+        if self.task.wait is self:
+            self.task.unpark(result)
+
+
+def _on_change(what: str, peer: Peer, args: dict, payload: bytes) -> Generator:
+    """A task or channel comes or goes as subscriber."""
+    channel = Channel.named(args["name"])
+    if channel is None:
+        raise PycosError("there is no channel %r any more" % args["name"])
+    answer = yield _AtHome(peer.network, getattr(channel, what), deserialize(payload))
+    return {"status": answer.value}
+
+
+def _locate_channel(name: str, location: Optional[Location] = None, timeout: Optional[float] = None) -> Any:
+    """The channel registered as `name`: of this process, else of any peer, now or in the future, or only of the process
+    at `location`. Use with yield. Gives None when `timeout` seconds (None: for ever) were not enough."""
+    return _locate("channel", name, location, timeout)
+
+
+Channel.locate = staticmethod(_locate_channel)          # type: ignore[attr-defined]
+Channel.answers_until = staticmethod(lambda timeout: _Answers(timeout) if _network is not None else None)
+Channel.spread = staticmethod(_spread)
+
+
+# -- services ----------------------------------------------------------------------------------------------------------
+
+
+class RPS:
+    """A generator function that tasks of other processes may call; each call is a task of its own.
+
+        RPS(function).register()                        where the function is
+        rps = yield RPS.locate("function")              elsewhere
+        rtask = yield rps(1, x=2)                       starts it there; None when that failed (logged)
+        value = yield rtask()                           waits for its end; a MonitorStatus when it failed
+
+    Raises RuntimeError when `method` is no generator function (or async function). Any thread.
+    """
+
+    location: Optional[Location] = None
+
+    def __init__(self, method: Callable, name: Optional[str] = None) -> None:
+        if not (inspect.isgeneratorfunction(method) or inspect.iscoroutinefunction(method)):
+            raise RuntimeError("RPS takes a generator function or an async function, not %r" % (method,))
+        self.method = method
+        self.name = name or method.__name__
+        self._monitors: List[Task] = []
+
+    def __repr__(self) -> str:
+        return self.name if self.location is None else "%s@%s" % (self.name, self.location)
+
+    @staticmethod
+    def named(name: str) -> Optional["RPS"]:
+        """The service that this process has registered by that name. Any thread."""
+        return NAMES.get(("rps", name))
+
+    def register(self) -> int:
+        """Let others find it with `RPS.locate(name)`. Any thread. Returns 0, or -1 when the name is taken."""
+        if NAMES.setdefault(("rps", self.name), self) is not self:
+            return -1
+        for watcher in NAME_WATCHERS:
+            watcher("rps", self.name, self)
+        return 0
+
+    def unregister(self) -> int:
+        """Take the name back: it cannot be found or called any more. Any thread. Returns 0, or -1 when it was not
+        registered."""
+        return _forget_name(("rps", self.name), self)
+
+    @staticmethod
+    def locate(name: str, location: Optional[Location] = None, timeout: Optional[float] = None) -> Any:
+        """The service registered as `name`: of this process, else of any peer, now or in the future, or only of the
+        process at `location`. Use with yield. Gives None when `timeout` seconds (None: for ever) were not enough."""
+        return _locate("rps", name, location, timeout)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a task; gives it, or None when the arguments do not fit (logged). Use with yield."""
+        try:
+            task = self.start(args, kwargs)
+        except TypeError as error:
+            log.error("RPS %r was not called: %s", self, error)
+            return Value(None)
+        for monitor in self._monitors:
+            task.notify(monitor)
+        return Value(task)
+
+    def start(self, args: tuple, kwargs: dict) -> Task:
+        """Start a task of this process. Raises TypeError when the arguments do not fit. Any thread."""
+        return Task(self.method, *args, **kwargs)
+
+    def monitor(self, task: Task) -> int:
+        """Have a `MonitorStatus` sent to `task` at the end of each task that is started through this object. Any thread.
+        Returns 0, or -1 when `task` is no task."""
+        if not isinstance(task, Task):
+            return -1
+        self._monitors.append(task)
+        return 0
+
+    def close(self) -> int:
+        """-1: only references to services of other processes can be closed."""
+        return -1
+
+
+class RemoteRPS(RPS):
+    """Reference to a service of another process."""
+
+    reachable = RemoteTask.reachable
+
+    def __init__(self, peer: Peer, name: str) -> None:
+        self.peer = peer
+        self.name = name
+        self.closed = False
+        self.running: Dict[ServiceTask, None] = {}      # changed in the user kernel's thread only
+        self._monitors = []
+
+    @property
+    def location(self) -> Optional[Location]:           # type: ignore[override]
+        """Where the service's process is."""
+        return self.peer.location
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteRPS) and other.name == self.name and other.peer.process_id == self.peer.process_id
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.peer.process_id))
+
+    def _refuse(self) -> int:
+        """Works in the service's own process only: -1."""
+        return -1
+
+    register = unregister = _refuse
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a task in the service's process; gives a reference to it, or None when that failed (logged). Use with
+        yield."""
+        if self.closed:
+            log.error("RPS %r was not called: it is closed", self)
+            return Value(None)
+        try:
+            data = serialize((args, kwargs))
+        except Exception as error:      # pickling runs code of the user's
+            log.error("RPS %r was not called: %s", self, _unsendable(error))
+            return Value(None)
+        return _Remote(self.peer.network, self._call, data)
+
+    def _call(self, data: bytes) -> Generator:
+        number = next(_numbers)
+        self.reachable()                # known again, perhaps
+        rtask = ServiceTask(self)
+        monitored = self.peer.network.tasks.monitored
+        monitored[number] = rtask, _Ending(rtask)       # its end may be told before it is said to have begun
+        try:
+            reply, _ = yield self.peer.request("rps.call", {"name": self.name, "id": number}, data,
+                                               settings.message_timeout_s)
+        except PycosError as error:
+            monitored.pop(number, None)
+            log.warning("RPS %r was not called: %s", self, error)
+            return None
+        rtask.begins(reply["task"], reply["name"])
+        return rtask
+
+    def monitor(self, task: Task) -> int:
+        """As `RPS.monitor`; 0, or -1 when closed or `task` is no task."""
+        return -1 if self.closed else super().monitor(task)
+
+    def close(self) -> int:
+        """Terminate the tasks that were started through this reference and use it no more. Any thread. Returns 0, or -1
+        when it was closed before."""
+        if self.closed:
+            return -1
+        self.closed = True
+        for rtask in list(self.running):
+            rtask.terminate()
+        return 0
+
+    def told(self, status: MonitorStatus) -> None:
+        """A task has ended: tell the monitors."""
+        for monitor in self._monitors:
+            monitor.send(status)
+
+
+class ServiceTask(RemoteTask):
+    """Reference to a task that an RPS has started. What `RemoteTask` does, and who called it can wait for its exit value:
+    ``yield rtask()`` or ``yield rtask.finish(timeout)`` in a task, ``rtask.value(timeout)`` in a thread."""
+
+    __slots__ = ("rps",)
+    finish = __call__ = Task.finish     # type: ignore[assignment]
+    is_alive = Task.is_alive
+
+    def __init__(self, rps: RemoteRPS) -> None:
+        super().__init__(rps.peer, 0, rps.name)
+        self.rps = rps
+        self.generator = "elsewhere"    # until it has ended
+        self.watchers = self.interruption = None
+
+    def begins(self, task_id: int, name: str) -> None:
+        """It has begun there. Engine."""
+        self.id, self._name = task_id, name
+        self.kernel.call(self._note_begin)
+
+    def _note_begin(self) -> None:
+        if self.generator is not None:
+            self.rps.running[self] = None
+
+    def ended(self, status: MonitorStatus) -> None:
+        """It has ended there, or is lost. Any thread."""
+        self.kernel.call(self._note_end, status)
+
+    def _note_end(self, status: MonitorStatus) -> None:
+        self.rps.running.pop(self, None)
+        self.outcome = status.value if status.type is StopIteration else status
+        self.generator = None
+        watchers, self.watchers = self.watchers, None
+        for watcher in watchers or ():
+            watcher(self)
+        self.rps.told(status)
+
+
+class _Ending:
+    """In the place of a monitor: what is told of the end of a task goes to its reference."""
+
+    __slots__ = ("rtask",)
+
+    def __init__(self, rtask: ServiceTask) -> None:
+        self.rtask = rtask
+
+    def send(self, status: MonitorStatus) -> None:
+        """The end was told."""
+        self.rtask.ended(status)
+
+
+def _on_rps_call(peer: Peer, args: dict, payload: bytes) -> dict:
+    rps = RPS.named(args["name"])
+    if rps is None:
+        raise PycosError("no function is registered as %r there any more" % args["name"])
+    try:
+        positional, keywords = deserialize(payload)
+        task = rps.start(positional, keywords)
+    except Exception as error:          # unpickling runs code of the user's; a TypeError tells of the wrong arguments
+        raise PycosError("the call of %r was refused: %s: %s" % (args["name"], type(error).__name__, error)) from error
+    task.kernel.call(task.watch, functools.partial(_tell_asker, peer, args["id"]))
+    return {"task": task.id, "name": task.name}
+
+
+def _on_spread_event(peer: Peer, event: str, _reason: str) -> None:
+    """Watcher of peers: who is lost answers nothing any more."""
+    if event == "lost":
+        for number, answers in list(_awaited.items()):
+            if answers.open.get(number) is peer:
+                answers.answer(number, 0)
+
+
+def serve_channels(network: Network) -> None:
+    """Let `network` carry messages of channels, and calls of services."""
+    network.frame_handlers.update({SPREAD: _on_spread, REACHED: _on_reached})
+    for what in ("subscribe", "unsubscribe"):
+        network.on_request("channel." + what, functools.partial(_on_change, what))
+    network.on_request("channel.gone", _on_channel_gone)
+    network.on_request("rps.call", _on_rps_call)
+    network.on_peer(_on_spread_event)
+
+
+for _kind, _class, _remote in (("channel", Channel, RemoteChannel), ("rps", RPS, RemoteRPS)):
+    _REVIVERS[_kind] = functools.partial(_revive_named, _class.named, _remote)              # type: ignore[attr-defined]
+    copyreg.pickle(_class, functools.partial(_reduce_named, _kind, _class.named))           # type: ignore
+    copyreg.pickle(_remote, functools.partial(_reduce_remote, _kind))                       # type: ignore[arg-type]
+copyreg.pickle(ServiceTask, _reduce_remote_task)                                            # type: ignore[arg-type]
+
+
+# ======================================================================================================================
+# 26. Peers by name                                                       who is there, who comes and goes, and telling so
+# ======================================================================================================================
+#
+#   request peer.relay {}: announce the asker to those that know the other end, and to its networks; it answers {} and
+#   notice peer.meet {process, addresses, port}: connect to that process; sent to its peers, and to those it finds soon
+
+_RELAY_S = 3.0                          # peers found within this time after a relay was asked for are told, too
+
+
+class PeerStatus:
+    """Message about a peer: its `location`, its `name`, and `status`, which is `Online` or `Offline`."""
+
+    Online, Offline = 1, 0
+
+    def __init__(self, location: Optional[Location], name: str, status: int) -> None:
+        self.location, self.name, self.status = location, name, status
+
+    def __repr__(self) -> str:
+        return '"%s" @ %s is %s' % (self.name, self.location, "online" if self.status else "offline")
+
+
+def _reduce_peer_status(status: PeerStatus) -> tuple:
+    return _revive, ("peer status", status.location, status.name, status.status)
+
+
+HostInfo = namedtuple("HostInfo", "family ip ifn broadcast netmask")
+HostInfo.__doc__ = "An address of a host: its `family` (of the socket module), `ip`, and what is known of its interface."
+
+
+class _Roster:
+    """Which peers are online, and who wants to know; engine only."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.online: Dict[Peer, None] = {}
+        self.watchers: Dict[Task, None] = {}
+        self._wanted: Dict[Task, str] = {}          # system tasks that wait for a peer of that name
+        self._relays: Dict[Peer, float] = {}        # who asked to be announced -> until when
+        network.on_peer(self._on_peer)
+        network.on_request("peer.relay", self._on_relay)
+        network.on_request("peer.meet", self._on_meet)
+
+    def _on_peer(self, peer: Peer, event: str, _detail: str) -> None:
+        if event != "online":
+            if self.online.pop(peer, self) is None:     # it was: told once, though 'offline' and 'lost' may both come
+                self._tell(peer, PeerStatus.Offline)
+            return
+        self.online[peer] = None
+        self._tell(peer, PeerStatus.Online)
+        for task, name in list(self._wanted.items()):
+            if name == peer.name:
+                task.resume(peer.location)
+        now = self.network.engine.clock()
+        self._relays = {asker: until for asker, until in self._relays.items() if until > now}
+        for asker in self._relays:
+            self._introduce(asker, peer)
+
+    def _tell(self, peer: Peer, status: int) -> None:
+        for task in list(self.watchers):
+            if task.send(PeerStatus(peer.location, peer.name, status)):
+                del self.watchers[task]                 # it has ended
+
+    def watch(self, task: Optional[Task]) -> None:
+        """Tell `task` who comes and goes from now on, and who is here; None: tell nobody any more."""
+        if task is None:
+            self.watchers.clear()
+        elif task not in self.watchers:
+            self.watchers[task] = None
+            for peer in self.online:
+                task.send(PeerStatus(peer.location, peer.name, PeerStatus.Online))
+
+    def find(self, name: str, timeout: Optional[float]) -> Generator:
+        """Location of a peer of that name, now or in the future; None when time is up. A system task."""
+        for peer in self.online:
+            if peer.name == name:
+                return peer.location
+        task = self.network.engine.current
+        self._wanted[task] = name
+        try:
+            location = yield Suspend(timeout)
+        finally:
+            del self._wanted[task]
+        return location
+
+    # -- relays --------------------------------------------------------------------------------------------------------
+
+    def _on_relay(self, asker: Peer, _args: dict, _payload: bytes) -> dict:
+        self._relays[asker] = self.network.engine.clock() + _RELAY_S
+        for peer in self.online:
+            self._introduce(asker, peer)
+        if self.network.discovery is not None:
+            self.network.discovery.search(ROLES["peer"])
+        return {}
+
+    @staticmethod
+    def _introduce(asker: Peer, peer: Peer) -> None:
+        """Have `peer` connect to `asker`."""
+        if peer is not asker:
+            peer.notify("peer.meet", {"process": asker.process_id.hex(), "addresses": [
+                [at.addr, at.port] for at in asker.locations]})
+
+    def _on_meet(self, _peer: Peer, args: dict, _payload: bytes) -> None:
+        process_id = bytes.fromhex(args["process"])
+        known = self.network.peers.get(process_id)
+        if process_id != self.network.process_id and (known is None or not known.online):
+            self.network.spawn(self._meet, [Location(host, port) for host, port in args["addresses"]])
+
+    def _meet(self, locations: List[Location]) -> Generator:
+        try:
+            yield self.network.connect(locations, settings.message_timeout_s)
+        except PycosError as error:
+            log.warning("a peer asked to be met, and cannot be reached: %s", error)
+
+
+class _Switch(int):
+    """A truth value that is also called to set it: programs of different ages do either."""
+
+    change: Callable[[bool], None]
+
+    def __call__(self, flag: bool = True) -> None:
+        self.change(flag)
+
+
+def _location(place: Any) -> Location:
+    """A `Location`, or what is written as host, host:port or [v6]:port."""
+    return place if isinstance(place, Location) else Location.parse(place, settings.net_port)
+
+
+class PeerCalls:
+    """The methods of `Pycos` that are about peers."""
+
+    network: Network
+
+    def locate(self, name: str, timeout: Optional[float] = None) -> Any:
+        """Location of the process that calls itself `name`; waits for one at most `timeout` seconds (None: for ever),
+        then gives None. Use with yield."""
+        network = self.network
+        if name == network.name:
+            return Value(network.locations[0])
+        return _Remote(network, network.roster.find, name, timeout)
+
+    def peers(self) -> List[Location]:
+        """Locations of the peers that are online. Any thread."""
+        network = _network
+        return [peer.location for peer in list(network.peers.values()) if peer.online and peer.location] if network else []
+
+    def peer(self, loc: Any, udp_port: int = 0, stream_send: bool = False, relay: bool = False,
+             broadcast: bool = False) -> Any:
+        """Make processes peers. Use with yield. Gives 0, or -1 with a line in the log that says why not.
+
+        `loc` is a `Location` or "host:port", which is connected to; or a host alone (port 0 likewise): then the
+        processes there are asked at `udp_port` (0: the usual one) to show themselves, which takes a moment longer than
+        this call. `relay` (or `broadcast`) has that process announce this one on its network. Connections are kept
+        open, so `stream_send` makes no difference.
+        """
+        location = loc if isinstance(loc, Location) else Location.parse(loc, 0)
+        if location.port:
+            return _Remote(self.network, self._contact, location, relay or broadcast)
+        return _Remote(self.network, self._ask_host, location.addr, udp_port)
+
+    def _contact(self, location: Location, relay: bool = False) -> Generator:
+        try:
+            peer = yield self.network.connect([location], timeout=settings.message_timeout_s)
+            if relay:
+                yield peer.request("peer.relay", timeout=settings.message_timeout_s)
+        except PycosError as error:
+            log.warning("no peer: %s", error)
+            return -1
+        return 0
+
+    def _ask_host(self, host: str, udp_port: int) -> Generator:
+        """Ask the processes at `host` to show themselves; a system task."""
+        address = yield _InThread(self.network, self.host_ipaddr, host)
+        if address is None or self.network.discovery is None:
+            log.warning("no peer: the host name %r cannot be resolved: use its IP address", host)
+            return -1
+        if _is_loopback(address):           # a datagram to one address reaches one of those that share the port
+            address = "127.255.255.255"
+        self.network.discovery.search(ROLES["peer"], udp_port, [address])
+        return 0
+
+    def peer_status(self, task: Optional[Task]) -> int:
+        """Have a `PeerStatus` sent to `task` for each peer that comes or goes, and for those that are here; None: send
+        them to nobody any more. Any thread. Returns 0, or -1 when `task` is no task."""
+        if task is not None and not isinstance(task, Task):
+            return -1
+        network = self.network
+        network.post(network.roster.watch, task)
+        return 0
+
+    def close_peer(self, location: Any, timeout: Optional[float] = None) -> Any:
+        """Part with the peer at `location`, once it has what was sent to it; both ends see it go offline, and `peer` can
+        bring it back. Use with yield. Gives 0, or -1 when there is no such peer, or `timeout` seconds were not enough."""
+        return _Remote(self.network, self._close_peer, location, timeout)
+
+    def _close_peer(self, location: Any, timeout: Optional[float]) -> Generator:
+        peer = self.network.peer_at(_location(location))
+        if peer is None:
+            log.warning("close_peer: there is no peer at %s", location)
+            return -1
+        parting = self.network.spawn(_say_goodbye, peer, "it has closed the connection", "closed by this process")
+        yield Join(parting, settings.message_timeout_s if timeout is None else timeout)
+        return -1 if parting.is_alive() else 0
+
+    def discover_peers(self, port: int = 0) -> int:
+        """Search the local networks for peers now, at UDP `port` (0: the usual one). Any thread. Returns 0."""
+        network = self.network
+        if network.discovery is not None:
+            network.post(network.discovery.search, ROLES["peer"], port or 0)
+        return 0
+
+    @property
+    def ignore_peers(self) -> Any:
+        """Whether searches of others are not answered; can be assigned, or called with the new value."""
+        discovery = self.network.discovery
+        switch = _Switch(discovery is not None and discovery.ignore)
+        switch.change = functools.partial(setattr, self, "ignore_peers")
+        return switch
+
+    @ignore_peers.setter
+    def ignore_peers(self, flag: bool) -> None:
+        if self.network.discovery is not None:
+            self.network.discovery.ignore = bool(flag)
+
+    @staticmethod
+    def host_ipaddr(host: str) -> Optional[str]:
+        """Address of a host as text; None when its name cannot be resolved. Blocks for as long as that takes."""
+        info = PeerCalls.host_addrinfo(host)
+        return None if info is None else info.ip
+
+    @staticmethod
+    def host_addrinfo(host: Optional[str] = None, socket_family: Optional[int] = None,
+                      ipv4_multicast: bool = False) -> Optional[HostInfo]:
+        """What is known of an address of `host` (None: the best one of this machine), of that family if one is given;
+        None when it cannot be resolved. `ipv4_multicast` makes no difference. Blocks for as long as that takes."""
+        try:
+            found = socket.getaddrinfo(host or own_addresses()[0], None, socket_family or 0, socket.SOCK_STREAM)
+        except OSError:
+            return None
+        family, address = min((item[0], item[4][0]) for item in found)      # IPv4 first
+        return HostInfo(family, address, None, dict(interfaces()).get(address), None)
+
+
+class _InThread(Request):
+    """A system task waits for the result of a function that may block, which is called in a thread of its own."""
+
+    __slots__ = ("network", "function", "args", "task")
+
+    def __init__(self, network: Network, function: Callable, *args: Any) -> None:
+        self.network, self.function, self.args = network, function, args
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        self.task = task
+        task.wait = self
+        threading.Thread(target=self._run, name="pycoslite call of %s" % self.function.__name__, daemon=True).start()
+        return False
+
+    def _run(self) -> None:
+        try:
+            result, error = self.function(*self.args), None
+        except Exception as failure:
+            result, error = None, failure
+        self.task.kernel.call(self._done, result, error)
+
+    def _done(self, result: Any, error: Optional[Exception]) -> None:
+        if self.task.wait is self:
+            if error is None:
+                self.task.unpark(result)
+            else:
+                self.task.unpark_with(error)
+
+
+_REVIVERS["peer status"] = PeerStatus
+copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
+
+
+# ======================================================================================================================
+# 27. File transfer                                                 windows of chunks; a file is there whole or not at all
+# ======================================================================================================================
+#
+#   request file.offer {id, name, dir, size, mtime_ns, mode, overwrite}, answered with {state}: 'go', 'same', or 'other'
+#           and the size, mtime and mode of the file that is there
+#   frame 24 CHUNK       u64 id | bytes of the file, in order
+#   frame 25 WRITTEN     u64 id | u64 bytes of it that are on the disk
+#   request file.end {id, digest}, answered with {} once the file has its name;  notice file.abort {id, reason}
+#   request file.delete {name, dir}, answered with {}
+#
+# The sender runs ahead of WRITTEN by `_AHEAD` bytes at most, so other messages do not wait long behind a file. Reading,
+# writing and hashing happen in one thread per file and end. What comes goes to a file of another name in the directory
+# it is meant for, which replaces the old one when size and SHA-256 are right, and is removed when anything goes wrong.
+# The directory is opened step by step, following no links, and everything is done relative to it, where the platform can.
+
+CHUNK, WRITTEN = 24, 25
+_TRANSFER = struct.Struct(">Q")
+_WRITTEN_BODY = struct.Struct(">QQ")
+_CHUNK_BYTES = 240 * 1024               # with its head less than a record
+_AHEAD = 4 << 20                        # bytes on their way
+_WRITTEN_EVERY = 512 * 1024
+_MOST_INCOMING = 64                     # files received at the same time; each has a thread
+_DIR_FDS = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename} <= os.supports_dir_fd
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_DEFAULT = object()                     # as a timeout: Settings.message_timeout_s
+
+
+class FileStat:
+    """What is known of a file at a peer: `st_size`, `st_mtime` and `st_mode`. Compares greater than any number."""
+
+    def __init__(self, st_size: int, st_mtime: float, st_mode: int) -> None:
+        self.st_size, self.st_mtime, self.st_mode = st_size, st_mtime, st_mode
+
+    def __repr__(self) -> str:
+        return "FileStat(st_size=%d, st_mtime=%r, st_mode=0o%o)" % (self.st_size, self.st_mtime, self.st_mode)
+
+    def __gt__(self, other: Any) -> bool:
+        return isinstance(other, (int, float))
+
+    def __lt__(self, other: Any) -> bool:
+        return False
+
+    __ge__, __le__ = __gt__, __lt__
+
+
+class _Folder:
+    """A directory below the one for received files. It is held open, so that nothing put in its place later leads
+    elsewhere. Raises MisuseError for one that is not below it, OSError."""
+
+    def __init__(self, base: str, relative: str, create: bool) -> None:
+        base = os.path.realpath(base)
+        plain = os.path.normpath(relative) == os.curdir
+        self.path = base if plain else confined_path(base, relative)
+        self.parts = [] if plain else os.path.relpath(self.path, base).split(os.sep)
+        self.fds: List[int] = []
+        if _DIR_FDS:
+            self._descend(base, create)
+        elif create:
+            os.makedirs(self.path, exist_ok=True)
+
+    def _descend(self, base: str, create: bool) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | _NO_LINKS
+        try:
+            self.fds.append(os.open(base, flags))
+            for part in self.parts:
+                if create:
+                    try:
+                        os.mkdir(part, dir_fd=self.fds[-1])
+                    except FileExistsError:
+                        pass
+                self.fds.append(os.open(part, flags, dir_fd=self.fds[-1]))
+        except OSError:
+            self.close()
+            raise
+
+    def __enter__(self) -> "_Folder":
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def _at(self, name: str) -> tuple:
+        """How calls of `os` name a file in it: (name, keywords)."""
+        return (name, {"dir_fd": self.fds[-1]}) if self.fds else (os.path.join(self.path, name), {})
+
+    def look(self, name: str) -> Optional[os.stat_result]:
+        """What a regular file is like; None when there is none. Raises MisuseError when something else has the name."""
+        path, where = self._at(name)
+        try:
+            found = os.stat(path, follow_symlinks=False, **where)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise MisuseError("%r is there and is no regular file" % name)
+        return found
+
+    def create(self, name: str) -> int:
+        """Descriptor of a new file."""
+        path, where = self._at(name)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS | getattr(os, "O_BINARY", 0), 0o600, **where)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name, in the place of what had it."""
+        if self.fds:
+            os.rename(name, new, src_dir_fd=self.fds[-1], dst_dir_fd=self.fds[-1])
+        else:
+            os.replace(os.path.join(self.path, name), os.path.join(self.path, new))
+
+    def mark(self, fd: int, name: str, mode: int, mtime_ns: int) -> None:
+        """Give the file that is open as `fd` its permissions and time."""
+        path: Any = fd if os.chmod in os.supports_fd and os.utime in os.supports_fd else os.path.join(self.path, name)
+        os.chmod(path, mode)
+        os.utime(path, ns=(mtime_ns, mtime_ns))
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        path, where = self._at(name)
+        os.unlink(path, **where)
+
+    def prune(self) -> None:
+        """Remove it, and what it is in, as far as they are empty and below the directory for received files."""
+        path = self.path
+        try:
+            for depth in range(len(self.parts) - 1, -1, -1):
+                if self.fds:
+                    os.rmdir(self.parts[depth], dir_fd=self.fds[depth])
+                else:
+                    os.rmdir(path)
+                    path = os.path.dirname(path)
+        except OSError:                 # not empty
+            pass
+
+
+def _plain_name(base: str, folder: str, name: str) -> str:
+    """`name`, if it is that of a file in `folder` below `base`, and nothing else."""
+    if not name or name != os.path.basename(name) or name in (os.curdir, os.pardir):
+        raise MisuseError("%r is no name of a file" % name)
+    confined_path(base, os.path.join(folder, name))
+    return name
+
+
+class _Outgoing:
+    """A file on its way to a peer: `run` reads and sends it, in a thread."""
+
+    def __init__(self, peer: Peer, path: str, size: int, timeout: Optional[float], progress: Optional[Callable]) -> None:
+        self.peer, self.path, self.size, self.timeout, self.progress = peer, path, size, timeout, progress
+        self.number = next(_numbers)
+        self.written = 0
+        self.failure = ""
+        self._changed = threading.Condition()       # guards: written, failure
+
+    def run(self) -> str:
+        """Send all; gives the digest once all is written there. Raises OSError, PycosError."""
+        digest, sent, head = hashlib.sha256(), 0, _TRANSFER.pack(self.number)
+        with open(self.path, "rb", buffering=0) as file:
+            while sent < self.size:
+                data = file.read(min(_CHUNK_BYTES, self.size - sent))
+                if not data:
+                    raise PycosError("it has become shorter meanwhile")
+                self._wait(sent + len(data) - _AHEAD)
+                self.peer.send_frame(CHUNK, head, data)
+                digest.update(data)
+                sent += len(data)
+        self._wait(self.size)
+        return digest.hexdigest()
+
+    def _wait(self, count: int) -> None:
+        """Until so many bytes are written there."""
+        with self._changed:
+            before = self.written
+            while self.written < count and not self.failure:
+                if not self._changed.wait(self.timeout) and self.written == before:
+                    raise OperationTimeout("nothing of it was taken for %g seconds" % self.timeout)
+                before = self.written
+            if self.failure:
+                raise PycosError(self.failure)
+
+    def note(self, count: int) -> None:
+        """So many bytes are written there. Engine."""
+        with self._changed:
+            self.written = count
+            self._changed.notify()
+        if self.progress is not None:
+            self.peer.network.host.call(self.progress, count, self.size)
+
+    def fail(self, reason: str) -> None:
+        """It cannot go on. Engine."""
+        with self._changed:
+            self.failure = self.failure or reason
+            self._changed.notify()
+
+
+class _Incoming:
+    """A file on its way from a peer: `run` writes it, in a thread, as `take` is called."""
+
+    def __init__(self, peer: Peer, args: dict) -> None:
+        self.peer, self.args = peer, args
+        self.number, self.size = args["id"], args["size"]
+        self.received = self.written = 0            # the first is the engine's, the other the thread's
+        self.items: Any = queue.SimpleQueue()       # bytes-like; (digest, task) at the end; None: give it up
+        self.temporary = ".%s.%s.part" % (args["name"][:100], os.urandom(4).hex())
+        self._told = 0
+        self._digest = hashlib.sha256()
+
+    def open(self, base: str) -> dict:
+        """Prepare for it; what the sender is answered. In a thread. Raises OSError, MisuseError."""
+        args = self.args
+        name = _plain_name(base, args["dir"], args["name"])
+        self.folder = _Folder(base, args["dir"], create=True)
+        try:
+            there = self.folder.look(name)
+            if there is None or not _same_file(there, args) and args["overwrite"]:
+                self.fd = self.folder.create(self.temporary)
+                return {"state": "go"}
+        except (OSError, MisuseError):
+            self.folder.close()
+            raise
+        self.folder.close()
+        return {"state": "same" if _same_file(there, args) else "other", "size": there.st_size,
+                "mtime": there.st_mtime, "mode": there.st_mode}
+
+    def take(self, data: Any) -> bool:
+        """A part of it came; False when it is more than was announced, or allowed. Engine."""
+        self.received += len(data)
+        self.items.put(data)
+        return self.received <= self.size and self.received - self.written <= 2 * _AHEAD
+
+    def run(self) -> None:
+        """Write what comes, until its end. In a thread."""
+        ended: Optional[Task] = None
+        error: Optional[Exception] = None
+        try:
+            while True:
+                item = self.items.get()
+                if item is None:
+                    raise PycosError("it was given up")
+                if isinstance(item, tuple):
+                    digest, ended = item
+                    self._complete(digest)
+                    break
+                self._write(item)
+        except (OSError, PycosError) as failure:
+            error = failure
+            self._discard()
+        self.folder.close()
+        self.peer.network.post(self.peer.network.files.received, self, ended, error)
+
+    def _write(self, data: Any) -> None:
+        self._digest.update(data)
+        while data:
+            data = data[os.write(self.fd, data):]
+        self.written = os.lseek(self.fd, 0, os.SEEK_CUR)
+        if self.written - self._told >= _WRITTEN_EVERY or self.written == self.size:
+            self._told = self.written
+            self.peer.send_frame(WRITTEN, _WRITTEN_BODY.pack(self.number, self.written))
+
+    def _complete(self, digest: str) -> None:
+        if self.written != self.size or digest != self._digest.hexdigest():
+            raise PycosError("what arrived of it is not what was sent")
+        self.folder.mark(self.fd, self.temporary, self.args["mode"] & 0o777, self.args["mtime_ns"])
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+        self.folder.rename(self.temporary, self.args["name"])
+
+    def _discard(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        try:
+            self.folder.remove(self.temporary)
+        except OSError as error:
+            log.warning("%s: what came of a file cannot be removed: %s", self.temporary, error)
+
+
+def _same_file(there: os.stat_result, args: dict) -> bool:
+    """Whether a file is the one offered: by size, permissions, and time (to the second, as some file systems keep it)."""
+    return (there.st_size == args["size"] and abs(there.st_mtime_ns - args["mtime_ns"]) <= 1_000_000_000
+            and stat.S_IMODE(there.st_mode) & 0o777 == args["mode"] & 0o777)
+
+
+class _Files:
+    """The files of a network: where they go, and which are on their way; engine only, but for `dest_path`."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.default = self.prefix = os.path.join(tempfile.gettempdir(), "pycoslite")
+        self.dest_path = self.prefix
+        self.max_file_size: Optional[int] = None
+        self.outgoing: Dict[int, _Outgoing] = {}
+        self.incoming: Dict[tuple, _Incoming] = {}          # (peer, number) -> file
+        network.frame_handlers.update({CHUNK: self._on_chunk, WRITTEN: self._on_written})
+        for op, handler in (("offer", self._on_offer), ("end", self._on_end), ("abort", self._on_abort),
+                            ("delete", self._on_delete)):
+            network.on_request("file." + op, handler)
+        network.on_peer(self._on_peer)
+
+    def place(self, path: str) -> None:
+        """Let received files go to `path`; one outside of the directory set first is taken as below it. Any thread."""
+        if self.prefix == self.default:
+            self.prefix = self.dest_path = os.path.abspath(path)
+        else:
+            inside = os.path.commonpath([self.prefix, os.path.abspath(path)]) == self.prefix
+            below = os.path.splitdrive(path)[1].lstrip("/" + os.sep)
+            self.dest_path = os.path.abspath(path) if inside else confined_path(self.prefix, below)
+        os.makedirs(self.dest_path, exist_ok=True)
+
+    def _base(self) -> str:
+        """The directory for received files, made if need be. The default one is in a place where anybody may make files:
+        it must be this user's. In a thread."""
+        os.makedirs(self.dest_path, mode=0o700, exist_ok=True)
+        if self.dest_path == self.default and hasattr(os, "getuid"):
+            found = os.lstat(self.dest_path)
+            if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+                raise MisuseError("%s belongs to another user: set dest_path" % self.dest_path)
+        return self.dest_path
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def send(self, location: Location, path: str, args: dict, timeout: Optional[float],
+             progress: Optional[Callable]) -> Generator:
+        """Send the file `path` to the process at `location`; see `FileCalls.send_file`. A system task."""
+        try:
+            peer = yield self.network.connect([location], timeout)
+            found = yield _InThread(self.network, os.stat, path)
+            if not stat.S_ISREG(found.st_mode):
+                raise MisuseError("it is no regular file")
+            outgoing = _Outgoing(peer, path, found.st_size, timeout, progress)
+            reply, _ = yield peer.request("file.offer", dict(
+                args, id=outgoing.number, size=found.st_size, mtime_ns=found.st_mtime_ns,
+                mode=stat.S_IMODE(found.st_mode)), timeout=timeout)
+            if reply["state"] == "go":
+                yield self._carry(outgoing)
+        except (OSError, PycosError) as error:
+            log.error("file %s was not sent to %r: %s", path, location, error)
+            return -1
+        if reply["state"] == "other":
+            return FileStat(reply["size"], reply["mtime"], reply["mode"])
+        return 1 if reply["state"] == "same" else 0
+
+    def _carry(self, outgoing: _Outgoing) -> Generator:
+        """All from the first chunk to the name."""
+        peer, number = outgoing.peer, outgoing.number
+        self.outgoing[number] = outgoing
+        done = False
+        try:
+            digest = yield _InThread(self.network, outgoing.run)
+            yield peer.request("file.end", {"id": number, "digest": digest}, timeout=outgoing.timeout)
+            done = True
+        finally:
+            del self.outgoing[number]
+            outgoing.fail("it was given up")
+            if not done and peer.state != "lost":
+                peer.notify("file.abort", {"id": number, "reason": "the sender has given up"})
+
+    def delete(self, location: Location, args: dict, timeout: Optional[float]) -> Generator:
+        """See `FileCalls.del_file`. A system task."""
+        try:
+            peer = yield self.network.connect([location], timeout)
+            yield peer.request("file.delete", args, timeout=timeout)
+        except PycosError as error:
+            log.error("file %s was not deleted at %r: %s", args["name"], location, error)
+            return -1
+        return 0
+
+    def _on_written(self, _peer: Peer, body: bytes) -> None:
+        number, count = _WRITTEN_BODY.unpack(body)
+        outgoing = self.outgoing.get(number)
+        if outgoing is not None:
+            outgoing.note(count)
+
+    def _on_abort(self, peer: Peer, args: dict, _payload: bytes) -> None:
+        number = args["id"]
+        incoming, outgoing = self.incoming.get((peer, number)), self.outgoing.get(number)
+        if incoming is not None and not args.get("receiver"):
+            incoming.items.put(None)
+        elif outgoing is not None and outgoing.peer is peer and args.get("receiver"):
+            outgoing.fail("%s: %s" % (peer, args["reason"]))
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    def _on_offer(self, peer: Peer, args: dict, _payload: bytes) -> Generator:
+        limit = self.max_file_size
+        if limit and args["size"] > limit:
+            raise PycosError("it has %d bytes, more than the %d that are taken there (max_file_size)" % (
+                args["size"], limit))
+        if len(self.incoming) >= _MOST_INCOMING:
+            raise PycosError("%d files are being received there already: try again later" % len(self.incoming))
+        incoming = _Incoming(peer, args)
+        try:
+            base = yield _InThread(self.network, self._base)
+            answer = yield _InThread(self.network, incoming.open, base)
+        except OSError as error:
+            raise PycosError("it cannot be written there: %s" % error.strerror) from error
+        if answer["state"] == "go":
+            self.incoming[peer, incoming.number] = incoming
+            if peer.state == "lost":
+                incoming.items.put(None)
+            threading.Thread(target=incoming.run, name="pycoslite file from %s" % peer, daemon=True).start()
+        return answer
+
+    def _on_chunk(self, peer: Peer, body: bytes) -> None:
+        incoming = self.incoming.get((peer, _TRANSFER.unpack_from(body)[0]))
+        if incoming is not None and not incoming.take(memoryview(body)[_TRANSFER.size:]):
+            incoming.items.put(None)
+
+    def _on_end(self, peer: Peer, args: dict, _payload: bytes) -> Generator:
+        incoming = self.incoming.get((peer, args["id"]))
+        if incoming is None:
+            raise PycosError("it was given up there")
+        incoming.items.put((args["digest"], self.network.engine.current))
+        error = yield Suspend(None)
+        if error:
+            raise PycosError(error)
+        return {}
+
+    def received(self, incoming: _Incoming, ended: Optional[Task], error: Optional[Exception]) -> None:
+        """A file is complete, or given up because of `error`; `ended` waits to answer."""
+        peer = incoming.peer
+        del self.incoming[peer, incoming.number]
+        text = str(error) if error else ""
+        if error:
+            log.info("a file of %s, %s, was not received: %s", peer, incoming.args["name"], text)
+        if ended is not None:
+            ended.resume(text)
+        elif peer.state != "lost":
+            peer.notify("file.abort", {"id": incoming.number, "reason": text, "receiver": True})
+
+    def _on_delete(self, _peer: Peer, args: dict, _payload: bytes) -> Generator:
+        try:
+            yield _InThread(self.network, self._delete, args["name"], args["dir"])
+        except OSError as error:
+            raise PycosError("it cannot be deleted there: %s" % error.strerror) from error
+        return {}
+
+    def _delete(self, name: str, relative: str) -> None:
+        base = self._base()
+        name = _plain_name(base, relative, name)
+        with _Folder(base, relative, create=False) as folder:
+            if folder.look(name) is None:
+                raise PycosError("there is no file %r" % name)
+            folder.remove(name)
+            folder.prune()
+
+    def _on_peer(self, peer: Peer, event: str, reason: str) -> None:
+        if event == "lost":
+            for (sender, _), incoming in self.incoming.items():
+                if sender is peer:
+                    incoming.items.put(None)
+            for outgoing in self.outgoing.values():
+                if outgoing.peer is peer:
+                    outgoing.fail("%s is gone: %s" % (peer, reason))
+
+
+class FileCalls:
+    """The methods of `Pycos` that are about files."""
+
+    network: Network
+
+    def send_file(self, location: Any, file: Any, dir: Optional[str] = None, overwrite: bool = False,
+                  timeout: Any = _DEFAULT, progress: Optional[Callable[[int, int], Any]] = None) -> Any:
+        """Send a file to the process at `location`, which keeps it below its `dest_path`, in the directory `dir` (relative)
+        if one is given, with the same name, time and permissions. Use with yield.
+
+        Gives 0 when it is there; 1 when it was already (same size, time and permissions); a `FileStat` of what is there
+        when that differs and `overwrite` is False; -1 when it failed, with a line in the log that says why. `timeout` is
+        for each step, a chunk or a request, in seconds (None: no limit; default: `Settings.message_timeout_s`).
+        `progress(bytes_written, bytes_in_all)` is called now and then, in the thread of the tasks.
+        """
+        path = os.path.abspath(os.fspath(file))
+        args = {"name": os.path.basename(path), "dir": dir or "", "overwrite": bool(overwrite)}
+        timeout = settings.message_timeout_s if timeout is _DEFAULT else timeout
+        return _Remote(self.network, self.network.files.send, _location(location), path, args, timeout, progress)
+
+    def del_file(self, location: Any, file: Any, dir: Optional[str] = None, timeout: Any = _DEFAULT) -> Any:
+        """Delete a file that was sent to the process at `location`, with the same `file` and `dir`; directories that are
+        empty then go, too. Use with yield. Gives 0, or -1 with a line in the log that says why."""
+        args = {"name": os.path.basename(os.fspath(file)), "dir": dir or ""}
+        timeout = settings.message_timeout_s if timeout is _DEFAULT else timeout
+        return _Remote(self.network, self.network.files.delete, _location(location), args, timeout)
+
+    @property
+    def dest_path(self) -> str:
+        """Directory for received files. The first one assigned (or given as option) is the limit: a later one is below
+        it, or is taken as relative to it."""
+        return self.network.files.dest_path
+
+    @dest_path.setter
+    def dest_path(self, path: Any) -> None:
+        self.network.files.place(os.fspath(path))
+
+    @property
+    def max_file_size(self) -> Optional[int]:
+        """Most bytes that a received file may have; None or 0: no limit."""
+        return self.network.files.max_file_size
+
+    @max_file_size.setter
+    def max_file_size(self, size: Optional[int]) -> None:
+        self.network.files.max_file_size = size
+
+
+# ======================================================================================================================
 # 23. Facade                                                           Pycos: the process's kernel and network in one
 # ======================================================================================================================
 
@@ -7425,8 +8917,8 @@ def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Option
 
     `host` is an address to listen at, a list of them, or None for all interfaces; `tcp_port` a number (0: any), an
     iterable of candidates, or None for `Settings.net_port` if it is free, else any; `key` as of `secret_key`; `facts`
-    are added to what peers are told of this process (`Peer.info`). Raises
-    OSError when it cannot listen. Any thread but the engine's.
+    are added to what peers are told of this process (`Peer.info`). Raises OSError when it cannot listen, MisuseError
+    when a network is running. Any thread but the engine's.
     """
     global _network
     kernel = default_kernel()           # before the lock: what starts with it may start the network, too
@@ -7443,6 +8935,9 @@ def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Option
             network.engine.close()
             raise
         serve_tasks(network)
+        serve_channels(network)
+        network.roster = _Roster(network)
+        network.files = _Files(network)
         _network = network
         network.begin()
         return network
@@ -7494,11 +8989,6 @@ def running_network() -> Optional[Network]:
     return _network
 
 
-def _location(place: Any) -> Location:
-    """A `Location`, or what is written as host, host:port or [v6]:port."""
-    return place if isinstance(place, Location) else Location.parse(place, settings.net_port)
-
-
 def _kernels() -> List[Kernel]:
     """The network engine and the kernel of user tasks, as far as they run."""
     return [kernel for kernel in (_network.engine if _network else None, running_kernel()) if kernel is not None]
@@ -7514,7 +9004,9 @@ _WAITS = {                              # class of a wait -> text of what ends i
     _Receive: lambda wait: "a message",
     Suspend: lambda wait: "resume()" if wait.timeout is None else "resume(), or its time",
     Join: lambda wait: "the end of %r" % wait.target,
+    _Acquire: lambda wait: "a lock that %r holds" % (wait.lock.owner,),
     _InLine: lambda wait: "its turn among %d that wait (%s)" % (len(wait.line), type(wait).__name__.strip("_")),
+    _ThreadCall: lambda wait: "a call in a thread of its pool",
     _Operation: lambda wait: "%r (%s)" % (wait.stream, type(wait).__name__.strip("_")),
     _Deliver: lambda wait: "the delivery to %r" % wait.target,
     _HeldBack: lambda wait: "%s, which takes messages too slowly" % wait.peer,
@@ -7523,45 +9015,63 @@ _WAITS = {                              # class of a wait -> text of what ends i
 }
 
 
+def _inside(generator: Any) -> Iterator[Tuple[str, int, str]]:
+    """(file, line, function) of a generator or coroutine, and of those it delegates to."""
+    while type(generator) in _INSIDE:
+        frame_of, inside_of = _INSIDE[type(generator)]
+        frame = getattr(generator, frame_of)
+        if frame is not None and frame.f_code is not Request.__iter__.__code__:
+            yield frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
+        generator = getattr(generator, inside_of)
+
+
+def _running_inside(kernel: Kernel) -> Iterator[Tuple[str, int, str]]:
+    """The same of what the thread of a kernel calls from its loop."""
+    top = sys._current_frames().get(kernel.owner or 0)
+    frames = list(traceback.walk_stack(top))[::-1] if top is not None else []
+    loops = [n for n, (frame, _) in enumerate(frames) if frame.f_code is Kernel.run_ready.__code__]
+    for frame, line in frames[max(loops) + 1:] if loops else ():
+        yield frame.f_code.co_filename, line, frame.f_code.co_name
+
+
 def _stack(task: Task) -> List[Tuple[str, int, str]]:
-    """(file, line, function) of what a task is in, outermost first: its generators and what they delegate to, and for
-    the running one the plain calls below."""
-    found = []
-    for inner in list(task.callers or ()) + [task.generator]:
-        while type(inner) in _INSIDE:
-            frame_of, inside_of = _INSIDE[type(inner)]
-            frame = getattr(inner, frame_of)
-            if frame is not None and frame.f_code is not Request.__iter__.__code__:
-                found.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
-            inner = getattr(inner, inside_of)
-    kernel = task.kernel
-    if kernel.current is task and kernel.owner is not None:
-        frames = list(traceback.walk_stack(sys._current_frames().get(kernel.owner)))[::-1]
-        loops = [n for n, (frame, _) in enumerate(frames) if frame.f_code is Kernel.run_ready.__code__]
-        below = [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in frames[max(loops, default=0) + 1:]]
-        found = below if loops and below else found
-    return found
+    """(file, line, function) of what a task is in, outermost first; of the running one with the plain calls it makes.
+    A generator that is in a plain call is on its thread's stack, its callers never are."""
+    found = [place for caller in list(task.callers or ()) for place in _inside(caller)]
+    innermost = list(_running_inside(task.kernel)) if task.kernel.current is task else []
+    return found + (innermost or list(_inside(task.generator)))
 
 
-def _times(kernel: Kernel) -> Dict[int, float]:
-    """Task id -> seconds until its timer runs out."""
+def _snapshot(changing: Any) -> list:
+    """The items of what another thread may change at this moment."""
+    for _ in range(10):
+        try:
+            return list(changing)
+        except RuntimeError:            # it just has
+            continue
+    return []
+
+
+def _tasks_of(kernel: Kernel) -> Iterator[dict]:
+    """The tasks of a kernel for `Pycos.status`."""
     now = kernel.clock()
-    return {item.id: deadline - now for deadline, item in kernel.timers.deadlines() if isinstance(item, Task)}
+    due = {item.id: deadline - now for deadline, item in kernel.timers.deadlines() if isinstance(item, Task)}
+    ready = {task.id for task in _snapshot(kernel.ready)}
+    for task in _snapshot(kernel.tasks.values()):
+        state = "running" if kernel.current is task else "ready" if task.id in ready else "waiting"
+        yield _described(task, state, due.get(task.id))
 
 
-def _described(task: Task, times: Dict[int, float]) -> dict:
+def _described(task: Task, state: str, due_s: Optional[float]) -> dict:
     """A task in `Pycos.status`. Since when a task waits is not recorded, as reading the clock at each wait would cost
-    every message a tenth of its time; where there is a timeout it follows from the timer."""
-    wait, system = task.wait, isinstance(task.kernel, Engine)
-    state = "running" if task.kernel.current is task else "ready"
-    text = waited = None
-    if state == "ready" and wait is not None and wait is not HANDED:
-        state = "waiting"
+    every message a good part of its time; where there is a timeout it follows from the timer."""
+    wait, text, waited = task.wait, None, None
+    if state == "waiting" and wait is not None:
         text = next(_WAITS[base] for base in type(wait).__mro__ if base in _WAITS)(wait)
-        if task.id in times and getattr(wait, "timeout", None):
-            waited = max(0.0, wait.timeout - times[task.id])
-    return {"id": task.id, "name": task.name, "daemon": task.daemon, "system": system, "state": state,
-            "waits_for": text, "waited_s": waited, "mailbox": len(task.mailbox or ()),
+        timeout = getattr(wait, "timeout", None)
+        waited = max(0.0, timeout - due_s) if timeout and due_s is not None else None
+    return {"id": task.id, "name": task.name, "daemon": task.daemon, "system": isinstance(task.kernel, Engine),
+            "state": state, "waits_for": text, "waited_s": waited, "mailbox": len(task.mailbox or ()),
             "stack": [list(place) for place in _stack(task)]}
 
 
@@ -7620,7 +9130,7 @@ _NOT_BUILT = {                          # option of older programs -> (what it i
 }
 
 
-class Pycos(metaclass=_Once):
+class Pycos(PeerCalls, FileCalls, metaclass=_Once):
     """The scheduler of this process: kernel and network. Made once; options count until the network has started.
 
     Without options it is local; the network starts with the first option, or when it is first needed. Options:
@@ -7703,7 +9213,7 @@ class Pycos(metaclass=_Once):
                                 role=get("role", "peer"),
                                 announced=[announced] if isinstance(announced, str) else announced)
         self._network = network
-        self.discovery = Discovery(network, get("udp_port") or settings.net_port, hosts)
+        self.discovery = network.discovery = Discovery(network, get("udp_port") or settings.net_port, hosts)
         log.info('"%s" listens at %s', network.name, ", ".join(map(repr, network.locations)))
         if get("discover_peers", True):
             network.post(self.discovery.answer)
@@ -7825,10 +9335,9 @@ class Pycos(metaclass=_Once):
         network = running_network()
         return {"pid": os.getpid(), "name": network.name if network else "",
                 "locations": [repr(location) for location in network.locations] if network else [],
-                "tasks": [_described(task, times) for kernel in _kernels() for times in [_times(kernel)]
-                          for task in list(kernel.tasks.values())],
+                "tasks": [task for kernel in _kernels() for task in _tasks_of(kernel)],
                 "peers": [{"name": peer.name, "location": repr(peer.location) if peer.location else None,
-                           "state": peer.state} for peer in list(network.peers.values())] if network else []}
+                           "state": peer.state} for peer in _snapshot(network.peers.values())] if network else []}
 
     @staticmethod
     def enable_dump_signal(number: Optional[int] = None) -> None:
@@ -7837,30 +9346,9 @@ class Pycos(metaclass=_Once):
         MisuseError on a platform without SIGQUIT and outside of the main thread."""
         number = number or getattr(signal, "SIGQUIT", None)
         if number is None or threading.current_thread() is not threading.main_thread():
-            raise MisuseError("a signal that dumps all tasks can be had in the main thread only, and its number must be "
-                              "given where there is no SIGQUIT")
+            raise MisuseError("a signal that dumps all tasks can be asked for in the main thread only, and by its number "
+                              "where there is no SIGQUIT")
         signal.signal(number, lambda _number, _frame: dump())
-
-    # -- peers ---------------------------------------------------------------------------------------------------------
-
-    def peers(self) -> List[Location]:
-        """Locations of the peers that are online. Any thread."""
-        if self._network is None:
-            return []
-        return [peer.location for peer in list(self._network.peers.values()) if peer.online and peer.location]
-
-    def peer(self, loc: Any, **_tuning: Any) -> Any:
-        """Make the process at `loc` (a `Location`, or a host name for the default port) a peer. Use with yield. Gives 0,
-        or -1 with a line in the log that says why not."""
-        return _Remote(self.network, self._contact, _location(loc))
-
-    def _contact(self, location: Location) -> Generator:
-        try:
-            yield self.network.connect([location], timeout=settings.message_timeout_s)
-        except PycosError as error:
-            log.warning("no peer: %s", error)
-            return -1
-        return 0
 
 
 def _start_what_was_asked_for() -> None:
@@ -7920,3 +9408,131 @@ NETWORK_STARTERS.append(lambda: Pycos().network)
 STARTERS.append(_start_what_was_asked_for)
 STOPPERS.append(stop_network)
 AFTERWARDS.append(_part)
+
+# ======================================================================================================================
+# 24. Command line                                                programs of pycos and asyncoro run as they are written
+# ======================================================================================================================
+#
+#   python3 -m pycoslite run FILE [ARGS]        or, the same, python3 pycoslite.py run FILE [ARGS]
+#
+# Such a program imports modules that this one replaces. A finder gives it modules of those names that hold nothing of
+# their own: whatever is read from them, or assigned, is an attribute of ours.
+
+_HERE = ("pycoslite",)
+_OLD_MODULES = {                        # name in older programs -> ours; the first that has an attribute counts
+    "pycos": _HERE, "pycos.netpycos": _HERE, "pycos.asyncfile": _HERE,
+    "pycos.config": _HERE + ("dispycos_lite",), "pycos.dispycos": ("dispycos_lite",), "pycos.httpd": ("httpd_lite",),
+    "asyncoro": _HERE, "asyncoro.disasyncoro": _HERE, "asyncoro.asyncfile": _HERE,
+    "asyncoro.config": _HERE + ("dispycos_lite",), "asyncoro.discoro": ("dispycos_lite",),
+    "asyncoro.discoro_schedulers": ("dispycos_lite",), "asyncoro.httpd": ("httpd_lite",),
+}
+_NETWORKED = ("pycos.netpycos", "asyncoro.disasyncoro")
+
+
+def _ours(name: str, wanted_as: str) -> types.ModuleType:
+    """Our module of that name, from where this one is. Raises ImportError with a sentence when it is not there."""
+    if name == "pycoslite":
+        return sys.modules[__name__]
+    package = __name__.rpartition(".")[0]
+    try:
+        return importlib.import_module(name if not package else package + "." + name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").rpartition(".")[2] != name:
+            raise
+        raise ImportError("%s cannot be imported: it is %s.py here, which does not lie beside pycoslite.py (yet)" % (
+            wanted_as, name), name=wanted_as) from None
+
+
+class _OldModule(types.ModuleType):
+    """A module of an older name; see above."""
+
+    def __init__(self, name: str, targets: List[types.ModuleType]) -> None:
+        super().__init__(name, "Stands for %s." % " and ".join(target.__name__ for target in targets))
+        self.__dict__["_targets"] = targets
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            return [public for public in vars(self._targets[0]) if not public.startswith("_")
+                    and not isinstance(getattr(self._targets[0], public), types.ModuleType)]
+        for target in self._targets:
+            if hasattr(target, name) and (name == "__version__" or not name.startswith("__")):
+                return getattr(target, name)
+        raise AttributeError("%s has no attribute %r: it stands for %s here" % (
+            self.__name__, name, " and ".join(target.__name__ for target in self._targets)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__") or isinstance(value, _OldModule):      # what importing sets
+            self.__dict__[name] = value
+            return
+        setattr(next((target for target in self._targets if hasattr(target, name)), self._targets[0]), name, value)
+
+
+class _OldNames:
+    """Finder and loader of the modules of older names."""
+
+    @staticmethod
+    def find_spec(name: str, _path: Any = None, _target: Any = None) -> Any:
+        """A spec for what is in the table."""
+        if name in _OLD_MODULES:
+            loader: Any = _OldNames
+            return importlib.util.spec_from_loader(name, loader, is_package="." not in name)
+        return None
+
+    @staticmethod
+    def create_module(spec: Any) -> types.ModuleType:
+        """The module that stands for ours."""
+        return _OldModule(spec.name, [_ours(name, spec.name) for name in _OLD_MODULES[spec.name]])
+
+    @staticmethod
+    def exec_module(module: types.ModuleType) -> None:
+        """Those that are about networks have it start with the first task, or at `Pycos(...)` with its options."""
+        if module.__name__ in _NETWORKED:
+            Pycos.networked = True
+
+
+def install_old_names() -> None:
+    """From now on ``import pycos``, ``import asyncoro`` and their modules give this package's. Any thread."""
+    if _OldNames not in sys.meta_path:
+        sys.meta_path.insert(0, _OldNames)              # type: ignore[arg-type]
+
+
+def run_program(path: str, source: bytes, arguments: Iterable[str] = ()) -> None:
+    """Run the Python program that was read from the file `path` as ``__main__``, with the names of older modules
+    installed. It stays ``__main__`` afterwards, for its tasks go on. Raises whatever it raises. Main thread."""
+    code = compile(source, path, "exec", dont_inherit=True)
+    install_old_names()
+    if "." not in __name__:                             # our other modules are found when they are imported later
+        sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    program = types.ModuleType("__main__")
+    program.__dict__.update(__file__=path, __builtins__=sys.modules["builtins"])
+    sys.modules["__main__"] = program
+    sys.argv[:] = [path, *arguments]
+    sys.path[0] = os.path.dirname(os.path.abspath(path))
+    exec(code, program.__dict__)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """The command line, `arguments` or those of the process; returns the exit status. Main thread."""
+    import argparse                     # not at the top: only programs that are run this way need it
+    parser = argparse.ArgumentParser(
+        prog="python3 -m pycoslite", description="Lightweight tasks, messages and peers.",
+        epilog="Environment: PYCOSLITE_DUMP_SIGNAL=1 has every SIGQUIT (Ctrl-\\) print what all tasks are doing; "
+               "PYCOSLITE_SECRET_FILE and the other settings are described in the module.")
+    parser.add_argument("--version", action="version", version="pycoslite " + __version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    run = commands.add_parser("run", help="run a program written for pycos or asyncoro, unchanged",
+                              description="Run FILE, whose imports of pycos or asyncoro give this package.")
+    run.add_argument("file", metavar="FILE", help="the program")
+    run.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_usage(sys.stderr)
+        return 2
+    try:
+        with open(options.file, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        print("python3 -m pycoslite: cannot open %s: %s" % (options.file, error.strerror), file=sys.stderr)
+        return 2
+    run_program(options.file, source, options.arguments)
+    return 0

@@ -19,7 +19,7 @@ REAL_HOME = Path(os.environ.get("PYCOSLITE_TEST_REAL_HOME") or Path.home())
 def _make_home() -> None:
     os.environ["PYCOSLITE_TEST_REAL_HOME"] = str(REAL_HOME)
     for name in list(os.environ):
-        if name.startswith("PYCOSLITE_") and not name.startswith("PYCOSLITE_TEST_"):
+        if name.startswith("PYCOSLITE_") and not name.startswith(("PYCOSLITE_TEST_", "PYCOSLITE_UPSTREAM_")):
             del os.environ[name]
     home, owner = tempfile.mkdtemp(prefix="pycoslite-tests-"), os.getpid()
     os.environ["HOME"] = os.environ["USERPROFILE"] = home

@@ -1,4 +1,7 @@
-"""Rows of the specification's tables of the cluster's client -> the tests that prove them; a test checks that they exist."""
+"""Rows of the specification's tables of the cluster's client -> the tests that prove them.
+
+A test checks that these exist.
+"""
 from __future__ import annotations
 
 _C = "test_dispycos_client."
@@ -21,6 +24,9 @@ ROWS = {
     # 11.3 scheduler
     "E01": _C + "TurnTest.test_scheduler_is_one",
     "E02 E06": _C + "TurnTest.test_clients_take_turns",
+    "E08 Q01 Q05 Q14 Q22 Q23": _C + "SharedSchedulerTest.test_turns",
+    "Q21": _C + "SharedSchedulerTest.test_options",
+    "X11": _C + "SharedSchedulerTest.test_turns " + _C + "SharedSchedulerTest.test_no_scheduler_there",
     "E03 E04": _C + "JobsTest.test_what_is_in_use",
     "E05": _C + "TurnTest.test_scheduler_closes_the_client",
     "E10 X07 X08 X10": _C + "SetupTest.test_rules_choose " + _C + "SetupTest.test_rules_reject",
@@ -29,8 +35,10 @@ ROWS = {
     "M02": _C + "ConstructorTest.test_form_of_the_first_dispycos",
     "M03 X17": _C + "ConstructorTest.test_form_of_discoro",
     "M04": _C + "ConstructorTest.test_what_does_not_fit_is_said",
-    "M05": _C + "ConstructorTest.test_components_that_cannot_be " + _C + "JobsTest.test_components_are_there_before_jobs",
-    "M06 M09": _C + "JobsTest.test_components_are_there_before_jobs " + _C + "ConstructorTest.test_callers_list_is_left_alone",
+    "M05": _C + "ConstructorTest.test_components_that_cannot_be " + _C
+    + "JobsTest.test_components_are_there_before_jobs",
+    "M06 M09": _C + "JobsTest.test_components_are_there_before_jobs " + _C
+    + "ConstructorTest.test_callers_list_is_left_alone",
     "M07": _C + "ConstructorTest.test_names_of_files " + _C + "JobsTest.test_components_are_there_before_jobs",
     "M08": _C + "JobsTest.test_components_are_there_before_jobs",
     "M10 X12": _C + "TurnTest.test_clients_take_turns " + _C + "TurnTest.test_client_that_is_terminated_in_the_queue",

@@ -1,8 +1,10 @@
 """dispycos_lite.py section 7: the documented Client (Computation), on a real node on the loopback interface."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import io
 import os
 import signal
 import sys
@@ -15,7 +17,7 @@ from dispycos_lite import Client, Computation, DispycosNodeAllocate, DispycosSta
 from tests import client_jobs as jobs
 from tests.client_support import LOOPBACK, ClientTestCase, Statuses, each, running_node
 from tests.rows_dispycos import ROWS
-from tests.support import ROOT, TestCase, running
+from tests.support import ROOT, TestCase, free_port, running
 
 
 class RowsTest(TestCase):
@@ -46,7 +48,8 @@ class ConstructorTest(TestCase):
 
     def test_form_of_pycos(self):
         status = self.task()
-        found = self.options(["host1"], status, jobs.load_node, jobs.load_server, True, True, 20, [], 30, True, 200, True)
+        found = self.options(["host1"], status, jobs.load_node, jobs.load_server, True, True, 20, [], 30, True, 200,
+                             True)
         self.assertEqual(found["nodes"], ["host1"])
         self.assertIs(found["status_task"], status)
         self.assertIs(found["node_setup"], jobs.load_node)
@@ -256,7 +259,8 @@ class JobsTest(ClientTestCase):
                     (client.rtask, (jobs.square,), "square was not started: (?s:.*)missing 1 required"),
                     (client.rtask, (jobs.square, threading.Lock()), "square was not started: cannot send argument 1"),
                     (client.io_rtask, (len, "x"), "len was not started: it is neither"),
-                    (functools.partial(client.rtask_at, "192.0.2.1"), (jobs.square, 1), "no node or server '192.0.2.1'"),
+                    (functools.partial(client.rtask_at, "192.0.2.1"), (jobs.square, 1),
+                     "no node or server '192.0.2.1' is in use"),
                     (functools.partial(client.rtask_at, pycoslite.Location("127.0.0.1", 1)), (jobs.square, 1),
                      "no node or server 127.0.0.1:1 is in use; there are: 127.0.0.1")):
                 with self.subTest(sentence), self.expect_log(sentence, level=40):
@@ -374,11 +378,15 @@ class JobsTest(ClientTestCase):
                                     ("192.0.2.1", [])):
                 self.assertEqual((yield client.tasks(where)), expected, where)
             status = Scheduler().status()
-            self.assertEqual((status["Pending"], status["PendingCPU"], status["Nodes"], status["Servers"]), (0, 0, 1, 2))
+            self.assertEqual([status[name] for name in ("Pending", "PendingCPU", "Nodes", "Servers")], [0, 0, 1, 2])
             self.assertIn("client", status["Client"])
             rtask.send(None)
             yield rtask()
         self.with_client(self.when_up(body, 2))
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            Scheduler().print_status()
+        self.assertEqual(output.getvalue(), "Client: \nPending: 0\nPendingCPU: 0\nNodes: 0\nServers: 0\n")
         self.assertEqual(Scheduler().status(), {"Client": "", "Pending": 0, "PendingCPU": 0, "Nodes": 0, "Servers": 0})
 
 
@@ -544,9 +552,10 @@ class StatusTest(ClientTestCase):
             Scheduler.ClientScheduled, Scheduler.NodeDiscovered, Scheduler.NodeInitialized,
             *statuses.codes()[3:7], Scheduler.TaskStarted, Scheduler.ServerClosed, Scheduler.ServerClosed,
             Scheduler.NodeClosed, Scheduler.ClientClosed])
-        self.assertEqual(sorted(statuses.codes()[3:7]), [Scheduler.ServerDiscovered] * 2 + [Scheduler.ServerInitialized] * 2)
-        kinds = [message.status if isinstance(message, DispycosStatus) else message.value for message in statuses.messages
-                 if not isinstance(message, dispycos_lite.NodeAvailInfo)]
+        self.assertEqual(sorted(statuses.codes()[3:7]),
+                         [Scheduler.ServerDiscovered] * 2 + [Scheduler.ServerInitialized] * 2)
+        kinds = [message.status if isinstance(message, DispycosStatus) else message.value
+                 for message in statuses.messages if not isinstance(message, dispycos_lite.NodeAvailInfo)]
         self.assertEqual(kinds[8:], [1600, Scheduler.ServerClosed, Scheduler.ServerClosed, Scheduler.NodeClosed,
                                      Scheduler.ClientClosed])                   # the result follows the start
         locations = [message.info for message in statuses.messages
@@ -840,6 +849,82 @@ class NodesTest(TestCase):
         with self.expect_log("using 1 cores of this machine"):
             result, servers = ClientTestCase.run_task(self, main)
         self.assertEqual((result, len(servers)), (9, 1))
+
+
+QUEUED_PROGRAM = """
+import sys
+sys.path.insert(0, %r)
+import pycoslite
+from dispycos_lite import Client, Scheduler
+
+def work(n, task=None):
+    yield task.sleep(0.01)
+    return n * n
+
+def main(place, task=None):
+    client = Client([work])
+    print("asks", flush=True)
+    assert (yield client.schedule(pycoslite.Location.parse(place))) == 0
+    print("has", (yield client.run_result(work, 3)), flush=True)
+    yield task.receive(float(sys.argv[2]))
+    yield client.close()
+    print("closed", flush=True)
+
+Scheduler(host="127.0.0.1", tcp_port=0, discover_peers=False)
+pycoslite.Task(main, sys.argv[1])
+""" % str(ROOT)
+
+
+class SharedSchedulerTest(TestCase):
+    """The scheduler program: clients of several processes take turns."""
+
+    @contextlib.contextmanager
+    def program(self, node):
+        command = [sys.executable, ROOT / "dispycos_lite.py", "--host", "127.0.0.1", "--tcp_port", "0", "--udp_port",
+                   LOOPBACK["udp_port"], "--node", "127.0.0.1:%d" % node.port]
+        with running(command, ready=r"listens at (\S+)") as process:
+            yield process
+
+    def client(self, program, hold_s):
+        return running([sys.executable, "-c", QUEUED_PROGRAM, program.match.group(1), str(hold_s)], ready="asks")
+
+    def test_turns(self):
+        with running_node(1) as node, self.program(node) as program, self.client(program, 600) as first:
+            first.wait_for("has 9")
+            with self.client(program, 0) as second, self.client(program, 0) as third:
+                self.wait_until(lambda: program.write("status\n") or program.output.count("', '") > 0)     # two wait
+                self.assertIn("Client: client ", program.output)
+                self.assertNotIn("has", second.output + third.output)
+                first.signal(signal.SIGKILL)                    # it need not say that it has done
+                for process in (second, third):
+                    process.wait_for("closed")
+                    self.assertEqual(process.wait(), 0, process.output)
+            program.write("what\nquit\n")
+            self.assertEqual(program.wait(), 0)
+            self.assertIn("commands: status, quit", program.output)
+
+    def test_no_scheduler_there(self):
+        self.addCleanup(ClientTestCase.stop_all)
+        place = pycoslite.Location("127.0.0.1", free_port())
+        Scheduler(**LOOPBACK)
+        with self.expect_log("is not scheduled: .*%d" % place.port):
+            self.assertEqual(ClientTestCase.run_task(self, lambda task=None: (yield Client([]).schedule(place))), -1)
+
+    def test_node_is_no_scheduler(self):
+        self.addCleanup(ClientTestCase.stop_all)
+        with running_node(1) as node:
+            Scheduler(**LOOPBACK)
+            place = pycoslite.Location("127.0.0.1", node.port)
+            with self.expect_log("is no scheduler program but a node"):
+                self.assertEqual(
+                    ClientTestCase.run_task(self, lambda task=None: (yield Client([]).schedule(place))), -1)
+
+    def test_options(self):
+        for args, status, said in ((["--help"], 0, "take turns"), (["--node", "a:b"], 1, "must be a port number"),
+                                   (["--no_such"], 2, "unrecognized")):
+            with self.subTest(args), running([sys.executable, ROOT / "dispycos_lite.py", *args]) as process:
+                self.assertEqual(process.wait(), status, process.output)
+                self.assertIn(said, process.output)
 
 
 OLD_PROGRAM = '''

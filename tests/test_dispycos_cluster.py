@@ -435,6 +435,73 @@ class ShutdownTest(ClusterCase):
             self.assertEqual(future.result(WAIT_S), 0.05)
 
 
+SCRIPT = """
+import sys, threading, time
+sys.path.append(%r)
+import dispycos_lite
+import beside
+
+FACTOR = 3
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+    def scaled(self):
+        return Point(self.x * FACTOR)
+
+def outer(n):
+    def inner(m):
+        return beside.twice(n) + m + FACTOR
+    return inner
+
+def forever():
+    print("running", flush=True)
+    while True:
+        time.sleep(1)
+
+if __name__ == "__main__":
+    with dispycos_lite.Cluster(cpus=1, cluster=%r) as cluster:
+        print([p.x for p in cluster.map(Point.scaled, [Point(1), Point(2)])])
+        print(cluster.submit(outer(5), 1).result(), cluster.submit(beside.twice, 4).result())
+        print(cluster.submit(lambda p: p.scaled().x, Point(7)).result())
+        if "forever" in sys.argv:
+            cluster.submit(forever).result()
+        if "leave" in sys.argv:
+            cluster.shutdown(wait=False)
+    if "lazy" in sys.argv:
+        cluster = dispycos_lite.Cluster(cpus=1, cluster=%r)
+        cluster.submit(time.sleep, 0.3).add_done_callback(lambda f: print("slept", f.result(), flush=True))
+"""
+
+
+class ScriptTest(ClusterCase):
+    """Programs as people write them, in a directory of their own."""
+
+    def script(self, *arguments: str, ready: Any = None) -> Any:
+        folder = self.temp_dir()
+        (folder / "script.py").write_text(SCRIPT % (str(support.ROOT), CLUSTER, CLUSTER))
+        (folder / "beside.py").write_text("def twice(n):\n    return 2 * n\n")
+        return support.running([sys.executable, "script.py", *arguments], ready, cwd=folder)
+
+    def test_what_a_script_defines_travels(self) -> None:
+        with self.script() as process:
+            self.assertEqual(process.wait(WAIT_S), 0)
+        self.assertRegex(process.output, r"\[3, 6\]\n14 8\n21\n$")
+
+    def test_interrupt_ends_it_at_once(self) -> None:
+        with self.script("forever", ready="running") as process:
+            process.signal(signal.SIGINT)
+            self.assertIn(process.wait(WAIT_S), (1, 130, -signal.SIGINT))
+        self.assertEqual(process.output.count("Traceback"), 1)      # its own
+        self.assertRegex(process.output, "KeyboardInterrupt\\s*$")
+
+    def test_program_waits_for_a_cluster_that_was_not_shut_down(self) -> None:
+        with self.script("lazy") as process:
+            self.assertEqual(process.wait(WAIT_S), 0)
+        self.assertRegex(process.output, r"slept None\n$")
+
+
 class ScalingTest(ClusterCase):
     """Nothing costs more per job when there are many."""
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 import unittest
 import zipfile
 from pathlib import Path
@@ -148,13 +147,11 @@ class EndsTest(NodeCase):
                 with dispycos_lite.Cluster(nodes=[node.location]) as cluster:
                     future = cluster.submit(jobs.spin, str(mark))
                     pid = int(self.wait_until(lambda: mark.exists() and mark.read_text()))
-                    since = time.monotonic()
                     stop(node)
                     error = future.exception(WAIT_S)
                     self.assertIsInstance(error, dispycos_lite.NodeLost)
                     self.assertRegex(str(error), reason)
                     node.wait()
-                    self.assertLess(time.monotonic() - since, 5)
                     self.assertFalse(support.alive(pid))
             self.assertNotIn("Traceback", node.output)
 

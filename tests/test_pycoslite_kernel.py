@@ -74,7 +74,7 @@ class OrderTest(TestCase):
         self.kernel.settle()
         self.assertLess(stop[0] - start, 1 + 0.001 * 3 * (pycoslite.PASSES + 2))
 
-    def test_many_busy_tasks_are_looked_away_from_after_one_pass(self):
+    def test_many_busy_tasks_are_looked_away_from_before_each_has_had_a_turn(self):
         steps = []
 
         def busy():
@@ -84,7 +84,45 @@ class OrderTest(TestCase):
         for _ in range(5000):
             self.spawn(busy)
         self.kernel.turn(0)
-        self.assertEqual(len(steps), 5000)
+        self.assertEqual(len(steps), pycoslite.STEPS)
+
+    def test_those_whose_time_has_come_go_before_a_long_ready_queue(self):
+        order = []
+
+        def sleeper(name, task=None):
+            yield task.sleep(1)
+            order.append(name)
+
+        def busy():
+            order.append("busy")
+            yield
+        for name in ("first", "second"):
+            self.spawn(sleeper, name)
+        self.kernel.turn(0)
+        self.kernel.clock.advance(1)
+        for _ in range(pycoslite.STEPS + 1):
+            self.spawn(busy)
+        self.kernel.turn(0)
+        self.assertEqual(order[:3], ["first", "second", "busy"])
+
+    def test_sleepers_do_not_keep_ready_tasks_from_their_turn(self):
+        steps = []
+
+        def restless(task=None):
+            while not steps:
+                yield task.sleep(0.001)
+
+        def patient():
+            yield
+            steps.append(1)
+        for _ in range(3 * pycoslite.STEPS):
+            self.spawn(restless)
+        self.kernel.turn(0)
+        self.spawn(patient)
+        for _ in range(20):
+            self.kernel.clock.advance(0.001)
+            self.kernel.turn(0)
+        self.assertEqual(steps, [1])
 
     def test_a_busy_ready_queue_does_not_starve_calls_of_threads(self):
         stop = []
@@ -282,14 +320,35 @@ class PollerTest(TestCase):
             poller.register(near.fileno(), pycoslite.READ, seen.append)
             self.assertEqual(poller.poll(0), [])
             far.send(b"x")
-            for handler, events in poller.poll(5):
-                handler(events)
+            poller.handle(poller.poll(5))
             self.assertEqual(seen, [pycoslite.READ])
             poller.modify(near.fileno(), pycoslite.READ | pycoslite.WRITE)
             self.assertEqual([events for _, events in poller.poll(5)], [pycoslite.READ | pycoslite.WRITE])
             poller.unregister(near.fileno())
             poller.unregister(near.fileno())
             self.assertEqual(poller.poll(0), [])
+
+    def test_a_handler_may_unregister_the_next(self):
+        for poller, near, far in self.pollers():
+            seen = []
+
+            def first_come(events):
+                seen.append(events)
+                poller.unregister(near.fileno())
+                poller.unregister(far.fileno())
+            for end in (near, far):
+                poller.register(end.fileno(), pycoslite.WRITE, first_come)
+            poller.handle(poller.poll(5))
+            self.assertEqual(seen, [pycoslite.WRITE])
+
+    def test_an_error_of_a_descriptor_is_both_events(self):
+        for poller, near, far in self.pollers():
+            seen = []
+            far.shutdown(socket.SHUT_RDWR)
+            near.shutdown(socket.SHUT_RDWR)
+            poller.register(near.fileno(), pycoslite.READ | pycoslite.WRITE, seen.append)
+            poller.handle(poller.poll(5))
+            self.assertEqual(seen, [pycoslite.READ | pycoslite.WRITE])
 
     def test_one_poller_watches_another(self):
         for outer, near, far in self.pollers():

@@ -220,6 +220,7 @@ class MessagesTest(NetworkTestCase):
             ended = Task(brief)
             ended.value()
             ghost = self.ask(agent, "echo", ended)
+            self.assertIs(ghost, ended)
             self.assertEqual(ghost.send("too late"), -1)
 
             def deliver():
@@ -392,7 +393,9 @@ class FaultsTest(NetworkTestCase):
         got: List[int] = []
 
         def main(task=None):
-            agent = yield Task.locate("agent", proxy.at, timeout=COME_S)
+            agent = None
+            while agent is None:                # the first connections may be cut before they are any
+                agent = yield Task.locate("agent", proxy.at, timeout=COME_S)
             agent.send(("spawn", task, "flood", (task, count)))
             for number in range(count):
                 agent.send(("number", number))

@@ -38,7 +38,8 @@ PURE_EXCEPTIONS: Set[Tuple[str, str, str]] = set()          # (module, section, 
 ONE_PLACE: Dict[str, Set[Tuple[str, str]]] = {
     "pickle": {("pycoslite", "Wire format (pure)"), ("dispycos_lite", "Code shipping")},
     "marshal": {("dispycos_lite", "Code shipping")},
-    "exec": {("dispycos_lite", "Code shipping")},
+    "exec": {("dispycos_lite", "Code shipping"),
+             ("pycoslite", "Command line")},                    # runs the program it was given
     "eval": set(),
     "hmac": {("pycoslite", "Handshake (pure)"),
              ("pycoslite", "Wire format (pure)")},              # compares the MAC of a record

@@ -1,0 +1,337 @@
+"""Services (RPS): called in another process, waited for, monitored, messaged, terminated, closed; peers and their status."""
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+import unittest
+from typing import Any, List
+
+import pycoslite
+from pycoslite import RPS, MonitorStatus, PeerLost, Pycos, Task
+from tests.support import TestCase, free_port, running
+from tests.test_pycoslite_network import COME_S
+from tests.test_pycoslite_remote_channels import PEER, ServiceTestCase
+
+
+def answer(number, task=None):
+    """A service of this process."""
+    yield task.sleep(0)
+    return number + 1
+
+
+class LocalTest(TestCase):
+    """A service in its own process."""
+
+    def setUp(self) -> None:
+        self.addCleanup(lambda: Pycos().terminate())
+
+    def test_only_generator_and_async_functions(self):
+        with self.assertRaisesRegex(RuntimeError, "generator function"):
+            RPS(print)
+        self.assertEqual(RPS(answer).name, "answer")
+        self.assertEqual(repr(RPS(answer, "other")), "other")
+
+    def test_register(self):
+        rps = RPS(answer)
+        self.assertEqual((rps.register(), rps.register()), (0, 0))
+        self.assertEqual(RPS(answer).register(), -1)
+        self.assertEqual((rps.unregister(), rps.unregister()), (0, -1))
+        self.assertIsNone(rps.location)
+        self.assertEqual(rps.close(), -1)
+
+    def test_call_at_home(self):
+        rps = RPS(answer)
+        rps.register()
+        self.addCleanup(rps.unregister)
+
+        def main(task=None):
+            found = yield RPS.locate("answer")
+            self.assertIs(found, rps)
+            self.assertEqual((found.monitor(task), found.monitor("no task")), (0, -1))
+            with self.expect_log("RPS answer was not called: .*argument"):
+                self.assertIsNone((yield found()))
+            rtask = yield found(1)
+            status = yield task.receive()
+            self.assertIs(status.info, rtask)
+            return (yield rtask())
+        self.assertEqual(Task(main).value(COME_S), 2)
+
+
+class CallTest(ServiceTestCase):
+    """A service of another process."""
+
+    def service(self, name: str = "double") -> Any:
+        """Reference to a service of a new process, which is `self.process`."""
+        self.node()
+        self.process = self.peer()
+        return self.rps(name)
+
+    def rps(self, name: str, location: Any = None) -> Any:
+        """A service that is found."""
+        def locate():
+            return (yield RPS.locate(name, location, COME_S))
+        found = self.do(locate)
+        self.assertIsInstance(found, RPS)
+        return found
+
+    def call(self, rps: Any, *args: Any, **kwargs: Any) -> Any:
+        """The task it starts, or None."""
+        def calling():
+            return [(yield rps(*args, **kwargs))]
+        return self.do(calling)[0]
+
+    def test_what_a_reference_is(self):
+        rps = self.service()
+        self.assertEqual((rps.name, rps.location), ("double", self.process.at))
+        self.assertEqual(repr(rps), "double@%r" % self.process.at)
+        again = self.rps("double", self.process.at)
+        self.assertEqual((again, hash(again)), (rps, hash(rps)))
+        self.assertNotEqual(self.rps("later"), rps)
+        self.assertEqual((rps.register(), rps.unregister()), (-1, -1))
+        self.assertEqual(self.ask(self.process.agent, "echo", rps), rps)
+
+        def absent():
+            return (yield RPS.locate("absent", timeout=0.1))
+        self.assertIsNone(self.do(absent))
+
+    def test_a_call_and_its_exit_value(self):
+        rps = self.service()
+
+        def main():
+            tasks = []
+            for number in range(5):
+                tasks.append((yield rps(number=number)))
+            values = []
+            for task in tasks:
+                values.append((yield task.finish(COME_S)))
+            return values, (yield tasks[1]())           # once more, it is known
+        self.assertEqual(self.do(main), ([0, 2, 4, 6, 8], 2))
+
+    def test_messages_time_out_and_threads(self):
+        rps = self.service("later")
+        rtask = self.call(rps, 7)
+        self.assertIsInstance(rtask, Task)
+        self.assertTrue(rtask.is_alive())
+
+        def finish(timeout):
+            return [(yield rtask.finish(timeout))]
+        self.assertEqual(self.do(finish, 0.05), [None])
+        rtask.send("go")
+        self.assertEqual(rtask.value(COME_S), (7, "go"))
+        self.assertFalse(rtask.is_alive())
+        self.assertEqual(self.do(finish, 0), [(7, "go")])
+
+    def test_failures(self):
+        rps = self.service()
+
+        def main():
+            rtask = yield rps(-5)
+            return [(yield rtask())]
+        status, = self.do(main)
+        self.assertIsInstance(status, MonitorStatus)
+        self.assertIs(status.type, ValueError)
+        self.assertIn("negative: -5", status.value)
+        with self.expect_log("was not called: .*refused: TypeError: .*nonsense"):
+            self.assertIsNone(self.call(rps, nonsense=1))
+        with self.expect_log("it cannot be pickled"):
+            self.assertIsNone(self.call(rps, threading.Lock()))
+        rtask = self.call(self.rps("unsendable"))
+        self.assertIn("cannot be pickled", rtask.value(COME_S).value)
+
+    def test_terminate(self):
+        rtask = self.call(self.service("later"), 1)
+        self.assertEqual(rtask.terminate(), 0)
+        self.assertIsNone(rtask.value(COME_S))
+        self.assertFalse(rtask.is_alive())
+
+    def test_a_task_monitors_one_it_has_started(self):
+        rtask = self.call(self.service("later"), 1)
+
+        def main(task=None):
+            self.assertEqual((yield task.monitor(rtask)), 0)
+            rtask.send("go")
+            return [(yield task.receive(COME_S))]
+        status, = self.do(main)
+        self.assertEqual((status.info, status.type, status.value), (rtask, StopIteration, (1, "go")))
+
+    def test_monitors_are_told_of_every_end(self):
+        rps = self.service()
+
+        def main(task=None):
+            self.assertEqual((rps.monitor(task), rps.monitor(None)), (0, -1))
+            tasks, told = [], {}
+            for number in (1, -1, 2):
+                tasks.append((yield rps(number)))
+            for _ in tasks:
+                status = yield task.receive(COME_S)
+                told[status.info] = status.type, status.value if status.type is StopIteration else None
+            return [told[rtask] for rtask in tasks]
+        self.assertEqual(self.do(main), [(StopIteration, 2), (ValueError, None), (StopIteration, 4)])
+
+    def test_close_ends_what_runs(self):
+        rps = self.service("later")
+        rtask, other = self.call(rps, 1), self.call(self.rps("later"), 2)
+        self.assertEqual((rps.close(), rps.close()), (0, -1))
+        self.assertIsNone(rtask.value(COME_S))
+        self.assertFalse(rtask.is_alive())
+        self.assertTrue(other.is_alive())               # of another reference to the same service
+        with self.expect_log("it is closed"):
+            self.assertIsNone(self.call(rps, 3))
+        task, _ = self.collector()
+        self.assertEqual(rps.monitor(task), -1)
+
+    def test_a_lost_process(self):
+        rps = self.service("later")
+        rtask = self.call(rps, 1)
+        with self.lost_messages():
+            self.process.signal(signal.SIGKILL)
+            status = rtask.value(COME_S)
+        self.assertIs(status.type, PeerLost)
+        with self.expect_log("RPS later@.* was not called: .* is gone"):
+            self.assertIsNone(self.call(rps, 2))
+        self.assertEqual((rps.running, Pycos().network.tasks.monitored), ({}, {}))
+
+    def test_an_unregistered_service_cannot_be_called(self):
+        rps = self.service()
+        rps.name = "never"
+        with self.expect_log("no function is registered as 'never'"):
+            self.assertIsNone(self.call(rps, 1))
+
+    def test_a_service_task_can_be_passed_on(self):
+        rtask = self.call(self.service("later"), 1)
+        self.process.agent.send(("pass_on", rtask, "by way of the agent"))
+        self.assertEqual(rtask.value(COME_S), (1, "by way of the agent"))
+        self.assertEqual(self.ask(self.process.agent, "echo", rtask), rtask)
+
+
+class PeersTest(ServiceTestCase):
+    """The calls of Pycos that are about peers."""
+
+    def status_log(self) -> List[tuple]:
+        """(name, status) of all peers from now on."""
+        got: List[tuple] = []
+
+        def watch(task=None):
+            task.set_daemon()
+            while True:
+                status = yield task.receive()
+                self.assertIsInstance(status, pycoslite.PeerStatus)
+                got.append((status.name, status.location, status.status))
+        self.assertEqual(Pycos().peer_status(Task(watch)), 0)
+        return got
+
+    def result(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a call gives that must be yielded."""
+        def run():
+            return [(yield request(*args, **kwargs))]
+        return self.do(run)[0]
+
+    def test_locate_by_name(self):
+        node = self.node()
+        self.assertEqual(self.result(node.locate, "test"), node.location)
+        self.assertIsNone(self.result(node.locate, "nobody", 0.1))
+        process = self.peer("name=somebody")
+        self.assertEqual(self.result(node.locate, "somebody", COME_S), process.at)
+
+        def wait():
+            return (yield node.locate("later", COME_S))
+        waiting = Task(wait)
+        later = self.peer("name=later")
+        self.assertEqual(waiting.value(COME_S), later.at)
+        self.assertEqual(set(node.peers()), {process.at, later.at})
+
+    def test_peer(self):
+        node = self.node()
+        process = self.peer()
+        for place in (process.at, repr(process.at), process.at):        # again changes nothing
+            self.assertEqual(self.result(node.peer, place, stream_send=True), 0)
+        self.assertEqual(node.peers(), [process.at])
+        with self.expect_log("no peer: cannot reach"):
+            self.assertEqual(self.result(node.peer, pycoslite.Location("127.0.0.1", 1)), -1)
+        with self.expect_log("cannot be resolved"):
+            self.assertEqual(self.result(node.peer, "no.such.host.invalid"), -1)
+
+    def test_a_host_alone_is_asked_to_show_its_processes(self):
+        port = free_port()
+        node = self.node(udp_port=port)
+        found = self.status_log()
+        processes = [self.enter(running([sys.executable, PEER, "name=p%d" % n, "discover_peers=True", "udp_port=%d" % port],
+                                        ready=r"READY (\S+)")) for n in range(2)]
+        self.wait_until(lambda: not found)
+        self.assertEqual(self.result(node.peer, "127.0.0.1", udp_port=port), 0)
+        self.wait_until(lambda: {name for name, _, _ in found} == {"p0", "p1"})
+        self.assertEqual(len(processes), 2)
+
+    def test_discover_peers_and_ignore_peers(self):
+        port = free_port()
+        node = self.node(udp_port=port, discover_peers=True)
+        self.assertFalse(node.ignore_peers)
+        node.ignore_peers = True
+        self.assertTrue(node.ignore_peers)
+        found = self.status_log()
+        with running([sys.executable, PEER, "name=quiet", "udp_port=%d" % port], ready=r"READY (\S+)") as quiet:
+            self.assertEqual(node.discover_peers(), 0)
+            process = self.enter(running([sys.executable, PEER, "name=loud", "discover_peers=True", "udp_port=%d" % port],
+                                         ready=r"READY (\S+)"))
+            node.ignore_peers(False)
+            self.assertFalse(node.ignore_peers)
+            self.assertEqual(node.discover_peers(port), 0)
+            self.wait_until(lambda: any(name == "loud" for name, _, _ in found))
+            self.assertNotIn("quiet", [name for name, _, _ in found])       # does not answer searches
+            self.assertIsNotNone(quiet.match or process.match)
+
+    def test_peer_status(self):
+        node = self.node()
+        first = self.peer("name=first")
+        got = self.status_log()
+        self.wait_until(lambda: got == [("first", first.at, 1)])            # who is here is told, too
+        second = self.peer("name=second")
+        self.wait_until(lambda: got[1:] == [("second", second.at, 1)])
+        with self.lost_messages():
+            first.signal(signal.SIGKILL)
+            self.wait_until(lambda: got[2:] == [("first", first.at, 0)])
+        self.assertEqual((node.peer_status(None), node.peer_status("no task")), (0, -1))
+        third = self.peer("name=third")
+        self.assertEqual(len(got), 3)
+        self.assertIsNotNone(third)
+
+    def test_close_peer(self):
+        node = self.node()
+        process = self.peer()
+        theirs, mine = self.collector()
+        got = self.status_log()
+        process.agent.send(("peer_status", theirs))
+        self.wait_until(lambda: mine == ["watching", ("test", 1)])
+        self.assertEqual(self.result(node.close_peer, process.at), 0)
+        self.wait_until(lambda: got[-1][2] == 0)
+        self.assertEqual(node.peers(), [])
+        process.wait_for("has closed the connection")
+        self.assertEqual(process.agent.send("nobody hears"), -1)
+        with self.expect_log("there is no peer at"):
+            self.assertEqual(self.result(node.close_peer, process.at), -1)
+        self.assertEqual(self.result(node.peer, process.at), 0)
+        self.assertEqual(self.ask(process.agent, "echo", "again"), "again")
+
+    def test_relay(self):
+        node = self.node()
+        middle, far = self.peer("name=middle"), self.enter(running(
+            [sys.executable, PEER, "name=far"], ready=r"READY (\S+)"))
+        at = pycoslite.Location.parse(far.match.group(1))
+        middle.agent.send(("contact", at))
+        far.wait_for("is online")
+        self.assertEqual(node.peers(), [middle.at])
+        self.assertEqual(self.result(node.peer, middle.at, relay=True), 0)
+        self.wait_until(lambda: set(node.peers()) == {middle.at, at})
+
+    def test_host_ipaddr_and_host_addrinfo(self):
+        self.assertEqual(Pycos.host_ipaddr("127.0.0.1"), "127.0.0.1")
+        self.assertIsNone(Pycos.host_ipaddr("no.such.host.invalid"))
+        self.assertEqual(Pycos.host_addrinfo("127.0.0.1").family, socket.AF_INET)
+        self.assertEqual(Pycos.host_addrinfo("::1", socket.AF_INET6).ip, "::1")
+        self.assertIsNotNone(Pycos.host_addrinfo().ip)
+
+
+if __name__ == "__main__":
+    unittest.main()
