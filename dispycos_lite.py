@@ -3906,7 +3906,7 @@ class SchedulerDriver(_ServerDriver):
             for facts in list(link.servers.values()):
                 self.network.spawn(self._use_server, link, facts)
 
-    # What a client may want; see also `prepare_server`. System tasks. PycosError: the node is not used, for this reason.
+    # What a client may want; see also `prepare_server`. System tasks. PycosError: the node is not used, and why.
 
     def choose(self, peer: Any) -> Iterator:
         """How many servers of a node to take; 0 leaves the node alone."""

@@ -41,6 +41,9 @@ Sections (the banners below carry the same numbers and titles):
     20. Network
     21. Discovery
     22. Remote tasks
+    25. Remote channels and services
+    26. Peers by name
+    27. File transfer
     23. Facade
     24. Command line
 
@@ -75,6 +78,7 @@ import socket
 import stat
 import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -3775,7 +3779,13 @@ class _Recv(_Operation):
         else:
             stream.drained = stream.plain and len(data) < self.size
             stream.watch.reader = None
-            self.task.unpark(data)
+            task = self.task
+            if task.timer:
+                task.unpark(data)
+                return
+            task.wait = HANDED                  # what `unpark` does
+            task.carried = data
+            task.kernel.ready.append(task)
 
     def attempt(self) -> bytes:
         stream = self.stream
@@ -5457,7 +5467,6 @@ _UNCOPIED = 64 * 1024                   # a frame this long goes out from the bu
 _FIRST_BYTES = 1024                     # of a link's first records; they grow while there is more to send, up to
                                         # Settings.record_bytes: so a line that keeps breaking gets on, too
 _LONG_QUEUE = 1024                      # frames that wait for the engine: senders are held back until it has come round
-_AFTER_YOU_S = 0.1                      # after a cut one end lets the other dial first, so that not both do
 _RIVAL_ANSWERS_S = 1.0                  # the better one of two links has this long to prove that it works
 
 
@@ -6084,7 +6093,7 @@ class _Route:
             self.since = self.peer.engine.clock()
             self.refused_since = None
             later = self.peer.told_online and self.peer.network.process_id > self.peer.process_id
-            self._plan(self.pause_s + (_AFTER_YOU_S if later else 0.0))
+            self._plan(self.pause_s + (settings.reconnect_min_s if later else 0.0))     # after you: not both at once
             self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), settings.reconnect_max_s)
         elif not self.searching:
             self._failed(ConnectionError(self.peer.reason), False)
@@ -8687,15 +8696,21 @@ class _Files:
             network.on_request("file." + op, handler)
         network.on_peer(self._on_peer)
 
+    def begin(self, prefix: Optional[str], limit: Optional[int]) -> None:
+        """The options `dest_path` and `max_file_size` of a network that begins."""
+        self.max_file_size = limit
+        if prefix:
+            self.prefix = self.dest_path = os.path.abspath(prefix)
+            os.makedirs(self.prefix, exist_ok=True)
+
     def place(self, path: str) -> None:
-        """Let received files go to `path`; one outside of the directory set first is taken as below it. Any thread."""
-        if self.prefix == self.default:
-            self.prefix = self.dest_path = os.path.abspath(path)
-        else:
-            inside = os.path.commonpath([self.prefix, os.path.abspath(path)]) == self.prefix
-            below = os.path.splitdrive(path)[1].lstrip("/" + os.sep)
-            self.dest_path = os.path.abspath(path) if inside else confined_path(self.prefix, below)
-        os.makedirs(self.dest_path, exist_ok=True)
+        """Let received files go to `path`; one outside of the directory of the beginning is taken as below it. Raises
+        MisuseError when that cannot be. Any thread."""
+        found = os.path.realpath(os.path.join(self.prefix, path))
+        if not (found + os.sep).startswith(os.path.realpath(self.prefix) + os.sep):
+            found = confined_path(self.prefix, os.path.splitdrive(path)[1].lstrip("/" + os.sep))
+        os.makedirs(found, mode=0o700, exist_ok=True)
+        self.dest_path = found
 
     def _base(self) -> str:
         """The directory for received files, made if need be. The default one is in a place where anybody may make files:
@@ -8810,6 +8825,9 @@ class _Files:
         """A file is complete, or given up because of `error`; `ended` waits to answer."""
         peer = incoming.peer
         del self.incoming[peer, incoming.number]
+        while not incoming.items.empty():               # what came when the thread had ended
+            item = incoming.items.get()
+            ended = item[1] if isinstance(item, tuple) else ended
         text = str(error) if error else ""
         if error:
             log.info("a file of %s, %s, was not received: %s", peer, incoming.args["name"], text)
@@ -8873,9 +8891,9 @@ class FileCalls:
 
     @property
     def dest_path(self) -> str:
-        """Directory for received files. The first one assigned (or given as option) is the limit: a later one is below
-        it, or is taken as relative to it."""
-        return self.network.files.dest_path
+        """Directory for received files; the option of that name, or "pycoslite" in the system's temporary directory. What
+        is assigned is below that, or is taken as relative to it. It is there once it has been asked for."""
+        return self.network.files._base()
 
     @dest_path.setter
     def dest_path(self, path: Any) -> None:
@@ -9125,8 +9143,6 @@ _NOT_BUILT = {                          # option of older programs -> (what it i
     "keyfile": (None, "messages between peers are authenticated by the secret, TLS is for AsyncSocket only so far"),
     "ipv4_udp_multicast": (False, "discovery broadcasts; name peers=[...] where that does not reach"),
     "notifier": (None, "the best poller of the platform is used"),
-    "dest_path": (None, "files cannot be sent to a peer yet"),
-    "max_file_size": (None, "files cannot be sent to a peer yet"),
 }
 
 
@@ -9146,16 +9162,18 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         secret_file     file that holds it, or a random key
         cluster         name; clusters never meet
         socket_family   socket.AF_INET6 to listen at IPv6 addresses where no host is given
+        dest_path       (or dest_path_prefix) directory for received files; "pycoslite" in the temporary directory
+        max_file_size   most bytes that a received file may have; None or 0: no limit
 
     Raises TypeError for another option, MisuseError for one of older programs that cannot be had yet (certfile,
-    keyfile, ipv4_udp_multicast, notifier, dest_path, max_file_size), SecretError, OSError. Any thread.
+    keyfile, ipv4_udp_multicast, notifier), SecretError, OSError. Any thread.
     """
 
     networked = False                   # whether the network starts with the first task, as once `pycos.netpycos` did
     _making = False                     # guarded by Singleton's lock
     _ALIASES = {"node": "host", "ip_addr": "host", "ext_ip_addr": "ext_host", "dest_path_prefix": "dest_path"}
     _OPTIONS = {"host", "udp_port", "tcp_port", "ext_host", "name", "discover_peers", "peers", "secret", "secret_file",
-                "cluster", "role", "socket_family"}
+                "cluster", "role", "socket_family", "dest_path", "max_file_size"}
 
     def __init__(self, **options: Any) -> None:
         self._options = self._checked(options)
@@ -9213,6 +9231,7 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
                                 role=get("role", "peer"),
                                 announced=[announced] if isinstance(announced, str) else announced)
         self._network = network
+        network.files.begin(get("dest_path"), get("max_file_size"))
         self.discovery = network.discovery = Discovery(network, get("udp_port") or settings.net_port, hosts)
         log.info('"%s" listens at %s', network.name, ", ".join(map(repr, network.locations)))
         if get("discover_peers", True):
@@ -9346,8 +9365,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         MisuseError on a platform without SIGQUIT and outside of the main thread."""
         number = number or getattr(signal, "SIGQUIT", None)
         if number is None or threading.current_thread() is not threading.main_thread():
-            raise MisuseError("a signal that dumps all tasks can be asked for in the main thread only, and by its number "
-                              "where there is no SIGQUIT")
+            raise MisuseError("a signal that dumps all tasks can be asked for in the main thread only, and by its "
+                              "number where there is no SIGQUIT")
         signal.signal(number, lambda _number, _frame: dump())
 
 
@@ -9396,6 +9415,7 @@ class _Module(types.ModuleType):
 
 AsynCoro = Pycos
 Coro = Coroutine = Task
+RTI = RCI = RPS
 SysCoro = SysTask
 AsynCoroSocket = AsyncSocket
 Task.scheduler = staticmethod(lambda: Pycos())      # type: ignore[attr-defined]

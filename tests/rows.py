@@ -89,6 +89,9 @@ COVERED: Dict[str, str] = {
     "T28": "tasks: HotSwapTest.test_what_is_no_generator_function",
     "T29": "tasks: HotSwapTest.test_the_old_code_can_refuse",
     "T30": "tasks: YieldTest.test_an_exception_surfaces_at_the_yield_that_called",
+    "T31": "facade: CurrentTest.test_scheduler_and_task_of_a_thread",
+    "T32": "facade: CurrentTest.test_system_tasks",
+    "T33": "network: FaultsTest.test_a_process_that_computes_stays_online_and_takes_messages",
     # synchronisation
     "L01": "sync: LockTest.test_a_lock_is_not_reentrant",
     "L02": "sync: LockTest.test_not_blocking_and_in_time",

@@ -21,6 +21,7 @@ WAIT_S = 20.0
 READY = r"listening at"
 QUICK = {"PYCOSLITE_HEARTBEAT_S": "0.3"}
 
+USE = "with dispycos_lite.Cluster(cpus=1, cluster='t%d') as c: print(c.submit(abs, -7).result())" % os.getpid()
 CLIENT = """
 import os, sys, time
 sys.path.insert(0, %r)
@@ -52,8 +53,9 @@ class NodeCase(support.TestCase):
     """Starts node programs and clusters that use them."""
 
     @contextlib.contextmanager
-    def node(self, *options: Any, port: int = 0, python: str = sys.executable, program: Any = ("dispycosnode_lite.py",),
-             daemon: bool = True, env: Optional[Dict[str, Optional[str]]] = None, cwd: Any = support.ROOT) -> Iterator[Any]:
+    def node(self, *options: Any, port: int = 0, python: str = sys.executable, daemon: bool = True,
+             program: Any = ("dispycosnode_lite.py",), env: Optional[Dict[str, Optional[str]]] = None,
+             cwd: Any = support.ROOT) -> Iterator[Any]:
         """A node program; `location` is what clients name it by."""
         port = port or support.free_port()
         command = [python, *program, "--tcp_ports", port, "--udp_port", support.free_port(), "--cpus", "1", *options]
@@ -112,15 +114,16 @@ class ServesTest(NodeCase):
             with self.expect_log("without a node: cannot reach %s: connection refused" % nowhere):
                 cluster = dispycos_lite.Cluster(nodes=[one.location, two.location, nowhere])
                 with cluster:
-                    held = [cluster.submit(jobs.hold, str(folder / "mark"), str(folder / "go")) for _ in range(2)]
-                    self.wait_until(lambda: (folder / "mark").exists() and len((folder / "mark").read_text().split()) == 2)
-                    (folder / "go").touch()
+                    mark, go = folder / "mark", folder / "go"
+                    held = [cluster.submit(jobs.hold, str(mark), str(go)) for _ in range(2)]
+                    self.wait_until(lambda: mark.exists() and len(mark.read_text().split()) == 2)
+                    go.touch()
                     self.assertEqual(len({future.result(WAIT_S) for future in held}), 2)
 
     def test_unreachable_and_refused_nodes_are_named(self) -> None:
         nowhere = "127.0.0.1:%d" % support.free_port()
-        with self.assertRaisesRegex(pycoslite.PeerLost, "cannot reach %s: connection refused.*start dispycosnode_lite.py"
-                                    % nowhere):
+        with self.assertRaisesRegex(
+                pycoslite.PeerLost, "cannot reach %s: connection refused.*start dispycosnode_lite.py" % nowhere):
             dispycos_lite.Cluster(nodes=[nowhere])
         secret = self.temp_dir() / "secret"
         secret.write_text("0" * 64)
@@ -237,7 +240,8 @@ class ConsoleTest(NodeCase):
 
     def test_taken_port_is_named(self) -> None:
         with self.node() as node:
-            with support.running([sys.executable, "dispycosnode_lite.py", "--tcp_ports", node.port, "--daemon"]) as second:
+            command = [sys.executable, "dispycosnode_lite.py", "--tcp_ports", node.port, "--daemon"]
+            with support.running(command) as second:
                 self.assertEqual(second.wait(), 1)
                 self.assertRegex(second.output, r"cannot listen at port %d .*in use" % node.port)
                 self.assertNotIn("Traceback", second.output)
@@ -279,10 +283,11 @@ class InstallTest(NodeCase):
         for package in (folder / "app", folder / "app" / "_vendor"):
             (package / "__init__.py").touch()
         for method in ("fork", "spawn"):
-            with self.node("--start_method", method, program=("-m", "app._vendor.dispycosnode_lite"), cwd=folder) as node:
+            program = ("-m", "app._vendor.dispycosnode_lite")
+            with self.node("--start_method", method, program=program, cwd=folder) as node:
                 self.use(node)
         code = ("from app._vendor import dispycos_lite\n"
-                "with dispycos_lite.Cluster(cpus=1, cluster='t%d') as c: print(c.submit(abs, -7).result())" % os.getpid())
+                + USE)
         with support.running([sys.executable, "-c", code], cwd=folder) as client:
             self.assertEqual(client.wait(), 0)
             self.assertIn("7", client.output)
@@ -294,7 +299,7 @@ class InstallTest(NodeCase):
             for path in (folder / "m").iterdir():
                 archive.write(path, path.name)
         code = ("import sys; sys.path.insert(0, 'all.zip'); import dispycos_lite\n"
-                "with dispycos_lite.Cluster(cpus=1, cluster='t%d') as c: print(c.submit(abs, -7).result())" % os.getpid())
+                + USE)
         with support.running([sys.executable, "-c", code], cwd=folder) as client:
             self.assertEqual(client.wait(), 0)
             self.assertIn("7", client.output)
@@ -321,7 +326,7 @@ class HomeTest(NodeCase):
         folder = self.temp_dir()
         (folder / "file").touch()
         code = ("import dispycos_lite\n"
-                "with dispycos_lite.Cluster(cpus=1, cluster='t%d') as c: print(c.submit(abs, -7).result())" % os.getpid())
+                + USE)
         with support.running([sys.executable, "-c", code], env={"HOME": str(folder / "file")}) as client:
             self.assertEqual(client.wait(), 0)
             self.assertIn("7", client.output)

@@ -132,7 +132,7 @@ except ImportError as error:
             return
         done = self.command("run", self.program("import pycos.httpd"))
         self.assertEqual(done.returncode, 1)
-        self.assertRegex(done.stderr.splitlines()[-1], "^ImportError: pycos.httpd cannot be imported: it is httpd_lite.py")
+        self.assertRegex(done.stderr.splitlines()[-1], "^ImportError: pycos.httpd cannot be imported: it is httpd_lite")
 
     def test_the_network_starts_with_the_first_task(self):
         self.assertEqual(self.run_text("""
@@ -178,7 +178,8 @@ pycos.Task(proc)
         for name in MODULES:
             if (ROOT / (name + ".py")).exists():
                 (folder / "theirs" / (name + ".py")).write_bytes((ROOT / (name + ".py")).read_bytes())
-        path = self.program("import pycos, pycos.dispycos\nprint(pycos.Task.__module__, pycos.dispycos.Client.__module__)")
+        path = self.program("import pycos, pycos.dispycos as cluster\nprint(pycos.Task.__module__, "
+                            "cluster.Client.__module__)")
         done = self.command("run", path, how=["-m", "theirs.pycoslite"], cwd=folder)
         self.assertEqual((done.stdout, done.stderr), ("theirs.pycoslite theirs.dispycos_lite\n", ""))
 

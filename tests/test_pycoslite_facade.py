@@ -1,4 +1,4 @@
-"""Pycos itself: one object, its options, its end, what it tells of the tasks; constants and names of all generations."""
+"""Pycos itself: one object, its options, its end, what it tells of tasks; constants and names of all generations."""
 from __future__ import annotations
 
 import io
@@ -372,13 +372,13 @@ class StatusTest(FacadeTestCase):
 
     def test_dump_to_a_file(self):
         def proc(task=None):
-            yield task.receive()        # here
+            yield task.receive()  # here
         Task(proc)
         self.wait_until(lambda: Pycos.status()["tasks"][0]["state"] == "waiting")
         file = io.StringIO()
         pycoslite.dump(file)
-        self.assertRegex(file.getvalue(), r"^1 tasks in process %d:\ntask proc/\d+ is waiting for a message; messages in "
-                         r"its mailbox: 0\n  File .*, in proc\n    yield task.receive\(\)        # here\n" % os.getpid())
+        self.assertRegex(file.getvalue(), r"^1 tasks in process %d:\ntask proc/\d+ is waiting for a message; messages "
+                         r"in its mailbox: 0\n  File .*, in proc\n    yield task.receive\(\)  # here\n" % os.getpid())
         self.assertIn("thread MainThread:", file.getvalue())
 
     @unittest.skipUnless(hasattr(signal, "SIGQUIT"), "there is no SIGQUIT here")

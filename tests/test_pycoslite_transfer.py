@@ -1,0 +1,311 @@
+"""Files sent to other processes: what arrives, what is refused, what an interrupted transfer leaves; nothing outside."""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import unittest
+from pathlib import Path
+from typing import Any, List
+
+import pycoslite
+from pycoslite import FileStat, Location, Pycos, Task
+from tests.support import TestCase
+from tests.test_pycoslite_network import COME_S
+from tests.test_pycoslite_remote_channels import ServiceTestCase
+
+OUTSIDE = ["../evil", "/evil", "a/../../evil", "base-twin/../../evil", "nul\0", "link", "link/deeper", "..", "n" * 300,
+           "..\\evil"]
+
+
+class TransferTestCase(ServiceTestCase):
+    """A test with an agent whose files are in `self.there`, and `self.file` to be sent."""
+
+    def begin(self, size: int = 10, *options: str) -> None:
+        """Start all; the file has `size` bytes."""
+        self.outside = self.temp_dir()
+        self.there = self.outside / "base"
+        self.file = self.temp_dir() / "data.bin"
+        self.write(os.urandom(size))
+        self.node()
+        self.process = self.peer("dest_path=%r" % str(self.there), *options)
+
+    def write(self, data: bytes, mtime: float = 1_600_000_000.25) -> None:
+        """Give the file another content."""
+        self.file.write_bytes(data)
+        os.utime(self.file, (mtime, mtime))
+        self.file.chmod(0o640)
+
+    def call(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        """What send_file or del_file gives."""
+        def run():
+            return [(yield getattr(Pycos(), what)(self.process.at, *args, **kwargs))]
+        return self.do(run)[0]
+
+    def send(self, **kwargs: Any) -> Any:
+        """Send the file."""
+        return self.call("send_file", self.file, **kwargs)
+
+    def names(self) -> List[str]:
+        """All that is there."""
+        return sorted(str(path.relative_to(self.there)) for path in self.there.rglob("*"))
+
+
+class SendTest(TransferTestCase):
+    def test_content_time_and_permissions_are_kept(self):
+        self.begin()
+        for size in (0, 1, 10_000_001):
+            self.write(os.urandom(size))
+            self.assertEqual(self.send(dir="some/where", overwrite=True), 0)
+            arrived = self.there / "some" / "where" / "data.bin"
+            self.assertEqual(arrived.read_bytes(), self.file.read_bytes())
+            self.assertEqual(arrived.stat().st_mode & 0o777, 0o640)
+            self.assertEqual(arrived.stat().st_mtime_ns, self.file.stat().st_mtime_ns)
+        self.assertEqual(self.names(), ["some", "some/where", "some/where/data.bin"])
+
+    def test_results(self):
+        self.begin()
+        self.assertEqual(self.send(), 0)
+        self.assertEqual(self.send(), 1)
+        self.assertEqual(self.send(overwrite=True), 1)
+        old = self.file.read_bytes()
+        self.write(b"longer than ten bytes")
+        there = self.send()
+        self.assertIsInstance(there, FileStat)
+        self.assertEqual((there.st_size, there.st_mtime, there.st_mode & 0o777), (10, 1_600_000_000.25, 0o640))
+        self.assertTrue(there > 1 and not there < 0 and there >= 1 and not there <= 1)
+        self.assertEqual((self.there / "data.bin").read_bytes(), old)
+        self.assertEqual(self.send(overwrite=True), 0)
+        self.assertEqual((self.there / "data.bin").read_bytes(), b"longer than ten bytes")
+
+    def test_what_cannot_be_sent(self):
+        self.begin()
+        for path, reason in ((self.file.parent / "absent", "No such file"), (self.file.parent, "no regular file")):
+            with self.expect_log("was not sent to .*" + reason):
+                self.assertEqual(self.call("send_file", path), -1)
+
+        def nobody():
+            return (yield Pycos().send_file(Location("127.0.0.1", 1), self.file))
+        with self.expect_log("was not sent to .*connection refused"):
+            self.assertEqual(self.do(nobody), -1)
+        self.assertEqual(self.names(), [])
+
+    def test_max_file_size(self):
+        self.begin(100, "max_file_size=99")
+        with self.expect_log("100 bytes, more than the 99"):
+            self.assertEqual(self.send(), -1)
+        self.write(b"x" * 99)
+        self.assertEqual(self.send(), 0)
+
+    def test_progress_and_messages_in_between(self):
+        self.begin(20_000_000)
+        seen: List[tuple] = []
+        echoes: List[int] = []
+
+        def chat(task=None):
+            while not echoes or echoes[-1] is not None:
+                self.process.agent.send(("echo", task, len(echoes)))
+                echoes.append((yield task.receive(COME_S)))
+                if seen and seen[-1][0] == seen[-1][1]:
+                    break
+        talk = Task(chat)
+        self.assertEqual(self.send(progress=lambda done, size: seen.append((done, size))), 0)
+        talk.value(COME_S)
+        self.assertEqual(seen[-1], (20_000_000, 20_000_000))
+        self.assertEqual(seen, sorted(seen))
+        self.assertGreater(len(seen), 10)
+        self.assertGreater(len(echoes), 5)
+
+    def test_many_files_at_the_same_time(self):
+        self.begin()
+        paths = [self.file.with_name("f%d" % n) for n in range(10)]
+        for path in paths:
+            path.write_bytes(os.urandom(500_000))
+
+        def send(path):
+            return (yield Pycos().send_file(self.process.at, path))
+        self.assertEqual([task.value(COME_S) for task in [Task(send, path) for path in paths]], [0] * 10)
+        self.assertEqual([(self.there / path.name).read_bytes() for path in paths], [path.read_bytes() for path in paths])
+
+
+class ConfinementTest(TransferTestCase):
+    def test_nothing_is_written_or_deleted_outside(self):
+        self.begin()
+        keep = self.outside / "keep"
+        keep.mkdir()
+        (keep / "data.bin").write_text("untouched")
+        (self.outside / "base-twin").mkdir()
+        (self.there / "link").symlink_to(keep)
+        for folder in OUTSIDE:
+            with self.subTest(folder):
+                with self.expect_log("was not sent"):
+                    self.assertEqual(self.send(dir=folder, overwrite=True), -1)
+                with self.expect_log("was not deleted"):
+                    self.assertEqual(self.call("del_file", self.file, dir=folder), -1)
+        self.assertEqual((keep / "data.bin").read_text(), "untouched")
+        self.assertEqual(sorted(path.name for path in self.outside.iterdir()), ["base", "base-twin", "keep"])
+        self.assertEqual(self.names(), ["link"])
+
+    def test_what_has_the_name_and_is_no_file(self):
+        self.begin()
+        outside = self.outside / "outside"
+        outside.write_text("untouched")
+        for make in (lambda path: path.symlink_to(outside), os.mkfifo, Path.mkdir):
+            path = self.there / "data.bin"
+            make(path)
+            with self.expect_log("was not sent"):
+                self.assertEqual(self.send(overwrite=True), -1)
+            with self.expect_log("was not deleted"):
+                self.assertEqual(self.call("del_file", self.file), -1)
+            path.rmdir() if path.is_dir() else path.unlink()
+        self.assertEqual(outside.read_text(), "untouched")
+
+    def test_a_hard_link_is_replaced_and_not_written_through(self):
+        self.begin()
+        outside = self.outside / "outside"
+        outside.write_text("untouched")
+        os.link(outside, self.there / "data.bin")
+        self.assertEqual(self.send(overwrite=True), 0)
+        self.assertEqual(outside.read_text(), "untouched")
+
+    def test_names_that_are_no_names(self):
+        base = self.temp_dir()
+        for name in ("", ".", "..", "a/b", "/a", "nul\0", "../a"):
+            with self.subTest(name), self.assertRaises((pycoslite.MisuseError, ValueError)):
+                pycoslite._plain_name(str(base), "", name)
+
+    @unittest.skipUnless(pycoslite._DIR_FDS, "needs files relative to an open directory")
+    def test_a_directory_that_is_swapped_for_a_link_leads_nowhere_else(self):
+        base = self.temp_dir()
+        other = self.temp_dir()
+        with pycoslite._Folder(str(base), "a/b", create=True) as folder:
+            (base / "a" / "b").rename(base / "a" / "c")
+            (base / "a" / "b").symlink_to(other)
+            os.close(folder.create("file"))
+            folder.prune()
+        self.assertEqual(list(other.iterdir()), [])
+        self.assertTrue((base / "a" / "c" / "file").exists())
+        (base / "swapped").symlink_to(other)
+        self.assertRaises(OSError, os.open, "swapped", os.O_DIRECTORY | pycoslite._NO_LINKS,
+                          dir_fd=self.enter(_directory(base)))
+
+
+def _directory(path: Path) -> Any:
+    """An open directory, as a context."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def opened():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    return opened()
+
+
+class InterruptionTest(TransferTestCase):
+    def interrupt(self, how: Any, **kwargs: Any) -> Any:
+        """Send a large file over an old one, call `how(task)` when some of it has arrived; what send_file gives."""
+        (self.there / "data.bin").write_text("the old one")
+        self.write(bytes(200_000_000))
+        begun = threading.Event()
+
+        def sending():
+            return (yield Pycos().send_file(self.process.at, self.file, overwrite=True,
+                                            progress=lambda done, size: begun.set(), **kwargs))
+        task = Task(sending)
+        self.assertTrue(begun.wait(COME_S))
+        how(task)
+        return task.value(COME_S)
+
+    def unharmed(self) -> None:
+        """The old file is as it was, and nothing else is there."""
+        self.wait_until(lambda: self.names() == ["data.bin"])
+        self.assertEqual((self.there / "data.bin").read_text(), "the old one")
+
+    def test_the_sender_gives_up(self):
+        self.begin()
+        self.assertIsNone(self.interrupt(lambda task: task.terminate()))
+        self.unharmed()
+        self.wait_until(lambda: not Pycos().network.files.outgoing)
+        self.write(b"small")
+        self.assertEqual(self.send(overwrite=True), 0)
+
+    def test_the_sender_goes_away(self):
+        self.begin()
+        with self.expect_log("was not sent"), self.lost_messages():
+            self.interrupt(lambda task: Pycos().terminate())
+        self.unharmed()
+
+    def test_the_receiver_stops(self):
+        self.begin()
+        with self.expect_log("nothing of it was taken for 0.5 seconds"):
+            self.assertEqual(self.interrupt(lambda task: self.process.signal(signal.SIGSTOP), timeout=0.5), -1)
+        self.process.signal(signal.SIGCONT)
+        self.unharmed()
+
+    def test_the_receiver_is_killed(self):
+        self.begin()
+        with self.expect_log("was not sent"), self.lost_messages():
+            self.assertEqual(self.interrupt(lambda task: self.process.signal(signal.SIGKILL)), -1)
+        self.assertEqual((self.there / "data.bin").read_text(), "the old one")
+
+    def test_more_than_was_announced_and_a_wrong_digest(self):
+        self.begin()
+        peer = self.process.agent.peer
+
+        def forge(name, data, digest):
+            offer = {"id": 77, "name": name, "dir": "", "size": 4, "mtime_ns": 0, "mode": 0o600, "overwrite": True}
+            yield peer.request("file.offer", offer)
+            peer.send_frame(pycoslite.CHUNK, pycoslite._TRANSFER.pack(77), data)
+            try:
+                yield peer.request("file.end", {"id": 77, "digest": digest})
+            except pycoslite.PycosError as error:
+                return str(error)
+            return "it was taken"
+        network = Pycos().network
+        for data, digest in ((b"good", "0" * 64), (b"more than four", "0" * 64), (b"few", "0" * 64)):
+            ended = network.spawn(forge, "forged", data, digest)
+            self.assertRegex(ended.value(COME_S), "what arrived of it is not what was sent|given up")
+        self.assertEqual(self.names(), [])
+
+
+class DeleteTest(TransferTestCase):
+    def test_empty_directories_go_too(self):
+        self.begin()
+        self.assertEqual((self.send(dir="a/b"), self.send(dir="a")), (0, 0))
+        self.assertEqual(self.call("del_file", self.file, dir="a/b"), 0)
+        self.assertEqual(self.names(), ["a", "a/data.bin"])
+        self.assertEqual(self.call("del_file", self.file, dir="a"), 0)
+        self.assertEqual(self.names(), [])
+        self.assertTrue(self.there.exists())
+        with self.expect_log("was not deleted at .*No such file"):
+            self.assertEqual(self.call("del_file", self.file, dir="a"), -1)
+        with self.expect_log("was not deleted at .*there is no file"):
+            self.assertEqual(self.call("del_file", self.file), -1)
+
+
+class DestPathTest(TestCase):
+    """The property of this process."""
+
+    def test_dest_path(self):
+        base = self.temp_dir()
+        node = Pycos(host="127.0.0.1", tcp_port=0, secret="tests", discover_peers=False, dest_path=str(base / "files"),
+                     max_file_size=7)
+        self.addCleanup(node.terminate)
+        self.assertEqual((node.dest_path, node.max_file_size), (str(base / "files"), 7))
+        self.assertTrue((base / "files").is_dir())
+        node.dest_path = base / "files" / "below"
+        self.assertEqual(node.dest_path, str(base / "files" / "below"))
+        node.dest_path = "/some/where"
+        self.assertEqual(node.dest_path, str(base / "files" / "some" / "where"))
+        self.assertTrue(os.path.isdir(node.dest_path))
+        with self.assertRaises(pycoslite.MisuseError):
+            node.dest_path = "../out"
+        node.max_file_size = None
+        self.assertIsNone(node.max_file_size)
+
+
+if __name__ == "__main__":
+    unittest.main()
