@@ -2014,7 +2014,7 @@ _BUILDERS: Dict[str, Callable[[Namespace, _Received], Any]] = {
 
 DEFINE, JOB, STARTED, RESULT, RECALL, RETURNED, CANCEL = range(64, 71)
 
-FUNCTION, TASK, IO = range(3)           # kinds of job: plain call; generator or async def on a CPU; the same without one
+FUNCTION, TASK, IO = range(3)           # kinds of job: plain call; generator or async def on a CPU; ... without one
 
 VALUE, EXCEPTION, UNPICKLABLE, TERMINATED = range(4)                    # outcomes a server reports
 ERROR = 4                               # outcome the cluster state adds: no result, the payload is a JobError
@@ -4320,7 +4320,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
     `nodes` are nodes to contact besides those found on the local networks: 'host', 'host:port' or a Location.
     `embedded` is how many cores of this machine to use, by a node program of its own and instead of a search; True for
     all; the default is `ClusterSettings.embedded`, 0. `ping_interval`: seconds between two searches for nodes, 0 for as
-    often as makes sense. `node_port` is that of nodes named without one. `pulse_interval`, `zombie_period`, `relay_nodes` and
+    often as makes sense. `node_port` is that of nodes named without. `pulse_interval`, `zombie_period`, `relay_nodes` and
     `clean` are taken for the sake of older programs. All other options are those of `pycoslite.Pycos`, which is started
     with them unless the network runs already. Raises what that raises. Any thread.
     """
@@ -5245,7 +5245,7 @@ def enter_server(name: str) -> None:
 
 
 class _Sharing:
-    """The network that the clusters of this process share: started for the first one unless it runs already, and stopped
+    """The network that the clusters of this process share: started for the first one unless it runs, and stopped
     after the last one, with the kernel if that was started for it, too. Any thread."""
 
     def __init__(self) -> None:
@@ -5338,7 +5338,7 @@ class _ClusterDriver(SchedulerDriver):
             if final or self.state.closing:
                 break
             if used and not self.nodes:
-                pycoslite.log.warning("no node is left for now; it is tried to reach this one again, and jobs wait for it "
+                pycoslite.log.warning("no node is left for now; this one is dialled again, and jobs wait for it "
                                       "at most %g seconds", pycoslite.settings.give_up_s)
             if used or lost_at is None:
                 pause_s, lost_at = _AGAIN_S[0], now
@@ -5500,7 +5500,7 @@ class _Nodes:
         problems = [attempt.exception() for attempt in attempts if attempt.done() and attempt.exception()]
         if len(problems) == len(attempts):
             kind: Any = type(problems[0])
-            raise kind("no node can be used: %s; start dispycosnode_lite.py there, or name no nodes to use the cores of "
+            raise kind("no node can be used: %s; start dispycosnode_lite.py there, or name none to use the cores of "
                        "this machine" % "; ".join(map(str, problems)))
         for attempt in attempts:
             attempt.add_done_callback(_say_trouble)
@@ -5521,7 +5521,7 @@ class _Nodes:
             if local.failed() is not None or time.monotonic() > deadline:
                 raise pycoslite.PycosError(
                     "the node program for this machine did not start (%s); start dispycosnode_lite.py by hand to see "
-                    "why" % ("it has printed why" if local.failed() else "nothing was heard of it in %g s" % _LOCAL_START_S))
+                    "why" % ("it has printed why" if local.failed() else "it said nothing in %g s" % _LOCAL_START_S))
         if not self._local_used:
             local.give_up()
 
@@ -5563,7 +5563,7 @@ class _Nodes:
         first.add_done_callback(self._note_first)
         reason, _, _ = yield self._driver.stay([], peer, first, False)
         if not self._driver.state.closing:
-            threading.Thread(target=self._replace_local, args=(reason,), name="pycoslite local node", daemon=True).start()
+            threading.Thread(target=self._replace_local, args=(reason,), name="pycoslite node", daemon=True).start()
 
     def _replace_local(self, reason: str) -> None:
         with self._lock:

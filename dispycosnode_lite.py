@@ -629,7 +629,7 @@ class NodeState:
         return out + self.fork_spare() + self._serve_next()
 
     def restart(self, client: str, n: int, reason: str, again: bool = True) -> List[Instruction]:
-        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of the present one."""
+        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of this one."""
         if not self.holder or self.holder.client != client:
             return [Refuse(client, "a server can be restarted only by the client that has the node")]
         if not 1 <= n <= self.holder.cpus:
@@ -1118,6 +1118,7 @@ def server_main(spec: Message, control: "Control") -> int:
     if spec["debug"]:                           # a forked one logs already
         logging.basicConfig(level=logging.DEBUG, format=_DEBUG_FORMAT)
     pycoslite.main_kernel()
+    pycoslite.install_old_names()               # for functions of clients that import pycos
     try:
         network = pycoslite.start_network(
             spec["hosts"], spec["ports"], spec["name"], key=spec["key"] and bytes.fromhex(spec["key"]),

@@ -2336,8 +2336,8 @@ class Kernel:
             ready.rotate(len(ready) - before)       # moves the last ones to the front and keeps their order
 
     def run_ready(self) -> None:
-        """Step ready tasks: each PASSES times at most, all together about STEPS times. The hot loop: in one piece, every
-        line of it was measured."""
+        """Step ready tasks: each PASSES times at most, all together STEPS times. The hot loop: in one piece, every line
+        of it was measured."""
         ready = self.ready
         pop, push, begin_of = ready.popleft, ready.append, REQUESTS.get
         passes, steps = PASSES, STEPS
@@ -3779,13 +3779,7 @@ class _Recv(_Operation):
         else:
             stream.drained = stream.plain and len(data) < self.size
             stream.watch.reader = None
-            task = self.task
-            if task.timer:
-                task.unpark(data)
-                return
-            task.wait = HANDED                  # what `unpark` does
-            task.carried = data
-            task.kernel.ready.append(task)
+            self.task.unpark(data)
 
     def attempt(self) -> bytes:
         stream = self.stream
@@ -5090,8 +5084,9 @@ def pipe(bufsize: int = 8192) -> Tuple[int, int]:
 # ======================================================================================================================
 #
 # The key of a cluster is 32 bytes. It comes from, in this order: the argument or option; PYCOSLITE_SECRET (a text) or
-# PYCOSLITE_SECRET_FILE; ~/.pycoslite/secret, which is made on first use. 64 hexadecimal digits, from wherever, are the key
-# itself; any other text was thought up by a person and is stretched, so that guessing costs a tenth of a second a try.
+# PYCOSLITE_SECRET_FILE; ~/.pycoslite/secret, which is made on first use. 64 hexadecimal digits, from wherever, are the
+# key itself; any other text was thought up by a person and is stretched, so that guessing costs a tenth of a second a
+# try.
 
 _SECRET_FILE = os.path.join("~", ".pycoslite", "secret")
 _SALT = b"pycoslite cluster key"
@@ -6466,6 +6461,8 @@ class Network:
         peer.route.learn(link, result.peer_info, dial and dial.at)
         if dial is not None and dial.expect not in (None, peer.process_id):
             dial.failed(ProtocolError("another process answers there"))
+        elif dial is not None and dial.expect is not None:
+            dial.finish(peer, None)             # the peer's own: should this link break, it dials again
         elif dial is not None and dial.done is not None:
             self._arriving.setdefault(peer, []).append(dial)
         peer.adopt(link)
@@ -6776,7 +6773,8 @@ class Discovery:
                         self.udp_port, error.strerror)
 
     def search(self, roles: int, port: int = 0, addresses: Optional[List[str]] = None) -> None:
-        """Ping all networks, or `addresses`, several times over the next seconds, at UDP `port` or the own one. Engine."""
+        """Ping all networks, or `addresses`, several times over the next seconds, at UDP `port` (0: the usual one).
+        Engine."""
         if self._asking is None:
             self._asking = self._socket(0)
         for delay_s in PING_TIMES_S:
@@ -7567,7 +7565,7 @@ class _Answers:
         return self.reached
 
     def wait(self, n: int) -> Request:
-        """Wait for all answers, or for `n` tasks if that is more than 0; gives how many were reached. Use with yield."""
+        """Wait for all answers, or for `n` tasks if that is above 0; gives how many were reached. Use with yield."""
         return _Tally(self, n)
 
 
@@ -7689,18 +7687,20 @@ def _tell_reached(peer: Peer, number: int, count: int) -> None:
         peer.send_frame(REACHED, _REACHED_BODY.pack(number, count))
 
 
+def _take_message(network: Network, task_id: int, message: Any) -> bool:
+    """Give a message to a task of this process; False when it has ended."""
+    task = _local_task(network, task_id)
+    return task is not None and task.send(message) == 0
+
+
 def _spread_here(peer: Peer, number: int, n: int, addressed: tuple, message: Any, answers: _Answers) -> None:
     """A message of another process, for tasks and channels of this one. User kernel's thread."""
     source, tasks, names = addressed
-    gone_tasks = []
-    for task_id in tasks:
-        task = _local_task(peer.network, task_id)
-        if task is None or task.send(message):
-            gone_tasks.append(task_id)
     channels = [channel for channel in map(Channel.named, names) if channel is not None]
     if source is None and not channels:
         _tell_reached(peer, number, -1)
         return
+    gone_tasks = [task_id for task_id in tasks if not _take_message(peer.network, task_id, message)]
     if gone_tasks or len(channels) < len(names):
         peer.notify("channel.gone", {"from": source, "tasks": gone_tasks,
                                      "channels": [name for name in names if Channel.named(name) is None]})
@@ -7747,8 +7747,8 @@ def _on_channel_gone(peer: Peer, args: dict, _payload: bytes) -> None:
 
 
 class RemoteChannel(Channel):
-    """Reference to a channel of another process: `send`, `deliver`, `subscribe` and `unsubscribe` work as with a channel
-    of this process; it can be a subscriber itself, can be sent on, and is the channel again when it comes home."""
+    """Reference to a channel of another process: `send`, `deliver`, `subscribe` and `unsubscribe` work as with one of
+    this process; it can be a subscriber itself, can be sent on, and is the channel again when it comes home."""
 
     remote = True
     reachable = RemoteTask.reachable
@@ -7787,8 +7787,8 @@ class RemoteChannel(Channel):
 
     @types.coroutine
     def deliver(self, message: Any, timeout: Optional[float] = None, n: int = 0) -> Any:
-        """As `Channel.deliver`; also 0 when the channel's process is lost meanwhile, -1 when there is no such channel any
-        more or the message cannot be pickled."""
+        """As `Channel.deliver`; also 0 when the channel's process is lost meanwhile, -1 when there is no such channel
+        any more or the message cannot be pickled."""
         if n < 0:
             return -1
         if not self.reachable():
@@ -7799,7 +7799,7 @@ class RemoteChannel(Channel):
         return (yield answers.wait(0))
 
     def subscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
-        """As `Channel.subscribe`; also -1 when the channel's process does not answer within `timeout` seconds (logged)."""
+        """As `Channel.subscribe`; also -1 when the channel's process does not answer in `timeout` seconds (logged)."""
         return self._change_there("subscribe", subscriber, timeout)
 
     def unsubscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
@@ -7940,8 +7940,8 @@ class RPS:
         return Task(self.method, *args, **kwargs)
 
     def monitor(self, task: Task) -> int:
-        """Have a `MonitorStatus` sent to `task` at the end of each task that is started through this object. Any thread.
-        Returns 0, or -1 when `task` is no task."""
+        """Have a `MonitorStatus` sent to `task` at the end of each task that is started through this object. Any
+        thread. Returns 0, or -1 when `task` is no task."""
         if not isinstance(task, Task):
             return -1
         self._monitors.append(task)
@@ -7970,7 +7970,8 @@ class RemoteRPS(RPS):
         return self.peer.location
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteRPS) and other.name == self.name and other.peer.process_id == self.peer.process_id
+        return (isinstance(other, RemoteRPS) and other.name == self.name
+                and other.peer.process_id == self.peer.process_id)
 
     def __hash__(self) -> int:
         return hash((self.name, self.peer.process_id))
@@ -8031,7 +8032,7 @@ class RemoteRPS(RPS):
 
 
 class ServiceTask(RemoteTask):
-    """Reference to a task that an RPS has started. What `RemoteTask` does, and who called it can wait for its exit value:
+    """Reference to a task that an RPS has started: a `RemoteTask` whose exit value can be waited for by who called it,
     ``yield rtask()`` or ``yield rtask.finish(timeout)`` in a task, ``rtask.value(timeout)`` in a thread."""
 
     __slots__ = ("rps",)
@@ -8119,7 +8120,7 @@ copyreg.pickle(ServiceTask, _reduce_remote_task)                                
 
 
 # ======================================================================================================================
-# 26. Peers by name                                                       who is there, who comes and goes, and telling so
+# 26. Peers by name                                                     who is there, who comes and goes, and telling so
 # ======================================================================================================================
 #
 #   request peer.relay {}: announce the asker to those that know the other end, and to its networks; it answers {} and
@@ -8145,7 +8146,7 @@ def _reduce_peer_status(status: PeerStatus) -> tuple:
 
 
 HostInfo = namedtuple("HostInfo", "family ip ifn broadcast netmask")
-HostInfo.__doc__ = "An address of a host: its `family` (of the socket module), `ip`, and what is known of its interface."
+HostInfo.__doc__ = "An address of a host: `family` (of the socket module), `ip`, and what is known of its interface."
 
 
 class _Roster:
@@ -8262,8 +8263,8 @@ class PeerCalls:
 
     def peers(self) -> List[Location]:
         """Locations of the peers that are online. Any thread."""
-        network = _network
-        return [peer.location for peer in list(network.peers.values()) if peer.online and peer.location] if network else []
+        known = list(_network.peers.values()) if _network is not None else []
+        return [peer.location for peer in known if peer.online and peer.location]
 
     def peer(self, loc: Any, udp_port: int = 0, stream_send: bool = False, relay: bool = False,
              broadcast: bool = False) -> Any:
@@ -8310,8 +8311,8 @@ class PeerCalls:
         return 0
 
     def close_peer(self, location: Any, timeout: Optional[float] = None) -> Any:
-        """Part with the peer at `location`, once it has what was sent to it; both ends see it go offline, and `peer` can
-        bring it back. Use with yield. Gives 0, or -1 when there is no such peer, or `timeout` seconds were not enough."""
+        """Part with the peer at `location`, once it has what was sent to it; both ends see the other go offline, `peer`
+        can bring it back. Use with yield. Gives 0, or -1 without such a peer, or when `timeout` seconds did not do."""
         return _Remote(self.network, self._close_peer, location, timeout)
 
     def _close_peer(self, location: Any, timeout: Optional[float]) -> Generator:
@@ -8340,6 +8341,7 @@ class PeerCalls:
 
     @ignore_peers.setter
     def ignore_peers(self, flag: bool) -> None:
+        """Answer no searches of others, or do so again."""
         if self.network.discovery is not None:
             self.network.discovery.ignore = bool(flag)
 
@@ -8396,7 +8398,7 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 
 
 # ======================================================================================================================
-# 27. File transfer                                                 windows of chunks; a file is there whole or not at all
+# 27. File transfer                                               windows of chunks; a file is there whole or not at all
 # ======================================================================================================================
 #
 #   request file.offer {id, name, dir, size, mtime_ns, mode, overwrite}, answered with {state}: 'go', 'same', or 'other'
@@ -8409,7 +8411,7 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 # The sender runs ahead of WRITTEN by `_AHEAD` bytes at most, so other messages do not wait long behind a file. Reading,
 # writing and hashing happen in one thread per file and end. What comes goes to a file of another name in the directory
 # it is meant for, which replaces the old one when size and SHA-256 are right, and is removed when anything goes wrong.
-# The directory is opened step by step, following no links, and everything is done relative to it, where the platform can.
+# The directory is opened step by step, following no links, and all is done relative to it, where the platform can.
 
 CHUNK, WRITTEN = 24, 25
 _TRANSFER = struct.Struct(">Q")
@@ -8500,7 +8502,8 @@ class _Folder:
     def create(self, name: str) -> int:
         """Descriptor of a new file."""
         path, where = self._at(name)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS | getattr(os, "O_BINARY", 0), 0o600, **where)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS | getattr(os, "O_BINARY", 0)
+        return os.open(path, flags, 0o600, **where)
 
     def rename(self, name: str, new: str) -> None:
         """Give a file another name, in the place of what had it."""
@@ -8545,7 +8548,8 @@ def _plain_name(base: str, folder: str, name: str) -> str:
 class _Outgoing:
     """A file on its way to a peer: `run` reads and sends it, in a thread."""
 
-    def __init__(self, peer: Peer, path: str, size: int, timeout: Optional[float], progress: Optional[Callable]) -> None:
+    def __init__(self, peer: Peer, path: str, size: int, timeout: Optional[float],
+                 progress: Optional[Callable]) -> None:
         self.peer, self.path, self.size, self.timeout, self.progress = peer, path, size, timeout, progress
         self.number = next(_numbers)
         self.written = 0
@@ -8675,7 +8679,7 @@ class _Incoming:
 
 
 def _same_file(there: os.stat_result, args: dict) -> bool:
-    """Whether a file is the one offered: by size, permissions, and time (to the second, as some file systems keep it)."""
+    """Whether a file is the one offered: by size, permissions, and time (to a second, as some file systems keep it)."""
     return (there.st_size == args["size"] and abs(there.st_mtime_ns - args["mtime_ns"]) <= 1_000_000_000
             and stat.S_IMODE(there.st_mode) & 0o777 == args["mode"] & 0o777)
 
@@ -8713,8 +8717,8 @@ class _Files:
         self.dest_path = found
 
     def _base(self) -> str:
-        """The directory for received files, made if need be. The default one is in a place where anybody may make files:
-        it must be this user's. In a thread."""
+        """The directory for received files, made if need be. The default one is where anybody may make files, so it
+        must be this user's. In a thread."""
         os.makedirs(self.dest_path, mode=0o700, exist_ok=True)
         if self.dest_path == self.default and hasattr(os, "getuid"):
             found = os.lstat(self.dest_path)
@@ -8869,12 +8873,12 @@ class FileCalls:
 
     def send_file(self, location: Any, file: Any, dir: Optional[str] = None, overwrite: bool = False,
                   timeout: Any = _DEFAULT, progress: Optional[Callable[[int, int], Any]] = None) -> Any:
-        """Send a file to the process at `location`, which keeps it below its `dest_path`, in the directory `dir` (relative)
-        if one is given, with the same name, time and permissions. Use with yield.
+        """Send a file to the process at `location`, which keeps it below its `dest_path`, in the directory `dir` there
+        if one is given (relative), with the same name, time and permissions. Use with yield.
 
         Gives 0 when it is there; 1 when it was already (same size, time and permissions); a `FileStat` of what is there
-        when that differs and `overwrite` is False; -1 when it failed, with a line in the log that says why. `timeout` is
-        for each step, a chunk or a request, in seconds (None: no limit; default: `Settings.message_timeout_s`).
+        when that differs and `overwrite` is False; -1 when it failed, with a line in the log that says why. `timeout`
+        is for each step, a chunk or a request, in seconds (None: no limit; default: `Settings.message_timeout_s`).
         `progress(bytes_written, bytes_in_all)` is called now and then, in the thread of the tasks.
         """
         path = os.path.abspath(os.fspath(file))
@@ -8883,20 +8887,21 @@ class FileCalls:
         return _Remote(self.network, self.network.files.send, _location(location), path, args, timeout, progress)
 
     def del_file(self, location: Any, file: Any, dir: Optional[str] = None, timeout: Any = _DEFAULT) -> Any:
-        """Delete a file that was sent to the process at `location`, with the same `file` and `dir`; directories that are
-        empty then go, too. Use with yield. Gives 0, or -1 with a line in the log that says why."""
+        """Delete a file that was sent to the process at `location`, with the same `file` and `dir`; directories that
+        are empty then go, too. Use with yield. Gives 0, or -1 with a line in the log that says why."""
         args = {"name": os.path.basename(os.fspath(file)), "dir": dir or ""}
         timeout = settings.message_timeout_s if timeout is _DEFAULT else timeout
         return _Remote(self.network, self.network.files.delete, _location(location), args, timeout)
 
     @property
     def dest_path(self) -> str:
-        """Directory for received files; the option of that name, or "pycoslite" in the system's temporary directory. What
-        is assigned is below that, or is taken as relative to it. It is there once it has been asked for."""
+        """Directory for received files; the option of that name, or "pycoslite" in the system's temporary directory.
+        What is assigned is below that, or is taken as relative to it. It is there once it has been asked for."""
         return self.network.files._base()
 
     @dest_path.setter
     def dest_path(self, path: Any) -> None:
+        """Set it; the directory is made. Raises MisuseError for what would lead out of the first one."""
         self.network.files.place(os.fspath(path))
 
     @property
@@ -8906,6 +8911,7 @@ class FileCalls:
 
     @max_file_size.setter
     def max_file_size(self, size: Optional[int]) -> None:
+        """Set it, for files that are offered from now on."""
         self.network.files.max_file_size = size
 
 
@@ -8992,6 +8998,7 @@ def _forget_network_after_fork() -> None:
     Singleton._lock = threading.RLock()
     Singleton.discard(Pycos)
     _deliveries.clear()
+    _awaited.clear()
     if network is not None:
         for sock in network.sockets + [link.sock for link in network.links if link.sock is not None]:
             sock.close()

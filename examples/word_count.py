@@ -4,10 +4,10 @@
     python3 examples/word_count.py ~/src --serial               in this process alone: the same totals
     python3 examples/word_count.py ~/src --node hosta --node hostb:9706     on nodes that run dispycosnode_lite.py
 
-Printed: a line that says it is done, `files N`, `lines N`, `words N` (what blanks separate), `unreadable N`, the ten commonest identifiers (names
-outside comments and strings), each with its number, then files/s and MB/s, then what each server did. Files are read
-here and their contents sent in batches, as other machines have other files. A server that is killed meanwhile changes
-nothing but the time: its batches run again elsewhere.
+Printed: a line that says it is done, `files N`, `lines N`, `words N` (what blanks separate), `unreadable N`, the ten
+commonest identifiers (names outside comments and strings), each with its number, then files/s and MB/s, then what each
+server did. Files are read here and their contents sent in batches, as other machines have other files. A server that is
+killed meanwhile changes nothing but the time: its batches run again elsewhere.
 """
 import argparse
 import collections

@@ -26,6 +26,9 @@ def _make_home() -> None:
     os.environ["TMPDIR"] = os.path.join(home, "tmp")
     os.mkdir(os.environ["TMPDIR"])
     tempfile.tempdir = None         # forget the directory chosen a moment ago
+    # Hundreds of processes are started that import the modules: compiled once for each Python, and not beside the source.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(home, "pycache")
 
     def remove() -> None:           # a forked child that ends the ordinary way must not take the home along
         if os.getpid() == owner:

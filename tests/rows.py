@@ -1,4 +1,4 @@
-"""Which test covers which row of the feature list, for sections 3 to 8 and 9.3 of it; checked by test_rows.py.
+"""Which test covers which row of the feature list, for sections 3 to 8, 9.3 and 10 of it; checked by test_rows.py.
 
 A row's value is "file without test_pycoslite_: Class.method", the first of its tests where it has several.
 """
@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from typing import Dict
 
-SECTIONS = {"G": 8, "U": 18, "P": 15, "T": 33, "L": 18, "C": 14, "H": 8}    # letter -> number of the last row
-CHOICES = ("X01", "X02", "X03", "X04", "X43")                               # between the generations
+SECTIONS = {"G": 8, "U": 18, "P": 15, "T": 33, "L": 18, "C": 14, "H": 8,     # letter -> number of the last row
+            "N": 43}
+CHOICES = ("X01", "X02", "X03", "X04", "X05", "X25", "X28", "X29", "X43",   # between the generations, ...
+           "V22")                                                           # ... and on the wire
 
 COVERED: Dict[str, str] = {
     "X01": "tasks: ExitValueTest.test_without_a_return_value_it_is_what_the_last_yield_gave",
@@ -122,9 +124,49 @@ COVERED: Dict[str, str] = {
     "C08": "channels: ChannelTest.test_chained_channels",
     "C09": "channels: ChannelTest.test_register",
     "C10": "channels: ChannelTest.test_register",
+    "C11": "remote_channels: ReferenceTest.test_locate",
     "C12": "channels: ChannelTest.test_close",
     "C13": "channels: ChannelTest.test_name",
     "C14": "channels: ChannelTest.test_direct_messages_come_in_between",
+    # between processes
+    "N09": "rps: PeersTest.test_locate_by_name",
+    "N10": "security: RefusalsTest.test_a_wrong_secret_is_one_clear_line_at_both_ends",
+    "N12": "rps: PeersTest.test_discover_peers_and_ignore_peers",
+    "N13": "rps: PeersTest.test_discover_peers_and_ignore_peers",
+    "N14": "transfer: DestPathTest.test_dest_path",
+    "N15": "transfer: SendTest.test_max_file_size",
+    "N16": "rps: PeersTest.test_locate_by_name",
+    "N17": "rps: PeersTest.test_peer",
+    "N18": "rps: PeersTest.test_peer",
+    "N19": "rps: PeersTest.test_relay",
+    "N20": "rps: PeersTest.test_locate_by_name",
+    "N21": "rps: PeersTest.test_peer_status",
+    "N22": "rps: PeersTest.test_peer_status",
+    "N23": "rps: PeersTest.test_close_peer",
+    "N24": "rps: PeersTest.test_discover_peers_and_ignore_peers",
+    "N25": "transfer: SendTest.test_content_time_and_permissions_are_kept",
+    "N26": "transfer: DeleteTest.test_empty_directories_go_too",
+    "N27": "rps: PeersTest.test_host_ipaddr_and_host_addrinfo",
+    "N28": "rps: PeersTest.test_host_ipaddr_and_host_addrinfo",
+    "N29": "rps: LocalTest.test_only_generator_and_async_functions",
+    "N30": "rps: LocalTest.test_register",
+    "N31": "rps: LocalTest.test_register",
+    "N32": "rps: CallTest.test_what_a_reference_is",
+    "N33": "rps: CallTest.test_a_call_and_its_exit_value",
+    "N34": "rps: CallTest.test_failures",
+    "N35": "rps: CallTest.test_monitors_are_told_of_every_end",
+    "N36": "rps: CallTest.test_close_ends_what_runs",
+    "N37": "rps: CallTest.test_what_a_reference_is",
+    "N38": "remote_channels: SubscribeTest.test_subscribe_and_unsubscribe",
+    "N39": "network: MessagesTest.test_terminate_ends_a_remote_task",
+    "N40": "network: MessagesTest.test_a_message_that_cannot_be_pickled_is_refused_and_the_next_arrives",
+    "N41": "network: MessagesTest.test_a_reference_comes_home_as_the_task_itself",
+    "N43": "network: MessagesTest.test_a_reference_works_in_a_third_process",
+    "X05": "transfer: SendTest.test_results",
+    "X25": "rps: PeersTest.test_peer_status",
+    "X28": "rps: CallTest.test_failures",
+    "X29": "rps: CallTest.test_a_task_monitors_one_it_has_started",
+    "V22": "transfer: InterruptionTest.test_the_sender_gives_up",
     # threads and databases
     "H01": "threads: AsyncThreadPoolTest.test_threads_are_daemons_and_no_more_than_asked_for",
     "H02": "threads: AsyncThreadPoolTest.test_result_and_exception",
@@ -138,5 +180,7 @@ COVERED: Dict[str, str] = {
 
 NOT_YET: Dict[str, str] = {
     "U14": "Location resolves no names, as that may block: who connects does; the rest is in test_pycoslite_addresses.py",
-    "C11": "Channel.locate, and the other rows of section 8 for a channel of another process",
+    "N01-N08": "options of Pycos; which of them are built, test_pycoslite_facade.py tells",
+    "N11": "TLS between peers",
+    "N42": "the farewell to peers is in test_pycoslite_network.py, and in no row of its own",
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import network_peer                                                     # noqa: E402  (found through the line above)
-from pycoslite import RPS, Channel, Pycos, Task                         # noqa: E402  (network_peer has made it findable)
+from pycoslite import RPS, Channel, Pycos, Task                         # noqa: E402  (found through network_peer)
 
 channels = {}
 
@@ -34,7 +34,7 @@ def on_channel(asker, name, task):
 
 
 def on_local_channel(asker, name, subscriber, task):
-    """Make a channel with one task of this process as subscriber; subscribe the channel to `subscriber` if that is one."""
+    """Make a channel with one task of this process as subscriber, and subscribe it to the channel `subscriber`."""
     def run(task=None):
         channels[name] = channel = Channel(name)
         yield channel.subscribe(Task(listener, channel, asker))

@@ -412,18 +412,25 @@ class FaultsTest(NetworkTestCase):
         there = self.do(main, timeout_s=50)
         return got, there
 
-    def test_exactly_once_and_in_order_through_200_cuts(self):
+    def cut_and_cut_again(self, count: int, cuts: int) -> None:
+        """Exchange `count` numbers each way through at least so many cuts."""
         self.setting(reconnect_min_s=0.001, reconnect_max_s=0.005)
-        self.hidden_node()
         choose = random.Random(9705)
         with self.hidden_agent() as process:
             proxy = self.proxy(process, lambda: choose.choice((choose.randrange(1, 3000), choose.randrange(1, 30000))),
                                lambda: choose.random() < 0.5)
-            count = 20_000
             got, there = self.exchange(process, proxy, count)
             self.assertEqual(there, (count, True))
             self.assertEqual(got, list(range(count)))
-            self.assertGreaterEqual(proxy.cuts, 200)
+            self.assertGreaterEqual(proxy.cuts, cuts)
+
+    def test_exactly_once_and_in_order_through_200_cuts(self):
+        self.hidden_node()
+        self.cut_and_cut_again(20_000, 200)
+
+    def test_exactly_once_also_when_the_end_that_cannot_dial_should_do_so_first(self):
+        self.hidden_node().network.process_id = b"\xff" * 16
+        self.cut_and_cut_again(5_000, 50)
 
     def test_nothing_is_lost_in_a_black_hole(self):
         self.setting(heartbeat_s=0.2)

@@ -1,6 +1,7 @@
 """Channels of other processes: found, subscribed to, sent to, chained; one copy of a message for each process."""
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -86,7 +87,8 @@ class ReferenceTest(ServiceTestCase):
     def test_what_works_at_home_only(self):
         self.node()
         channel = self.channel_of(self.peer())
-        self.assertEqual((channel.register(), channel.unregister(), channel.set_transform(None), channel.close()), (-1,) * 4)
+        self.assertEqual((channel.register(), channel.unregister()), (-1, -1))
+        self.assertEqual((channel.set_transform(None), channel.close()), (-1, -1))
 
     def test_a_reference_comes_home_as_the_channel_itself(self):
         self.node()
@@ -242,6 +244,7 @@ class DeliverTest(ServiceTestCase):
         here = Channel("patient")
         self.listen(first, here), self.listen(second, here)
         second.signal(signal.SIGSTOP)
+        os.waitpid(second.pid, os.WUNTRACED)                                # until it has stopped
         self.assertEqual(self.deliver(here, "half", 0.3), 1)
         self.assertEqual(self.deliver(here, "enough", COME_S, 1), 1)        # goes on as soon as `n` have it
         second.signal(signal.SIGCONT)
@@ -274,7 +277,7 @@ class DeliverTest(ServiceTestCase):
             return (yield there.subscribe(here)), (yield here.subscribe(there))
         self.assertEqual(self.do(chain), (0, 0))
         self.assertEqual(self.deliver(there, "round"), 0)
-        process.wait_for("has come through 17 processes and is dropped: do channels subscribe to each other in a circle")
+        process.wait_for("has come through 17 processes and is dropped: do channels subscribe to each other in a")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Services (RPS): called in another process, waited for, monitored, messaged, terminated, closed; peers and their status."""
+"""Services (RPS): called, waited for, monitored, terminated, closed; peers by name, their status, and telling others."""
 from __future__ import annotations
 
 import signal
@@ -257,8 +257,9 @@ class PeersTest(ServiceTestCase):
         port = free_port()
         node = self.node(udp_port=port)
         found = self.status_log()
-        processes = [self.enter(running([sys.executable, PEER, "name=p%d" % n, "discover_peers=True", "udp_port=%d" % port],
-                                        ready=r"READY (\S+)")) for n in range(2)]
+        options = "discover_peers=True", "udp_port=%d" % port
+        processes = [self.enter(running([sys.executable, PEER, "name=p%d" % n, *options], ready=r"READY (\S+)"))
+                     for n in range(2)]
         self.wait_until(lambda: not found)
         self.assertEqual(self.result(node.peer, "127.0.0.1", udp_port=port), 0)
         self.wait_until(lambda: {name for name, _, _ in found} == {"p0", "p1"})
@@ -273,8 +274,8 @@ class PeersTest(ServiceTestCase):
         found = self.status_log()
         with running([sys.executable, PEER, "name=quiet", "udp_port=%d" % port], ready=r"READY (\S+)") as quiet:
             self.assertEqual(node.discover_peers(), 0)
-            process = self.enter(running([sys.executable, PEER, "name=loud", "discover_peers=True", "udp_port=%d" % port],
-                                         ready=r"READY (\S+)"))
+            command = [sys.executable, PEER, "name=loud", "discover_peers=True", "udp_port=%d" % port]
+            process = self.enter(running(command, ready=r"READY (\S+)"))
             node.ignore_peers(False)
             self.assertFalse(node.ignore_peers)
             self.assertEqual(node.discover_peers(port), 0)

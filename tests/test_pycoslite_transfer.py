@@ -1,4 +1,4 @@
-"""Files sent to other processes: what arrives, what is refused, what an interrupted transfer leaves; nothing outside."""
+"""Files sent to other processes: what arrives, what is refused, what an interrupted transfer leaves behind."""
 from __future__ import annotations
 
 import os
@@ -125,7 +125,8 @@ class SendTest(TransferTestCase):
         def send(path):
             return (yield Pycos().send_file(self.process.at, path))
         self.assertEqual([task.value(COME_S) for task in [Task(send, path) for path in paths]], [0] * 10)
-        self.assertEqual([(self.there / path.name).read_bytes() for path in paths], [path.read_bytes() for path in paths])
+        for path in paths:
+            self.assertEqual((self.there / path.name).read_bytes(), path.read_bytes())
 
 
 class ConfinementTest(TransferTestCase):

@@ -38,7 +38,7 @@ class ExampleTest(TestCase):
         """A context manager that runs it, in the directory of the examples."""
         command = [sys.executable, "-m", "pycoslite", "run", name + ".py", *args]
         return running(command, ready=ready, cwd=EXAMPLES,
-                       env={"PYTHONPATH": str(ROOT), "PYCOSLITE_NET_PORT": self.port})
+                       env={"PYTHONPATH": str(ROOT), "PYCOSLITE_NET_PORT": self.port, "PYCOSLITE_DUMP_SIGNAL": "1"})
 
     def finished(self, process: Process) -> str:
         """Wait for its end, and give its output, which must have no traceback in it."""
@@ -239,22 +239,34 @@ class RemoteTest(ExampleTest):
             self.assertEqual(server.wait(), 0)
             self.assertIn("invalid invocation: 0", server.output)
 
-    def update(self, password: str) -> str:
-        """What the client of rps_node_server.py prints that sends its script, with that password."""
+    @contextlib.contextmanager
+    def update(self, password: str) -> Iterator[Tuple[Process, Process]]:
+        """rps_node_server.py, and the client that sends its script to be run, with that password."""
         with self.example("rps_node_server", ready="Enter authentication") as server:
             server.write("right\n")
             server.wait_for("quit")
             with self.example("rps_node_client", ready="Enter authentication") as client:
                 client.write(password + "\n")
-                text = self.finished(client)
+                yield server, client
             self.quit(server)
-        return text
 
     def test_rps_node(self):
-        self.assertRegex(self.update("right"), r"script output: b'.*node_update_script.py done")
+        with self.update("right") as (server, client):
+            self.assertRegex(self.finished(client), r"script output: b'.*node_update_script.py done")
+            self.assertIn("running", server.output)
 
     def test_rps_node_with_another_password(self):
-        self.assertIn("Invalid authentication", self.update("wrong"))
+        """The server ends its task; the example's client waits for output for ever."""
+        with self.update("wrong") as (server, client):
+            client.wait_for("RPS server is at")
+
+            def refused() -> bool:
+                client.signal(signal.SIGQUIT)
+                server.signal(signal.SIGQUIT)
+                last = server.output.rpartition("tasks in process")[2]
+                return "outerr = yield task.recv()" in client.output and "task node_update_rps" not in last
+            self.wait_until(refused)
+            self.assertNotIn("running", server.output)
 
     def test_rps_log_watch(self):
         path, _ = self.text_file([])

@@ -1,4 +1,4 @@
-"""L1-L5, D6a: what tasks cost within one process. Libraries are imported by the contestant that needs them, no other."""
+"""L1-L5, D6a: what tasks cost within one process. A library is imported by the contestant that needs it, no other."""
 from __future__ import annotations
 
 import os

@@ -38,7 +38,7 @@ def _transferred(n: int, told: bytes, seconds: float) -> Measured:
     return Measured(n, seconds)
 
 
-# ---- limit: L6a and L6c with blocking sockets, L6b with epoll and nothing above it ------------------------------------
+# ---- limit: L6a and L6c with blocking sockets, L6b with epoll and nothing above it -----------------------------------
 
 def serve_echo_limit() -> None:
     """L6a: one connection, whatever comes goes back."""
@@ -237,7 +237,7 @@ def bulk_ours(n: int) -> Measured:
     return _transferred(n, *run_task(main))
 
 
-# ---- asyncio, and the loops that can stand in for its own: protocols, which are faster than its streams ---------------
+# ---- asyncio, and the loops that can stand in for its own: protocols, which are faster than its streams --------------
 
 def _serve_asyncio(library: str, protocol: Callable) -> None:
     """Accept for ever; each connection gets a protocol."""
