@@ -8408,17 +8408,18 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 #   request file.end {id, digest}, answered with {} once the file has its name;  notice file.abort {id, reason}
 #   request file.delete {name, dir}, answered with {}
 #
-# The sender runs ahead of WRITTEN by `_AHEAD` bytes at most, so other messages do not wait long behind a file. Reading,
-# writing and hashing happen in one thread per file and end. What comes goes to a file of another name in the directory
-# it is meant for, which replaces the old one when size and SHA-256 are right, and is removed when anything goes wrong.
+# The sender runs ahead of WRITTEN by what takes about `_AHEAD_S`, so other messages do not wait long behind a file.
+# Reading, writing and hashing happen in one thread per file and end. What comes goes to a file of another name in the
+# same directory, which replaces the old one when size and SHA-256 are right, and is removed when anything goes wrong.
 # The directory is opened step by step, following no links, and all is done relative to it, where the platform can.
 
 CHUNK, WRITTEN = 24, 25
 _TRANSFER = struct.Struct(">Q")
 _WRITTEN_BODY = struct.Struct(">QQ")
-_CHUNK_BYTES = 240 * 1024               # with its head less than a record
-_AHEAD = 4 << 20                        # bytes on their way
-_WRITTEN_EVERY = 512 * 1024
+_CHUNK_BYTES = 1 << 20                  # shorter ones cost more turns of the threads at both ends
+_AHEAD_S = 0.1                          # on their way are as many bytes as are written in this time, within limits
+_LEAST_AHEAD, _MOST_AHEAD = 2 << 20, 16 << 20
+_WRITTEN_EVERY = 1 << 20
 _MOST_INCOMING = 64                     # files received at the same time; each has a thread
 _DIR_FDS = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename} <= os.supports_dir_fd
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
@@ -8559,17 +8560,23 @@ class _Outgoing:
     def run(self) -> str:
         """Send all; gives the digest once all is written there. Raises OSError, PycosError."""
         digest, sent, head = hashlib.sha256(), 0, _TRANSFER.pack(self.number)
+        clock = self.peer.engine.clock
+        begun = clock()
         with open(self.path, "rb", buffering=0) as file:
             while sent < self.size:
                 data = file.read(min(_CHUNK_BYTES, self.size - sent))
                 if not data:
                     raise PycosError("it has become shorter meanwhile")
-                self._wait(sent + len(data) - _AHEAD)
+                self._wait(sent + len(data) - self._ahead(clock() - begun))
                 self.peer.send_frame(CHUNK, head, data)
                 digest.update(data)
                 sent += len(data)
         self._wait(self.size)
         return digest.hexdigest()
+
+    def _ahead(self, elapsed_s: float) -> int:
+        """How many bytes may be on their way, at the speed of the transfer so far."""
+        return max(_LEAST_AHEAD, min(_MOST_AHEAD, int(self.written / (elapsed_s or 1.0) * _AHEAD_S)))
 
     def _wait(self, count: int) -> None:
         """Until so many bytes are written there."""
@@ -8630,7 +8637,7 @@ class _Incoming:
         """A part of it came; False when it is more than was announced, or allowed. Engine."""
         self.received += len(data)
         self.items.put(data)
-        return self.received <= self.size and self.received - self.written <= 2 * _AHEAD
+        return self.received <= self.size and self.received - self.written <= 2 * _MOST_AHEAD
 
     def run(self) -> None:
         """Write what comes, until its end. In a thread."""
