@@ -4320,7 +4320,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
     `nodes` are nodes to contact besides those found on the local networks: 'host', 'host:port' or a Location.
     `embedded` is how many cores of this machine to use, by a node program of its own and instead of a search; True for
     all; the default is `ClusterSettings.embedded`, 0. `ping_interval`: seconds between two searches for nodes, 0 for as
-    often as makes sense. `node_port` is that of nodes named without. `pulse_interval`, `zombie_period`, `relay_nodes` and
+    often as makes sense. `node_port` is that of nodes named alone. `pulse_interval`, `zombie_period`, `relay_nodes` and
     `clean` are taken for the sake of older programs. All other options are those of `pycoslite.Pycos`, which is started
     with them unless the network runs already. Raises what that raises. Any thread.
     """

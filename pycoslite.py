@@ -41,11 +41,11 @@ Sections (the banners below carry the same numbers and titles):
     20. Network
     21. Discovery
     22. Remote tasks
-    25. Remote channels and services
-    26. Peers by name
-    27. File transfer
-    23. Facade
-    24. Command line
+    23. Remote channels and services
+    24. Peers by name
+    25. File transfer
+    26. Facade
+    27. Command line
 
 Rules that hold everywhere: importing starts nothing (no thread, socket, file, signal handler); sections marked
 "pure" take bytes, events and ``now`` and give bytes, events and instructions, and touch no socket, clock or thread;
@@ -91,8 +91,8 @@ from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Opt
 
 __version__ = "0.1.0"
 
-if __name__ == "__main__":              # started as a program: hand over to the module under its own name, so that there
-    _own = __spec__.name if __spec__ else os.path.splitext(os.path.basename(__file__))[0]   # is one copy of it
+if __name__ == "__main__":              # started as a program: hand over to the module under its own name, of which
+    _own = __spec__.name if __spec__ else os.path.splitext(os.path.basename(__file__))[0]   # there is one copy then
     sys.exit(importlib.import_module(_own).main())
 
 # ======================================================================================================================
@@ -144,7 +144,7 @@ class Settings:
 settings = Settings()
 
 # ======================================================================================================================
-# 2. Errors                                                                                            one small tree
+# 2. Errors                                                                                               one small tree
 # ======================================================================================================================
 
 
@@ -177,7 +177,7 @@ class MisuseError(PycosError):
 
 
 # ======================================================================================================================
-# 3. Logging and platform                                                             quiet unless the program asks
+# 3. Logging and platform                                                                  quiet unless the program asks
 # ======================================================================================================================
 
 PROTOCOL = 5                            # of pickle; every Python from 3.8 on reads it
@@ -325,7 +325,7 @@ class Logger:
 logger = Logger("pycoslite")
 
 # ======================================================================================================================
-# 4. Timer queue (pure)                                                              deadlines in order; `now` comes in
+# 4. Timer queue (pure)                                                               deadlines in order; `now` comes in
 # ======================================================================================================================
 
 
@@ -392,7 +392,7 @@ class TimerQueue:
                 yield item
 
 # ======================================================================================================================
-# 5. Addresses (pure)                                                                   where a process can be reached
+# 5. Addresses (pure)                                                                     where a process can be reached
 # ======================================================================================================================
 #
 # Spec. An address is written ``host:port``, ``host``, ``[v6]:port``, ``[v6]`` or a bare IPv6 address (two colons or
@@ -457,7 +457,7 @@ class Location:
 
 
 # ======================================================================================================================
-# 6. Wire format (pure)                                                records carry the MAC, frames carry the messages
+# 6. Wire format (pure)                                                 records carry the MAC, frames carry the messages
 # ======================================================================================================================
 #
 # Spec. After the handshake a connection is a chain of records each way; the bodies of the records, put end to end, are
@@ -757,7 +757,7 @@ class FrameDecoder:
 
 
 # ======================================================================================================================
-# 7. Handshake (pure)                                                   both ends prove the secret, then share two keys
+# 7. Handshake (pure)                                                    both ends prove the secret, then share two keys
 # ======================================================================================================================
 #
 # Spec. B accepted the connection and speaks first, A dialled. K is the cluster's 32-byte key (empty when the cluster
@@ -1327,7 +1327,7 @@ class Session:
 
 
 # ======================================================================================================================
-# 9. Poller and wake-up                                           the only place that knows which poller a platform has
+# 9. Poller and wake-up                                            the only place that knows which poller a platform has
 # ======================================================================================================================
 
 READ, WRITE = 1, 4                      # event bits; epoll's own, so that the fast poller need not translate
@@ -2237,7 +2237,7 @@ class Value(Request):
 
 
 # ======================================================================================================================
-# 11. Kernel                                                                                  one kernel is one thread
+# 11. Kernel                                                                                    one kernel is one thread
 # ======================================================================================================================
 #
 # A kernel owns a deque of ready tasks, a timer queue, a poller and an inbox of calls from other threads. Its loop:
@@ -2990,7 +2990,7 @@ class Semaphore:
 
 
 # ======================================================================================================================
-# 13. Channels and categories                                               one message to many, many messages by kind
+# 13. Channels and categories                                                 one message to many, many messages by kind
 # ======================================================================================================================
 
 
@@ -5080,7 +5080,7 @@ def pipe(bufsize: int = 8192) -> Tuple[int, int]:
 
 
 # ======================================================================================================================
-# 17. Secrets                                                                        who belongs to the cluster, section 5
+# 17. Secrets                                                                                 who belongs to the cluster
 # ======================================================================================================================
 #
 # The key of a cluster is 32 bytes. It comes from, in this order: the argument or option; PYCOSLITE_SECRET (a text) or
@@ -5169,7 +5169,7 @@ def _make_secret(path: str) -> None:
 
 
 # ======================================================================================================================
-# 18. Network engine                                                        one lock, one thread at a time, see the rules
+# 18. Network engine                                                       one lock, one thread at a time, see the rules
 # ======================================================================================================================
 #
 # The engine is a second kernel. It runs everything that has to do with peers (and the SysTasks), never user code, and
@@ -5435,7 +5435,7 @@ class Engine(Kernel):
         self._handle(events)
 
 # ======================================================================================================================
-# 19. Links and peers                                                            engine only, unless a method says else
+# 19. Links and peers                                                             engine only, unless a method says else
 # ======================================================================================================================
 #
 # A link is one TCP connection, a peer is another process. What a link goes through:
@@ -6266,7 +6266,7 @@ _REASONS = {
 }
 
 # ======================================================================================================================
-# 20. Network                                                              the processes that are known, and the way in
+# 20. Network                                                               the processes that are known, and the way in
 # ======================================================================================================================
 #
 # Strangers: a connection that has not proved the secret costs a descriptor, a few KiB and a place among the
@@ -6702,7 +6702,7 @@ def own_addresses() -> List[str]:
 
 
 # ======================================================================================================================
-# 21. Discovery                                                        a convenience: naming an address does without it
+# 21. Discovery                                                         a convenience: naming an address does without it
 # ======================================================================================================================
 #
 # Datagrams over UDP, all of one size, so that an answer is never longer than the question:
@@ -6876,7 +6876,7 @@ def broadcast_addresses(hosts: List[str]) -> List[str]:
     return found if interfaces() else found + ["255.255.255.255"]
 
 # ======================================================================================================================
-# 22. Remote tasks                                              references, names, messages to tasks of other processes
+# 22. Remote tasks                                               references, names, messages to tasks of other processes
 # ======================================================================================================================
 #
 #   frame 18 MESSAGE     u64 task id | pickled message
@@ -6925,7 +6925,7 @@ def _revive_task(process_id: bytes, addresses: list, task_id: int, name: str) ->
     return home or RemoteTask(peer, task_id, name)
 
 
-_travelled: Any = weakref.WeakValueDictionary()     # id -> task that references were sent of: an ended one comes home, too
+_travelled: Any = weakref.WeakValueDictionary()     # id -> task that references were sent of; ended ones, too
 
 
 def _local_task(network: Network, task_id: int) -> Optional[Task]:
@@ -7479,7 +7479,7 @@ def serve_tasks(network: Network) -> None:
 
 
 # ======================================================================================================================
-# 25. Remote channels and services                       channels of other processes, and functions they let others call
+# 23. Remote channels and services                       channels of other processes, and functions they let others call
 # ======================================================================================================================
 #
 #   frame 21 SPREAD      u32 number (0: no answer wanted) | u8 hops | u32 n | f64 seconds | u32 bytes of JSON | JSON
@@ -8120,7 +8120,7 @@ copyreg.pickle(ServiceTask, _reduce_remote_task)                                
 
 
 # ======================================================================================================================
-# 26. Peers by name                                                     who is there, who comes and goes, and telling so
+# 24. Peers by name                                                     who is there, who comes and goes, and telling so
 # ======================================================================================================================
 #
 #   request peer.relay {}: announce the asker to those that know the other end, and to its networks; it answers {} and
@@ -8398,7 +8398,7 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 
 
 # ======================================================================================================================
-# 27. File transfer                                               windows of chunks; a file is there whole or not at all
+# 25. File transfer                                               windows of chunks; a file is there whole or not at all
 # ======================================================================================================================
 #
 #   request file.offer {id, name, dir, size, mtime_ns, mode, overwrite}, answered with {state}: 'go', 'same', or 'other'
@@ -8923,7 +8923,7 @@ class FileCalls:
 
 
 # ======================================================================================================================
-# 23. Facade                                                           Pycos: the process's kernel and network in one
+# 26. Facade                                                              Pycos: the process's kernel and network in one
 # ======================================================================================================================
 
 
@@ -9444,7 +9444,7 @@ STOPPERS.append(stop_network)
 AFTERWARDS.append(_part)
 
 # ======================================================================================================================
-# 24. Command line                                                programs of pycos and asyncoro run as they are written
+# 27. Command line                                                programs of pycos and asyncoro run as they are written
 # ======================================================================================================================
 #
 #   python3 -m pycoslite run FILE [ARGS]        or, the same, python3 pycoslite.py run FILE [ARGS]

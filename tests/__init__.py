@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import shutil
+import sys
 import tempfile
+import unittest
 from pathlib import Path
 
 # The user's home: other interpreters are looked for below it. In the environment it marks the processes of a test run.
@@ -34,6 +37,100 @@ def _make_home() -> None:
         if os.getpid() == owner:
             shutil.rmtree(home, ignore_errors=True)
     atexit.register(remove)
+
+
+# Test modules that talk to nodes and peers of whole machines, which must not meet those of another test.
+ON_THE_NETWORK = ("node_program", "node_server", "dispycos_cluster", "dispycos_client", "pycoslite_discovery",
+                  "pycoslite_network", "pycoslite_rps", "example_word_count", "readme", "examples_network",
+                  "upstream_examples")
+
+
+class _Told:
+    """A test that ran in the other process, as results name it."""
+
+    failureException = None
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+    def id(self) -> str:
+        """Name of the test."""
+        return self._name
+
+    def shortDescription(self) -> None:
+        """None: the name will do."""
+
+
+class SideBySide(unittest.TestSuite):
+    """Two suites at once, the second in a forked process: most tests wait for processes most of the time."""
+
+    def __init__(self, here: unittest.TestSuite, there: unittest.TestSuite) -> None:
+        super().__init__([here, there])
+
+    def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
+        """See unittest; one suite after the other where processes cannot be forked."""
+        if not hasattr(os, "fork"):
+            return super().run(result, debug)
+        here, there = self
+        reading, writing = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            os.close(reading)
+            _run_apart(there, writing)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            here.run(result, debug)
+            self._take_over(pickle.loads(pipe.read() or pickle.dumps(None)), result)
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:       # a leak check has reaped it
+            pass
+        return result
+
+    @staticmethod
+    def _take_over(told: object, result: unittest.TestResult) -> None:
+        """Add what the other process found to `result`."""
+        if told is None:
+            told = 0, {"errors": [("the tests of the other process", "it ended before it could tell its results")]}, []
+        count, lists, timings = told
+        result.testsRun += count
+        for kind, found in lists.items():
+            getattr(result, kind).extend((_Told(name), text) for name, text in found)
+        from tests import support
+        support.DURATIONS.extend(timings)
+
+
+def _run_apart(suite: unittest.TestSuite, writing: int) -> None:
+    """The forked process: run `suite`, tell the results, and end."""
+    status = 1
+    try:
+        from tests import support
+        support.adopt_orphans()         # is not inherited
+        result = unittest.TestResult()
+        suite.run(result)
+        lists = {kind: [(str(test), text) for test, text in getattr(result, kind)]
+                 for kind in ("failures", "errors", "skipped", "expectedFailures")}
+        lists["failures"] += [(str(test), "unexpected success") for test in result.unexpectedSuccesses]
+        with open(writing, "wb") as pipe:
+            pipe.write(pickle.dumps((result.testsRun, lists, support.DURATIONS)))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def load_tests(loader: unittest.TestLoader, _standard: unittest.TestSuite, pattern: str) -> unittest.TestSuite:
+    """For ``python3 -m unittest`` at the root: everything, in two processes."""
+    here, there = unittest.TestSuite(), unittest.TestSuite()
+    folder = Path(__file__).parent
+    for path in sorted(folder.glob(pattern or "test*.py")):
+        apart = path.stem[len("test_"):] in ON_THE_NETWORK
+        (there if apart else here).addTests(loader.loadTestsFromName("tests." + path.stem))
+    return SideBySide(here, there)
 
 
 if "PYCOSLITE_TEST_REAL_HOME" not in os.environ:        # else a program of this package that a test started

@@ -63,14 +63,14 @@ TIMEOUT_S = float(os.environ.get("PYCOSLITE_TEST_TIMEOUT_S", "60"))
 FD_DIR = next((d for d in ("/proc/self/fd", "/dev/fd") if os.path.isdir(d)), None)
 
 
-def _adopt_orphans() -> None:
+def adopt_orphans() -> None:
     """Make this process the parent of whatever its children leave behind, so that leaked grandchildren are seen."""
     pr_set_child_subreaper = 36
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
 
-_adopt_orphans()
+adopt_orphans()
 
 
 def open_descriptors() -> Dict[int, str]:
@@ -223,7 +223,7 @@ def _ends(pid: int, deadline: float) -> bool:
 # TestCase
 # ======================================================================================================================
 
-_durations: List[Tuple[float, str]] = []
+DURATIONS: List[Tuple[float, str]] = []
 
 
 class _LogTrap(logging.Handler):
@@ -271,7 +271,7 @@ class TestCase(unittest.TestCase):
             stack.enter_context(self._noticing_success())
             self.addCleanup(self._check, _Holdings())       # the first one added runs last
             outcome = super().run(result)
-        _durations.append((time.perf_counter() - started, self.id()))
+        DURATIONS.append((time.perf_counter() - started, self.id()))
         return outcome
 
     @contextlib.contextmanager
@@ -405,7 +405,7 @@ def _trapped_log() -> Iterator[_LogTrap]:
 
 
 def _print_slowest(count: int) -> None:
-    for seconds, name in sorted(_durations, reverse=True)[:count]:
+    for seconds, name in sorted(DURATIONS, reverse=True)[:count]:
         print("%8.3f s  %s" % (seconds, name), file=sys.stderr)
 
 
