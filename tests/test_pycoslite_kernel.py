@@ -564,6 +564,8 @@ class ProgramTest(TestCase):
             print("main ends")
             """), "main ends\nwork 1\nwork 2\ndaemon ended\n")
 
+    @unittest.skipIf((3, 12) <= sys.version_info[:3] < (3, 12, 2),
+                     "CPython 3.12.0 and 3.12.1 start no thread or process once the main program has ended (gh-113964)")
     def test_it_starts_tasks_threads_and_processes_while_it_waits(self):
         self.assertEqual(self.output("""
             import subprocess
@@ -708,6 +710,8 @@ class ProgramTest(TestCase):
             "7", "child done", "child finally", "parent done", "parent finally"])
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    @unittest.skipIf((3, 12) <= sys.version_info[:3] < (3, 12, 2),
+                     "CPython 3.12.0 and 3.12.1 start no thread or process once the main program has ended (gh-113964)")
     def test_a_child_forked_by_a_task(self):
         text = self.output("""
             import multiprocessing, warnings
