@@ -635,7 +635,9 @@ class ProgramTest(TestCase):
         """
 
     def test_ctrl_c_while_the_program_waits_for_its_tasks(self):
-        status, output = self.interrupted(self.WAITING + """
+        status, output = self.interrupted(self.WAITING.replace("work(task=None):", """work(task=None):
+            while not task.kernel.idle_events:      # the main program has not ended yet
+                yield task.sleep(0.01)""") + """
         Task(work)
         """)
         self.assertEqual((status, output), (0, "ready\nfinally\n"))
