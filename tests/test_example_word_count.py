@@ -87,6 +87,9 @@ class WordCountTest(TestCase):
     def test_missing_directory(self):
         self.assertIn("is not a directory", self.count("/no/such/place", "--serial", status=2)[-1])
 
+    def test_mistyped_node(self):
+        self.assertIn("must be a port number", self.count("--node", "127.0.0.1:x", status=2)[-1])
+
     @unittest.skipUnless(READY, "no Cluster yet")
     def test_killed_server_changes_no_total(self):
         tree, flag = make_tree(self.temp_dir()), self.temp_dir() / "killed"
