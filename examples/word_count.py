@@ -141,7 +141,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", nargs="?", default=sysconfig.get_paths()["stdlib"], help="default: Python's library")
     parser.add_argument("--serial", action="store_true", help="in this process, without a cluster")
-    parser.add_argument("--node", action="append", default=[], type=node_address, metavar="HOST[:PORT]", help="use this node; repeatable")
+    parser.add_argument("--node", action="append", default=[], type=node_address, metavar="HOST[:PORT]",
+                        help="use this node; repeatable")
     parser.add_argument("--secret-file", metavar="FILE", help="the cluster's secret (default: ~/.pycoslite/secret)")
     parser.add_argument("-c", "--cpus", type=int, metavar="N", help="servers of the local node (default: one per core)")
     options = parser.parse_args(argv)
