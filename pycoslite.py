@@ -45,7 +45,8 @@ Sections (the banners below carry the same numbers and titles):
     24. Peers by name
     25. File transfer
     26. Facade
-    27. Command line
+    27. Doctor
+    28. Command line
 
 Rules that hold everywhere: importing starts nothing (no thread, socket, file, signal handler); sections marked
 "pure" take bytes, events and ``now`` and give bytes, events and instructions, and touch no socket, clock or thread;
@@ -7746,11 +7747,9 @@ def _on_channel_gone(peer: Peer, args: dict, _payload: bytes) -> None:
             peer.network.host.call(channel.unsubscribe, subscriber)
 
 
-class RemoteChannel(Channel):
-    """Reference to a channel of another process: `send`, `deliver`, `subscribe` and `unsubscribe` work as with one of
-    this process; it can be a subscriber itself, can be sent on, and is the channel again when it comes home."""
+class _ByName:
+    """A thing of another process that is known by its name there: what references to channels and services share."""
 
-    remote = True
     reachable = RemoteTask.reachable
 
     def __init__(self, peer: Peer, name: str) -> None:
@@ -7758,16 +7757,22 @@ class RemoteChannel(Channel):
         self.name = name
 
     @property
-    def location(self) -> Optional[Location]:           # type: ignore[override]
-        """Where the channel's process is."""
+    def location(self) -> Optional[Location]:
+        """Where its process is."""
         return self.peer.location
 
     def __eq__(self, other: object) -> bool:
-        return (isinstance(other, RemoteChannel) and other.name == self.name
-                and other.peer.process_id == self.peer.process_id)
+        return type(other) is type(self) and (other.name, other.peer.process_id) == (self.name, self.peer.process_id)
 
     def __hash__(self) -> int:
         return hash((self.name, self.peer.process_id))
+
+
+class RemoteChannel(_ByName, Channel):
+    """Reference to a channel of another process: `send`, `deliver`, `subscribe` and `unsubscribe` work as with one of
+    this process; it can be a subscriber itself, can be sent on, and is the channel again when it comes home."""
+
+    remote = True
 
     def _feeds(self, channel: Channel) -> bool:
         return self == channel
@@ -7952,29 +7957,14 @@ class RPS:
         return -1
 
 
-class RemoteRPS(RPS):
+class RemoteRPS(_ByName, RPS):
     """Reference to a service of another process."""
 
-    reachable = RemoteTask.reachable
-
     def __init__(self, peer: Peer, name: str) -> None:
-        self.peer = peer
-        self.name = name
+        super().__init__(peer, name)
         self.closed = False
         self.running: Dict[ServiceTask, None] = {}      # changed in the user kernel's thread only
         self._monitors = []
-
-    @property
-    def location(self) -> Optional[Location]:           # type: ignore[override]
-        """Where the service's process is."""
-        return self.peer.location
-
-    def __eq__(self, other: object) -> bool:
-        return (isinstance(other, RemoteRPS) and other.name == self.name
-                and other.peer.process_id == self.peer.process_id)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.peer.process_id))
 
     def _refuse(self) -> int:
         """Works in the service's own process only: -1."""
@@ -9444,7 +9434,12 @@ STOPPERS.append(stop_network)
 AFTERWARDS.append(_part)
 
 # ======================================================================================================================
-# 27. Command line                                                programs of pycos and asyncoro run as they are written
+# 27. Doctor                                                      why two processes do not find each other, step by step
+# ======================================================================================================================
+
+
+# ======================================================================================================================
+# 28. Command line                                                programs of pycos and asyncoro run as they are written
 # ======================================================================================================================
 #
 #   python3 -m pycoslite run FILE [ARGS]        or, the same, python3 pycoslite.py run FILE [ARGS]
