@@ -720,8 +720,11 @@ def _decode(blob: Any) -> Tuple[Dict[str, Any], List[bytes]]:
         sizes = struct.unpack_from(">%dQ" % count, blob, _COUNTS.size)
         start = _COUNTS.size + 8 * count
         head, parts, start = json.loads(bytes(blob[start:start + length])), [], start + length
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, RecursionError) as error:
         raise pycoslite.ProtocolError("a definition or exception cannot be read: %s" % error) from None
+    if not isinstance(head, dict) or start + sum(sizes) != len(blob):
+        raise pycoslite.ProtocolError("a definition or exception cannot be read: its header is no object, or it is %d "
+                                      "bytes long and says %d" % (len(blob), start + sum(sizes)))
     for size in sizes:
         parts.append(bytes(blob[start:start + size]))
         start += size
@@ -1637,8 +1640,11 @@ def explain_send(fn: Any) -> List[str]:
 # ---- server: definitions become functions, classes and modules again ----
 
 
+_HEADS = {"module": ("name",), "own": ("name", "word")}     # kind -> what `Namespace.define` reads of it
+
+
 class _Received:
-    """A definition as it arrived."""
+    """A definition as it arrived. Raises pycoslite.ProtocolError for what is none, before anything of it is used."""
 
     __slots__ = ("key", "head", "code", "text", "parts", "references")
 
@@ -1647,6 +1653,9 @@ class _Received:
         try:
             self.key = bytes.fromhex(self.head["key"])
             self.references = [bytes.fromhex(key) for key in self.head["references"]]
+            wanted = ("kind", "bind") + _HEADS.get(self.head["kind"], ())
+            if not all(isinstance(self.head[name], str) for name in wanted):
+                raise TypeError("one of %s is no text" % ", ".join(wanted))
             self.code, self.text, self.parts = parts[0], parts[1].decode("utf-8", "surrogatepass"), parts[2:]
         except (LookupError, TypeError, ValueError) as error:
             raise pycoslite.ProtocolError("a definition cannot be read: %r" % error) from None
@@ -2086,6 +2095,9 @@ def unpack_returned(body: Bytes) -> List[Tuple[int, int]]:
     return list(_RUN.iter_unpack(body))
 
 
+CLIENT_PLACE = "client"                 # a node's place for files of its client: the client's directory
+
+
 class Op(NamedTuple):
     """A control request: who sends it, the type of each argument and of each field of the reply (None: one-way).
 
@@ -2111,8 +2123,6 @@ OPS = {
     # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that).
     "node.server": Op("node", {"n": int, "state": str, "pid?": int, "port?": int, "process?": str, "reason?": str,
                                "begun?": int}, None),
-    # A file of the client (the payload), stored below its directory. mtime in seconds since the epoch.
-    "node.file": Op("client", {"name": str, "mode": int, "mtime": float}, {}),
     # Kill server n and, unless again is false, start a fresh one in its place.
     "node.restart": Op("client", {"n": int, "reason": str, "again?": bool}, {}),
     # The client has done; the node frees itself.
@@ -2153,6 +2163,29 @@ def checked(op: str, args: Any, fields: Optional[Dict[str, type]] = None) -> Dic
         if not fits or isinstance(value, bool) and kind is not bool:
             raise pycoslite.ProtocolError("%s: %s must be %s, not %.80r" % (op, name, kind.__name__, value))
     return args
+
+
+def checked_server(facts: Any) -> Dict[str, Any]:
+    """Return what a node says of one of its servers, in node.server and in each item of a grant's `servers`: one that is
+    up has a port and the id of its process. Raises ProtocolError."""
+    checked("node.server", facts)
+    if facts["state"] == "up" and not (0 < facts.get("port", 0) < 65536 and "process" in facts):
+        raise pycoslite.ProtocolError("node.server: server %d is up, but not where: %.200r" % (facts["n"], facts))
+    return facts
+
+
+def checked_grant(facts: Any) -> Dict[str, Any]:
+    """Return what a node grants, as node.granted or as an answer to node.reserve. Raises ProtocolError."""
+    checked("node.granted", facts)
+    for server in facts["servers"]:
+        checked_server(server)
+    return facts
+
+
+def checked_place(reply: Any) -> Dict[str, Any]:
+    """Return an answer to node.reserve: a grant, or a place in the queue. Raises ProtocolError."""
+    checked("node.reserve", reply, OPS["node.reserve"].reply)
+    return checked_grant(reply) if reply["state"] == "granted" else checked("node.waiting", reply)
 
 
 # ======================================================================================================================
@@ -3417,7 +3450,15 @@ class _ServerLink:
     def __init__(self, peer: Any, node: _NodeLink, n: int) -> None:
         self.peer, self.node, self.n = peer, node, n
         self.defined: Set[bytes] = set()
-        self.magic = bytes.fromhex(peer.info.get("magic", ""))
+        self.magic = _magic_of(peer)
+
+
+def _magic_of(peer: Any) -> bytes:
+    """Which bytecode a process runs, as it says; nothing of ours if what it says is no such thing."""
+    try:
+        return bytes.fromhex(peer.info.get("magic", ""))
+    except (TypeError, ValueError):
+        return b""
 
 
 class _Hub:
@@ -3802,6 +3843,8 @@ class SchedulerDriver(_ServerDriver):
         if peer.info.get("role") != "node":
             raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py "
                                         "prints" % (peer, peer.info.get("role")))
+        if peer.location is None:
+            raise pycoslite.PycosError("%s says nothing of where its servers could be reached" % peer)
         if self.state.closing:
             return "rejected"                       # too late: nothing would give it back
         if self.hub.drivers.setdefault(peer.process_id, self) is not self:
@@ -3816,6 +3859,7 @@ class SchedulerDriver(_ServerDriver):
             reply, _ = yield peer.request("node.reserve", {
                 "client": self.client, "python": list(sys.version_info[:3]),
                 "magic": importlib.util.MAGIC_NUMBER.hex(), "cpus": cpus}, timeout=_RESERVE_TIMEOUT_S)
+            checked_place(reply)
         except pycoslite.PycosError:
             self._leave(link)
             raise
@@ -3858,7 +3902,7 @@ class SchedulerDriver(_ServerDriver):
         """The turn has come."""
         link = self.nodes.get(peer.process_id)
         if link is not None and not link.granted:
-            self._grant(link, checked("node.granted", args))
+            self._grant(link, checked_grant(args))
             if link.place:
                 pycoslite.log.warning("node %s is free now: it is used", peer)
 
@@ -3925,7 +3969,7 @@ class SchedulerDriver(_ServerDriver):
         link = self.nodes.get(peer.process_id)
         if link is None or not link.granted:        # one of those that the client before us had
             return
-        args = checked("node.server", args)
+        args = checked_server(args)
         if args["state"] == "up":
             self._server_came(link, args)
         else:
@@ -4062,7 +4106,8 @@ class LocalNode:
         self._watchers = _hub_of(network).watchers
         self._watchers.append(self._watch)
         places = dict.fromkeys([pycoslite.Location("127.0.0.1", network.port), *network.locations])
-        spec = {"key": network.key and network.key.hex(), "cluster": network.cluster, "serve": serve,
+        spec = {"key": network.key and network.key.hex(), "tls": network.secrecy.files,
+                "cluster": network.cluster, "serve": serve,
                 "dial": [[place.addr, place.port] for place in places]}
         stdin: Any = self._process.stdin
         try:
@@ -4172,13 +4217,13 @@ class _ClientDriver(SchedulerDriver):
         if self.wanted.disable_nodes:
             yield self._permission(node.id)
         args, needs = self._enabled.pop(node.id, self._no_args)
-        for name, path in self.wanted.files:
-            with open(path, "rb") as file:
-                status, content = os.fstat(file.fileno()), file.read()
-            yield peer.request("node.file", {"name": name, "mode": status.st_mode, "mtime": status.st_mtime}, content)
+        for path_there, path in self.wanted.files:
+            folder, name = os.path.split(path_there)
+            yield self.network.files.send_to(
+                peer, path, {"name": name, "dir": folder, "place": CLIENT_PLACE, "overwrite": True}, _RESERVE_TIMEOUT_S)
         setup = self.wanted.node_setup
         if setup is not None:
-            magic = bytes.fromhex(peer.info.get("magic", ""))
+            magic = _magic_of(peer)
             digests = self._closure((setup,) + needs)
             blobs = [self.packer.blob(digest, magic) for digest in digests]
             reply, _ = yield peer.request("node.setup", {}, _encode({"setup": setup.hex()}, [args] + blobs))
@@ -4273,9 +4318,13 @@ class _ClientDriver(SchedulerDriver):
 
 
 def unpack_setup(payload: Bytes) -> Tuple[bytes, bytes, List[bytes]]:
-    """What a ``node.setup`` request brings: key of node_setup, its packed arguments, the definitions it needs. Pure."""
-    head, (args, *blobs) = _decode(payload)
-    return bytes.fromhex(head["setup"]), args, blobs
+    """What a ``node.setup`` request brings: key of node_setup, its packed arguments, the definitions it needs. Pure.
+    Raises pycoslite.ProtocolError when it is nothing of the kind."""
+    head, parts = _decode(payload)
+    try:
+        return bytes.fromhex(head["setup"]), parts[0], parts[1:]
+    except (LookupError, TypeError, ValueError) as error:
+        raise pycoslite.ProtocolError("node.setup brings no setup: %r" % error) from None
 
 
 def _check_setup(what: str, reply: dict) -> None:
@@ -4340,7 +4389,8 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         self._local: Optional[LocalNode] = None
         self._turns: Any = collections.deque()      # of clients; the first one has the nodes
         udp_port = options.get("udp_port") or pycoslite.settings.net_port
-        self._discovery = pycoslite.Discovery(self.network, udp_port, [])
+        self._discovery = pycoslite.Discovery(self.network, udp_port)
+        self._discovery.roles = pycoslite.ROLES["client"]       # whatever else this process is: nodes search for it
         self._remotes: Dict[bytes, _RemoteScheduler] = {}       # scheduler programs that clients have named
         self.network.on_peer(self._on_peer)
         self.network.on_request("scheduler.turn", self._on_turn)
@@ -4405,6 +4455,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
     def _stop(self, ended: threading.Event) -> None:
         self._turns.clear()
         self._discovery.close()
+        self.network.off_peer(self._on_peer)
         ended.set()
 
     # -- nodes: engine -------------------------------------------------------------------------------------------------
@@ -4490,11 +4541,15 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
             yield pycoslite.Suspend(_CONTACT_AGAIN_S)
 
     def _search(self, driver: _ClientDriver) -> None:
-        """Look for nodes on the local networks, now and then; who wants the cores of this machine means these alone."""
+        """Look for nodes on the local networks, now and then, and let those that start find this process; who wants the
+        cores of this machine means these alone."""
         if self._serves(driver) and self._local is None:
+            _let_nodes_find(self._discovery)
             if self._ping_s or not driver.nodes:
                 self._discovery.search(pycoslite.ROLES["node"])
             self.network.call_later(self._ping_s or _SEARCH_AGAIN_S, self._search, driver)
+        elif not any(self._serves(turn.driver) for turn in self._turns):
+            self._discovery.close()             # it would answer nodes that nobody wants
 
     def _say_why(self, driver: _ClientDriver) -> None:
         if not self._serves(driver) or driver.nodes:
@@ -4507,6 +4562,15 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
                 "no node was found so far, so the client waits: start dispycosnode_lite.py on the machines to use, "
                 "name them with Scheduler(nodes=['host']) if they are on other networks, or set PYCOSLITE_EMBEDDED=-1 "
                 "to use the cores of this machine")
+
+
+def _let_nodes_find(discovery: Any) -> None:
+    """Answer nodes that search for clients, which they do when they start or become free. Engine."""
+    try:
+        discovery.listen()
+    except OSError as error:
+        pycoslite.log.debug("a node that starts is noticed up to %g s later, UDP port %d cannot be used: %s",
+                            _SEARCH_AGAIN_S, discovery.udp_port, error.strerror)
 
 
 class _RemoteScheduler:
@@ -5301,7 +5365,8 @@ def _client_network(locations: List[Any], secret: Any, secret_file: Optional[str
         key, alone = os.urandom(32), True
     local = alone or locations and all(location.addr in ("localhost", "::1") or location.addr.startswith("127.")
                                        for location in locations)
-    return pycoslite.start_network("127.0.0.1" if local else None, 0, key=key, cluster=cluster, role="client"), alone
+    return pycoslite.start_network("127.0.0.1" if local else None, 0, key=key, cluster=cluster, role="client",
+                                   tls=pycoslite.certificates()), alone
 
 
 def _note(first: Any, error: Optional[Exception], outcome: str = "") -> bool:
@@ -5511,7 +5576,7 @@ class _Nodes:
         """Search, and when nobody has answered yet go on searching while a node program is started here."""
         if not _sharing.alone:
             self._watchers.append(self._on_peer)
-            self._discovery = pycoslite.Discovery(self._network, pycoslite.settings.net_port, [])
+            self._discovery = pycoslite.Discovery(self._network, pycoslite.settings.net_port)
             self._network.post(self._search)
         if self._usable.wait(_SEARCH_S if self._discovery else 0):
             return
@@ -5528,6 +5593,7 @@ class _Nodes:
     def _search(self) -> None:
         """Look for nodes, now and then: some may be started later. Engine."""
         if not self._driver.state.closing:
+            _let_nodes_find(self._discovery)
             self._discovery.search(pycoslite.ROLES["node"])
             self._network.call_later(_SEARCH_AGAIN_S, self._search)
 
@@ -5908,6 +5974,10 @@ def _scheduler_options() -> argparse.ArgumentParser:
     add("-n", "--name", help="what this process is called (default: this host's name)")
     add("-s", "--secret", help="the cluster's secret; others can see it in the list of processes: prefer a file")
     add("--secret_file", help="file with the cluster's secret")
+    add("--certfile", help="certificate for TLS with all peers (PEM), with its key unless --keyfile is given")
+    add("--keyfile", help="key of that certificate")
+    add("--cafile", help="CA that has signed the certificates of all peers")
+    add("--certname", help="name that the certificates of all peers must have")
     add("--node", action="append", default=[], help="node on another network, HOST or HOST:PORT; may be repeated")
     add("--node_port", type=int, default=NODE_PORT, help="port of nodes named without one (default: %(default)s)")
     add("--ping_interval", type=float, default=0, help="seconds between searches for nodes")
@@ -5941,7 +6011,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         nodes = [pycoslite.Location.parse(node, options.node_port) for node in options.node]
         pycos = pycoslite.Pycos(host=options.ip_addr, ext_host=options.ext_ip_addr or None, udp_port=options.udp_port,
                                 tcp_port=options.tcp_port, name=options.name, secret=options.secret,
-                                secret_file=options.secret_file, role="scheduler")
+                                secret_file=options.secret_file, certfile=options.certfile, keyfile=options.keyfile,
+                                cafile=options.cafile, certname=options.certname, role="scheduler")
     except (OSError, ValueError, pycoslite.PycosError) as error:
         sys.stderr.write("dispycos_lite: %s\n" % error)
         return 1

@@ -103,6 +103,10 @@ class NodeOptions:
     secret: Optional[str] = dataclasses.field(repr=False)       # None: the file, else the user's own secret
     secret_file: Optional[str]
     auth: bool                                  # False: everybody who reaches the node may run code on it
+    certfile: Optional[str]                     # these four as for `pycoslite.certificates`
+    keyfile: Optional[str]
+    cafile: Optional[str]
+    certname: Optional[str]
     dest_path: Optional[str]                    # None: `default_root`
     max_file_size: Optional[int]                # bytes
     serve: int                                  # clients before the program ends, -1: no limit
@@ -199,7 +203,8 @@ class _Option(NamedTuple):
     @property
     def variable(self) -> str:
         """Its variable in the environment."""
-        return "PYCOSLITE_" + ("" if self.name.startswith("secret") else "NODE_") + self.name.upper()
+        common = "PYCOSLITE_" + self.name.upper()
+        return common if common in READ_ELSEWHERE else "PYCOSLITE_NODE_" + self.name.upper()
 
 
 _WORK, _NETWORK, _SECURITY, _FILES, _PROGRAM = (
@@ -207,7 +212,9 @@ _WORK, _NETWORK, _SECURITY, _FILES, _PROGRAM = (
 
 _NET_PORT = pycoslite.settings.net_port
 
-READ_ELSEWHERE = ("PYCOSLITE_SECRET", "PYCOSLITE_SECRET_FILE")  # by pycoslite, for every program of the cluster
+READ_ELSEWHERE = (                              # by pycoslite, for every program of the cluster
+    "PYCOSLITE_SECRET", "PYCOSLITE_SECRET_FILE", "PYCOSLITE_CERTFILE", "PYCOSLITE_KEYFILE", "PYCOSLITE_CAFILE",
+    "PYCOSLITE_CERTNAME")
 
 OPTIONS = (
     _Option(_WORK, "-c --cpus", "cpus", "N", _number(), 0, "for example --cpus 2, --cpus -1 or --cpus 0",
@@ -240,6 +247,15 @@ OPTIONS = (
             "from the file)"),
     _Option(_SECURITY, "--no-auth --no_auth", "no_auth", "", _switch, False, "--no-auth takes no value",
             "ask nobody for a secret: whoever reaches the node can run programs on it (default: ask)"),
+    _Option(_SECURITY, "--certfile", "certfile", "FILE", _text, None, "for example --certfile /etc/pycoslite/cert.pem",
+            "certificate for TLS with all peers, in PEM form, with its key unless --keyfile is given (default: none; "
+            "between Pythons from 3.13 on the secret encrypts what goes to other hosts)"),
+    _Option(_SECURITY, "--keyfile", "keyfile", "FILE", _text, None, "for example --keyfile /etc/pycoslite/key.pem",
+            "key of that certificate (default: it is in the same file)"),
+    _Option(_SECURITY, "--cafile", "cafile", "FILE", _text, None, "for example --cafile /etc/pycoslite/ca.pem",
+            "CA that has signed the certificates of all peers (default: all have copies of one self-signed pair)"),
+    _Option(_SECURITY, "--certname", "certname", "NAME", _text, None, "for example --certname cluster.example.org",
+            "name that the certificates of all peers must have (default: any that the CA has signed)"),
     _Option(_FILES, "--dest_path", "dest_path", "DIR", _text, None, "for example --dest_path /var/lib/pycoslite",
             "where clients' files are kept as long as they use the node (default: pycoslite-UID in the temporary "
             "directory)"),
@@ -1113,8 +1129,9 @@ class JobServer:
 
 
 def server_main(spec: Message, control: "Control") -> int:
-    """A server process, from its fork (or spawn) to its end by the supervisor. `spec` has key (hex or None), cluster,
-    hosts, announced, ports, name and n."""
+    """A server process, from its fork (or spawn) to its end by the supervisor. `spec` has key (hex or None), tls
+    (arguments of `pycoslite.certificates`), cluster, hosts, announced, ports, name, n and max_file_size. Files that are
+    sent to it go to its working directory, where its jobs look for them."""
     if spec["debug"]:                           # a forked one logs already
         logging.basicConfig(level=logging.DEBUG, format=_DEBUG_FORMAT)
     pycoslite.main_kernel()
@@ -1122,9 +1139,11 @@ def server_main(spec: Message, control: "Control") -> int:
     try:
         network = pycoslite.start_network(
             spec["hosts"], spec["ports"], spec["name"], key=spec["key"] and bytes.fromhex(spec["key"]),
-            cluster=spec["cluster"], role="server", announced=spec["announced"])
-    except OSError as error:
+            cluster=spec["cluster"], role="server", announced=spec["announced"],
+            tls=pycoslite.certificates(**spec["tls"]))
+    except (OSError, pycoslite.SecretError) as error:
         sys.exit("%s: %s" % (spec["name"], error))
+    network.files.begin(os.getcwd(), spec["max_file_size"])
     dispycos_lite.enter_server(spec["label"])
     JobServer(network)
     control.report(ready=True, port=network.port, process=network.process_id.hex())
@@ -2388,9 +2407,11 @@ class _Carrier:
         if port not in options.tcp_ports:       # nobody counts on that very one
             ports += [at for at in range(port + 1, port + PORTS_TRIED) if at < 65536] + [0]
         self.processes.start_server(that.generation, that.n, {
-            "key": network.key and network.key.hex(), "cluster": network.cluster, "hosts": list(self.hosts()),
+            "key": network.key and network.key.hex(), "tls": network.secrecy.files,
+            "cluster": network.cluster, "hosts": list(self.hosts()),
             "announced": list(options.ext_hosts), "ports": ports, "name": "%s_server-%d" % (options.name, that.n),
-            "label": "%s/%d" % (options.name, that.n), "debug": options.debug})
+            "label": "%s/%d" % (options.name, that.n), "debug": options.debug,
+            "max_file_size": options.max_file_size})
 
     def hosts(self) -> Tuple[str, ...]:
         """Where servers listen: where the node does."""
@@ -2424,16 +2445,23 @@ class NodeDriver(_Carrier):
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         super().__init__(options, network, processes, directory)
         self.quitting = False                   # end as soon as there is no client
+        self.discovery: Any = None              # without it clients name the node
         self._setups: Dict[int, str] = {}       # generation -> how its node_setup ended ('': well)
         for op, handler in (("node.reserve", self._on_reserve), ("node.restart", self._on_restart),
-                            ("node.release", self._on_release), ("node.file", self._on_file),
-                            ("node.setup", self._on_node_setup), ("node.avail", self._on_avail)):
+                            ("node.release", self._on_release), ("node.setup", self._on_node_setup),
+                            ("node.avail", self._on_avail)):
             network.on_request(op, handler)
+        network.files.places[dispycos_lite.CLIENT_PLACE] = self._place_of_client
         network.on_peer(self._on_peer)
 
     def begin(self) -> None:
         """Make the first servers."""
         self.do(self.state.fork_spare())
+
+    def announce(self) -> None:
+        """Let clients that wait for nodes, and schedulers, know at once that this one is free. Engine."""
+        if self.discovery is not None:
+            self.discovery.search(pycoslite.ROLES["client"] | pycoslite.ROLES["scheduler"])
 
     def report(self, event: Message) -> None:
         """What `Processes` has to tell. Any thread."""
@@ -2464,28 +2492,24 @@ class NodeDriver(_Carrier):
 
     def release(self, client: str) -> None:
         """The client is done, or lost."""
+        served = self.state.holder
         self.do(self.state.release(self.now(), client))
-        if self.quitting and self.state.holder is None:
+        if self.state.holder is not None:
+            return
+        if self.quitting:
             self.do(self.state.stop("this node is being shut down"))
+        elif served is not None:
+            self.announce()
 
-    def _on_file(self, peer: Any, args: dict, payload: bytes) -> dict:
-        """Store a file below the client's directory."""
-        args = dispycos_lite.checked("node.file", args)
+    def _place_of_client(self, peer: Any, args: dict) -> Callable:
+        """Where the client's files go (see "place" in pycoslite's section about files): below its directory."""
         holder, limit = self.state.holder, self.options.max_file_size
         if holder is None or holder.client != peer.process_id.hex():
             raise pycoslite.PycosError("files are taken from the client that has the node only")
-        if limit and len(payload) > limit:
+        if limit and args["size"] > limit:
             raise pycoslite.PycosError("the file %s of %d bytes is longer than the %d this node takes "
-                                       "(--max_file_size)" % (args["name"], len(payload), limit))
-        path = pycoslite.confined_path(self.directory.client(self.state.serving()), args["name"])
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fresh = "%s.part-%d" % (path, os.getpid())
-        with open(fresh, "wb") as file:
-            file.write(payload)
-        os.chmod(fresh, stat.S_IMODE(args["mode"]) & 0o777)
-        os.utime(fresh, (args["mtime"], args["mtime"]))
-        os.replace(fresh, path)
-        return {}
+                                       "(--max_file_size)" % (args["name"], args["size"], limit))
+        return functools.partial(self.directory.client, self.state.serving())
 
     def _on_node_setup(self, peer: Any, _args: dict, payload: bytes) -> Iterator:
         """Run node_setup, then replace the servers, which were made before it. A system task."""
@@ -2673,15 +2697,19 @@ def _end_with_input(lines: Iterator[str], driver: NodeDriver) -> None:
 
 def _start_network(options: NodeOptions, spec: Message) -> Any:
     """Listen, as the options (or the client that embeds this node) say."""
+    tls = {"certfile": options.certfile, "keyfile": options.keyfile, "cafile": options.cafile,
+           "certname": options.certname}
     if options.embedded:
         key, hosts, ports = spec["key"] and bytes.fromhex(spec["key"]), ("127.0.0.1",), [0]
+        tls = spec["tls"]
     else:
         key = pycoslite.secret_key(options.secret if options.auth else False, options.secret_file)
         first = options.ports()[0]
         hosts, ports = options.hosts, [first] if options.tcp_ports else [*range(first, first + PORTS_TRIED), 0]
     return pycoslite.start_network(list(hosts), ports, options.name, key=key, role="node",
                                    cluster=spec.get("cluster", "pycoslite"), announced=list(options.ext_hosts),
-                                   facts={"cpus": options.cpus, "embedded": options.embedded})
+                                   facts={"cpus": options.cpus, "embedded": options.embedded},
+                                   tls=pycoslite.certificates(**tls))
 
 
 def _contact(network: Any, locations: List[Any]) -> Iterator:
@@ -2757,8 +2785,9 @@ def _open_ways_in(options: NodeOptions, driver: NodeDriver) -> None:
     network = driver.network
     for location in options.peers:
         network.spawn(_contact, network, [location])
-    discovery = pycoslite.Discovery(network, options.udp_port, list(options.hosts))
-    network.post(discovery.answer)
+    driver.discovery = pycoslite.Discovery(network, options.udp_port)
+    network.post(driver.discovery.answer)
+    network.post(driver.announce)
     sys.stdout.write("node %s: %d servers (%s), listening at %s%s\n" % (
         options.name, options.cpus, options.cpus_note, ", ".join(map(repr, network.locations)),
         "" if network.key else ", OPEN TO EVERYONE"))

@@ -3,7 +3,8 @@
 
     python3 examples/rps_client.py                  while rps_server.py runs somewhere near
 
-Printed: `N words` for each of three texts, then `failed: ValueError`.
+Printed: `N words` for each of three texts, `failed: ValueError`, and `4 calls have ended, 1 of them badly`, which its
+monitor has counted.
 """
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # where the 
 from pycoslite import RPS, MonitorStatus, Pycos, Task  # noqa: E402
 
 
-def client():
-    """Starts all calls, then waits for their results."""
+def client(task=None):
+    """Starts all calls, then waits for their results; as a monitor it also hears of their ends in the order they come.
+    """
     word_count = yield RPS.locate("word_count", timeout=10)
     if word_count is None:
         print("nobody counts words here")
         return
+    word_count.monitor(task)                        # a MonitorStatus will come for each call that ends
     calls = []
     for text in ("one", "and a two", "and a one two three", ""):
         calls.append((yield word_count(text)))      # a task there; None if it could not be started
@@ -28,6 +31,11 @@ def client():
             print("failed:", result.type.__name__)
         else:
             print("%d words" % result)
+    statuses = []
+    for _ in calls:
+        statuses.append((yield task.receive()))
+    print("%d calls have ended, %d of them badly" % (
+        len(statuses), sum(status.type is not StopIteration for status in statuses)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pycoslite                                                        # noqa: 
 from pycoslite import Task                                              # noqa: E402
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+SECRET = "7e57" * 16                        # a key, which does not have to go through scrypt
 PICKLED_NOWHERE = threading.Lock()
 received = []
 
@@ -134,9 +135,9 @@ def agent(task=None):
         globals()["on_" + message[0]](*message[1:], task)
 
 
-def main(words):
-    """Start the network with the options given, and wait for the end."""
-    options = {"host": "127.0.0.1", "tcp_port": 0, "name": "agent", "secret": "tests", "discover_peers": False}
+def main(words, begin=lambda: None):
+    """Start the network with the options given, call `begin`, and wait for the end."""
+    options = {"host": "127.0.0.1", "tcp_port": 0, "name": "agent", "secret": SECRET, "discover_peers": False}
     for word in words:
         name, _, text = word.partition("=")
         try:
@@ -144,9 +145,10 @@ def main(words):
         except (ValueError, SyntaxError):
             options[name] = text
     node = pycoslite.Pycos(**options)
+    begin()
     Task(agent)
     signal.signal(signal.SIGTERM, lambda *_: finished.set())        # an orderly end
-    print("READY %s:%d" % (options["host"], node.location.port), flush=True)
+    print("READY %r" % node.location, flush=True)
     finished.wait()
 
 

@@ -57,6 +57,20 @@ def on_subscribers(asker, name, task):
     asker.send(channels[name].count())
 
 
+def on_send_file(asker, location, path, task):
+    """Send a file, and then what that gave."""
+    def run(task=None):
+        asker.send((yield Pycos().send_file(location, path, overwrite=True)))
+    Task(run)
+
+
+def on_largest_file(asker, size, task):
+    """Let this process write no file that is longer; say so."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    asker.send("limited")
+
+
 def double(number, task=None):
     """Returns twice `number`, once a message says go; fails at a negative one."""
     if number < 0:

@@ -6,6 +6,7 @@
         .wait_until(fn)      bounded wait for a condition that offers no event
     running(cmd, ready=) a real process in its own session; always ended and reaped; its output is shown on failure
     two_hosts()          two network namespaces joined by a cable, nothing else; skips where that cannot be had
+    empty_hosts(n)       so many without an interface; switch.py joins them by a bad line
     interpreters()       the other CPythons of this machine
     free_port()          a TCP and UDP port that is free now, never the same one twice in a run
     alive(pid)           False also for a process that has ended and was not reaped yet
@@ -32,6 +33,7 @@ import shlex
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sys
 import tempfile
@@ -610,7 +612,7 @@ _networks = itertools.count(1)
 
 
 class Host:
-    """One network namespace with a loopback, one Ethernet interface and nothing else; made by `two_hosts`.
+    """One network namespace with a loopback, one Ethernet interface and nothing else; made by `empty_hosts`.
 
     Attributes: `name` (of the namespace), `address` (IPv4), `address6` (IPv6), `interface`.
     """
@@ -636,6 +638,15 @@ class Host:
         """Unplug (False) or plug in (True) the cable, seen from this host."""
         _ip("-n", self.name, "link", "set", self.interface, "up" if plugged else "down")
 
+    def take(self, interface: str) -> None:
+        """Move an interface of this machine here, and give it this host's addresses."""
+        _ip("link", "set", interface, "netns", self.name)
+        self.ip("address", "add", self.address + "/24", "broadcast", "+", "dev", interface)
+        with contextlib.suppress(OSError):                  # a kernel without IPv6
+            self.ip("address", "add", self.address6 + "/64", "dev", interface, "nodad")
+        self.ip("link", "set", "lo", "up")
+        self.ip("link", "set", interface, "up")
+
     def ip(self, *words: str) -> str:
         """Run ``ip -n <this host> words...`` and return its output."""
         return _ip("-n", self.name, *words)
@@ -649,10 +660,12 @@ def _ip(*words: str) -> str:
 
 
 @contextlib.contextmanager
-def two_hosts() -> Iterator[Tuple[Host, Host]]:
-    """Two hosts joined by a cable: no default route, no name service, no names in /etc/hosts; removed at the end.
+def empty_hosts(count: int) -> Iterator[List[Host]]:
+    """So many hosts without an interface, whose addresses are of one network; removed at the end. `Host.take` gives one
+    its interface.
 
-    Raises SkipTest, with the reason, where this cannot be had. Both hosts share the file system and the host name.
+    Raises SkipTest, with the reason, where this cannot be had. The hosts share the file system and the host name; there
+    are no default route, no name service, no names in /etc/hosts.
     """
     if getattr(os, "geteuid", lambda: 1)() != 0:
         raise unittest.SkipTest("network namespaces need root")
@@ -661,7 +674,7 @@ def two_hosts() -> Iterator[Tuple[Host, Host]]:
     with contextlib.ExitStack() as stack:
         number, net = next(_networks), os.getpid() % 200 + 20
         hosts = []
-        for n, letter in enumerate("ab", 1):
+        for n, letter in enumerate(string.ascii_lowercase[:count], 1):
             host = Host("pl%d-%d%s" % (os.getpid(), number, letter), "10.%d.%d.%d" % (net, number % 250, n),
                         "fd00:%x:%x::%d" % (net, number, n), "v%d-%d%s" % (os.getpid(), number % 1000, letter))
             try:
@@ -671,14 +684,16 @@ def two_hosts() -> Iterator[Tuple[Host, Host]]:
             stack.callback(_remove_host, host)
             hosts.append(host)
             _hide_names(host)
-        a, b = hosts
-        _ip("link", "add", a.interface, "netns", a.name, "type", "veth", "peer", b.interface, "netns", b.name)
-        for host in hosts:
-            host.ip("address", "add", host.address + "/24", "broadcast", "+", "dev", host.interface)
-            with contextlib.suppress(OSError):              # a kernel without IPv6
-                host.ip("address", "add", host.address6 + "/64", "dev", host.interface, "nodad")
-            host.ip("link", "set", "lo", "up")
-            host.ip("link", "set", host.interface, "up")
+        yield hosts
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[Tuple[Host, Host]]:
+    """Two hosts joined by a cable, and nothing else; see `empty_hosts`. Removed at the end."""
+    with empty_hosts(2) as (a, b):
+        _ip("link", "add", a.interface, "type", "veth", "peer", b.interface)
+        for host in (a, b):
+            host.take(host.interface)
         yield a, b
 
 

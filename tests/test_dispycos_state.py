@@ -125,7 +125,7 @@ class MessagesTest(TestCase):
         checked = dispycos_lite.checked
         good = {"n": 1, "reason": "x", "later": None}
         self.assertIs(checked("node.restart", good), good)
-        self.assertTrue(checked("node.file", {"name": "a", "mode": 1, "mtime": 3}))
+        self.assertTrue(checked("node.avail", {"free": 3}, {"free": float}))
         reply = dispycos_lite.OPS["node.reserve"].reply
         self.assertTrue(checked("node.reserve", {"state": "waiting", "position": 2}, reply))
         for op, args in (("node.restart", {"n": 1}), ("node.restart", {"n": "1", "reason": "x"}), ("node.release", []),

@@ -38,8 +38,24 @@ class PairsTest(TestCase):
 
     def test_rps_server_and_rps_client(self):
         with self.pair("rps", "serving word_count") as (server, text):
-            self.assertEqual(text, "1 words\n3 words\n5 words\nfailed: ValueError\n")
+            self.assertEqual(text, "1 words\n3 words\n5 words\nfailed: ValueError\n"
+                                   "4 calls have ended, 1 of them badly\n")
             server.wait_for(r"^word_count/\d+: 'and a two'$")
+
+    def test_channel_chat_server_and_channel_chat_client(self):
+        env = {"PYCOSLITE_NET_PORT": str(free_port())}
+        program = [sys.executable, "-X", "dev", "-W", "error", str(ROOT / "examples" / "channel_chat_")]
+        with running(program[:-1] + [program[-1] + "server.py"], ready="chat is open", env=env) as server, \
+                running(program[:-1] + [program[-1] + "client.py", "ann"], ready="welcome", env=env) as ann, \
+                running(program[:-1] + [program[-1] + "client.py", "bob"], ready="welcome", env=env) as bob:
+            bob.write("hello there\nBuy NOW!\nANYBODY?\n")
+            for process in ann, bob:
+                process.wait_for("^bob: hello there\nbob: Anybody\\?$")
+            server.wait_for("^dropped: Buy NOW!$")
+            for process in ann, bob:
+                process.popen.stdin.close()
+                self.assertEqual(process.wait(), 0, process.output)
+                self.assertEqual(process.output, "welcome\nbob: hello there\nbob: Anybody?\n")
 
     def test_file_transfer_server_and_file_transfer_client(self):
         folder = self.temp_dir()

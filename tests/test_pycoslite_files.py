@@ -525,6 +525,61 @@ class AsyncPipeTest(FileCase):
         self.task(body)
         process.wait()                                  # its pipes were closed
 
+    SLOW = ("import sys; print('first', flush=True); print('oops', file=sys.stderr, flush=True); "
+            "data = sys.stdin.read(); print(data); sys.stdin.close()")
+
+    def test_communicate_in_time(self):
+        """What came before the time was up is told, and nothing is lost: not what came nor what was still to be sent."""
+        pipe = AsyncPipe(self.child([sys.executable, "-c", self.SLOW], stderr=PIPE))
+        near, far = socket.socketpair()
+        source = AsyncFile(near)
+
+        def body():
+            while not pipe.stdout.buffer:       # the child has begun: then the time cannot be up before it speaks
+                with self.assertRaises(subprocess.TimeoutExpired) as caught:
+                    yield pipe.communicate(None if pipe._feeder else source, timeout=0.02)
+            self.assertEqual((caught.exception.output, caught.exception.timeout), (b"first\n", 0.02))
+            self.assertEqual(caught.exception.cmd[0], sys.executable)
+            with self.assertRaisesRegex(ValueError, "leave out `input`"):
+                yield pipe.communicate(b"other")
+            far.sendall(b"text")
+            far.close()
+            self.assertEqual((yield pipe.communicate(timeout=20)), (b"first\ntext\n", b"oops\n"))
+            self.assertEqual(pipe.returncode, 0)
+        self.task(body)
+        self.assertEqual(len(pycoslite.default_kernel().tasks), 0)
+
+    def test_communicate_with_a_child_that_closes_its_output_and_stays(self):
+        stays = "import os, time; print('said', flush=True); os.close(1); time.sleep(100)"
+        pipe = AsyncPipe(self.child([sys.executable, "-c", stays]))
+
+        def body():
+            said = None
+            while not said:
+                with self.assertRaises(subprocess.TimeoutExpired) as caught:
+                    yield pipe.communicate(timeout=0.1)
+                said = caught.exception.output
+            pipe.kill()
+            self.assertEqual((yield pipe.communicate()), (b"said\n", None))
+            self.assertEqual(pipe.returncode, -signal.SIGKILL)
+        self.task(body)
+
+    def test_exception_thrown_into_communicate(self):
+        pipe = AsyncPipe(self.child([sys.executable, "-c", self.SLOW], stderr=PIPE))
+
+        def communicates():
+            try:
+                yield pipe.communicate(b"text")
+            except KeyError:
+                return (yield pipe.communicate(timeout=20))
+
+        def body():
+            task = Task(communicates)
+            yield
+            task.throw(KeyError())
+            self.assertEqual((yield task.finish()), (b"first\ntext\n", b"oops\n"))
+        self.task(body)
+
     def test_finish_waits_so_long(self):
         pipe = AsyncPipe(self.child(COPY))
 

@@ -156,10 +156,19 @@ class AgreementTest(TestCase):
     def test_same_channel_below(self) -> None:
         for channel_a, channel_b, agreed in ((b"x" * 32, b"x" * 32, True), (b"x" * 32, b"y" * 32, False)):
             a, b = dialling(), accepting()
+            for end in (a, b):
+                end.offer(pycoslite.HAS_CERTIFICATE)
+            converse(a, b)
+            self.assertEqual((a.result, a.channel, b.channel), (None, "certificates", "certificates"))
             a.bind(channel_a)
             b.bind(channel_b)
             converse(a, b)
             self.assertEqual((a.result is not None, b.result is not None), (agreed, agreed))
+
+    def test_nothing_to_bind_without_tls(self) -> None:
+        for end in (dialling(), accepting()):
+            with self.assertRaisesRegex(MisuseError, "bound to TLS once, after START"):
+                end.bind(b"x")
 
     def test_arguments_are_checked(self) -> None:
         for wrong, arguments in (("role", ("call", KEY, A, {}, bytes(32), "c")),

@@ -1,20 +1,28 @@
 """Where the cluster's key comes from, and what is said when it cannot be had."""
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 import stat
 import subprocess
 import sys
+import traceback
 import unittest
+from unittest import mock
 
+import dispycos_lite
+import dispycosnode_lite
 import pycoslite
 from pycoslite import SecretError, secret_key
-from tests.support import ROOT, TestCase
+from tests.support import ROOT, TestCase, free_port, running
 
 HEX = "00112233445566778899aabbccddeeff" * 2
 
 
-class SecretsTest(TestCase):
+class SecretsCase(TestCase):
+    """A home and an environment of the test's own."""
+
     def setUp(self):
         self.home = self.temp_dir()
         for name, value in (("HOME", str(self.home)), ("PYCOSLITE_SECRET", None), ("PYCOSLITE_SECRET_FILE", None)):
@@ -36,6 +44,8 @@ class SecretsTest(TestCase):
         path.chmod(mode)
         return str(path)
 
+
+class SecretsTest(SecretsCase):
     def test_made_once_for_the_user_alone(self):
         key = secret_key()
         path = self.home / ".pycoslite" / "secret"
@@ -100,3 +110,111 @@ class SecretsTest(TestCase):
         network_key = secret_key("do not tell")
         result = pycoslite.HandshakeResult(bytes(16), {}, network_key, network_key, 1)
         self.assertNotIn(repr(network_key), repr(result))
+
+    def test_a_guess_costs_64_mib_of_scrypt(self):
+        """Which takes more than 0.1 s of the processors that there are; more memory than a cheap chip has for a try."""
+        used = {}
+
+        def scrypt(text, **options):
+            used.update(options)
+            return bytes(options["dklen"])
+        with mock.patch.object(hashlib, "scrypt", scrypt, create=True):
+            secret_key("not stretched before")
+        self.assertGreaterEqual(128 * used["n"] * used["r"] * used["p"], 64 << 20)
+        self.assertEqual(used["dklen"], 32)
+
+
+class ExposureTest(SecretsCase):
+    """A process that others can reach demands the secret, or was told not to; and nobody can read the secret off it."""
+
+    NODE = [sys.executable, "dispycosnode_lite.py", "--daemon", "--cpus", "1"]
+
+    def no_home(self):
+        """Make it impossible to make a secret."""
+        (self.home / "file").write_text("")
+        os.environ["HOME"] = str(self.home / "file")
+
+    def test_without_a_secret_nothing_listens(self):
+        self.no_home()
+        self.addCleanup(pycoslite.stop_default)
+        for host in (None, "127.0.0.1"):
+            with self.assertRaisesRegex(SecretError, "cannot make the secret file"):
+                pycoslite.Pycos(host=host, tcp_port=0, discover_peers=False)
+            self.assertIsNone(pycoslite.running_network())
+
+    def test_a_node_without_a_secret_does_not_start(self):
+        self.no_home()
+        port = free_port()
+        done = subprocess.run(self.NODE + ["--tcp_ports", str(port), "--udp_port", str(free_port())], cwd=str(ROOT),
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stdout, "dispycosnode_lite: cannot make the secret file .*: set HOME to a folder")
+        with self.assertRaises(ConnectionError):
+            socket.create_connection(("127.0.0.1", port))
+
+    def test_open_only_if_that_is_said(self):
+        self.no_home()
+        with self.expect_log("running without authentication: whoever reaches this process can run code in it"):
+            pycoslite.Pycos(tcp_port=0, secret=False, discover_peers=False).terminate()
+        command = self.NODE + ["--no-auth", "--tcp_ports", free_port(), "--udp_port", free_port()]
+        with running(command, ready="listening at") as node:
+            self.assertIn("authentication is switched off (--no-auth): whoever reaches this node", node.output)
+
+    @unittest.skipUnless(os.path.isdir("/proc/self"), "reads the command lines of all processes from /proc")
+    def test_no_command_line_has_it(self):
+        def told_in_a_command_line(text):
+            import os                   # this runs in a server
+            found = []
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    with open("/proc/%s/cmdline" % pid, "rb") as file:
+                        found += [pid] if text in file.read().decode("latin-1") else []
+                except OSError:         # it has just ended
+                    continue
+            return found
+        secret = os.urandom(32).hex()
+        name = "secrets-%d" % os.getpid()
+        with dispycos_lite.Cluster(cpus=1, cluster=name, secret_file=self.file(secret)) as cluster:
+            self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(30), [])
+            sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", secret]
+            with running(sleeper, ready="up") as process:                       # the probe finds what there is
+                self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(30), [str(process.pid)])
+
+    def test_no_log_has_it(self):
+        text = "correct horse battery staple"
+        path, port = self.file(text), free_port()
+        command = self.NODE + ["--debug", "--secret-file", path, "--tcp_ports", port, "--udp_port", free_port()]
+        with running(command, ready="listening at") as node:
+            with dispycos_lite.Cluster(nodes=["127.0.0.1:%d" % port], secret_file=path) as cluster:
+                self.assertEqual(cluster.submit(abs, -1).result(30), 1)
+            self.assertIn("is online", node.output)
+            self.assert_hidden(text, node.output)
+
+    def assert_hidden(self, text, shown):
+        """Neither the text nor the key that is made of it is in `shown`, in whatever form."""
+        key = secret_key(text)
+        derived = pycoslite.keyed_digest(key, b"pycoslite tls-psk")
+        for form in [text] + [spell for made in (key, derived) for spell in (made.hex(), repr(made)[2:-1])]:
+            self.assertNotIn(form, shown)
+
+    def test_no_repr_and_no_traceback_has_it(self):
+        text = "correct horse battery staple"
+        key = secret_key(text)
+        options = dispycosnode_lite.parse_options(["--secret", text], {}, (4, "the test"))
+        handshake = pycoslite.Handshake("dial", key, bytes(16), {}, bytes(32), "c")
+        for thing in (options, handshake, pycoslite.Secrecy(key, None), pycoslite.RecordSealer(key)):
+            self.assert_hidden(text, repr(thing))
+        refused = [lambda: handshake.receive(b"PYCL" + bytes(35)), lambda: pycoslite.Handshake("x", key, b"", {}, b"", "c"),
+                   lambda: secret_key(text, self.file(" ") + "-not") and secret_key(secret_file=self.file(" "))]
+        for refuse in refused:
+            try:
+                refuse()
+            except pycoslite.PycosError:
+                self.assert_hidden(text, traceback.format_exc())
+            else:
+                self.fail("it was not refused")
+        with mock.patch.object(hashlib, "scrypt", create=True):
+            del hashlib.scrypt
+            with self.assertRaisesRegex(SecretError, "cannot stretch a typed secret") as caught:
+                secret_key(text + "!")
+        self.assert_hidden(text, str(caught.exception))

@@ -615,6 +615,39 @@ class WaitingTest(SocketCase):
         self.task(body)
         self.assertNothingWaits(left, right)
 
+    def test_an_interrupted_read_takes_nothing(self):
+        """What recvall and recv_msg had received is there for the next read, whichever that is."""
+        message = struct.pack(">I", 6) + b"abcdef"
+        into = bytearray(2)
+        reads = {                       # what to read it with -> expected
+            "recv": (lambda sock: sock.recv(3), message[:3]), "recv_msg": (lambda sock: sock.recv_msg(), b"abcdef"),
+            "recvall": (lambda sock: sock.recvall(10), message), "recv_into": (lambda sock: sock.recv_into(into), 2)}
+
+        def interrupted(sock, call):
+            with self.assertRaises(KeyError):
+                yield call(sock)
+
+        def body(left, right, first, read, expected):
+            yield left.sendall(message[:7])
+            reader = Task(interrupted, right, first)
+            yield
+            reader.throw(KeyError())
+            yield reader.finish()
+            with self.assertRaisesRegex(MisuseError, "holds 7 bytes .* read them before"):
+                right.unwrap()
+            yield right.sendall(b"?")               # who has asked expects to wait for the answer: not now
+            rest = Task(lambda: (yield left.sendall(message[7:] + b"next")))
+            self.assertEqual((yield read(right)), expected)
+            yield rest.finish()
+            taken = len(message) if expected == b"abcdef" else expected if isinstance(expected, int) else len(expected)
+            self.assertEqual((yield right.recvall(len(message) + 4 - taken)), (message + b"next")[taken:])
+            self.assertTrue(right.plain)
+        for first in (lambda sock: sock.recvall(20), lambda sock: sock.recv_msg()):
+            for name, (read, expected) in reads.items():
+                with self.subTest(name):
+                    self.task(body, *self.pair(), first, read, expected)
+        self.assertEqual(into, message[:2])
+
     def test_terminated_while_waiting(self):
         left, right = self.pair()
         left.settimeout(100)

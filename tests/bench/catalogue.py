@@ -125,6 +125,8 @@ _TABLE: Tuple[Workload, ...] = (
              (Share(0.60),), pinned=True),
     Workload("D3p", "confirmed delivery, 16 in flight", "deliveries/s", 32_000, 64,
              (Share(0.40),), {"limit": 80_000}),
+    Workload("D5", "a file to another process", "MiB/s", 256, 1,
+             (Share(0.90), Ahead("checked", 0.90))),
     Workload("D6a", "a channel with 50 subscribers (n: messages)", "deliveries/s", 10_000, 20,
              (Share(0.45), Ahead("asyncio"))),
     Workload("J1", "jobs that do nothing, 2 workers", "jobs/s", 20_000, 20,

@@ -1,0 +1,160 @@
+"""A process of the reliability rows: network_peer.py that is told what to do by lines at its standard input.
+
+    python3 reliability_peer.py [dialler] [log=FILE] [option=value ...]     then lines like ["exchange", "host:port", 1000, 0]
+
+Each line is a JSON list, the name of one of the `do_` functions below and its arguments; it answers with lines of a word
+and JSON: ``DONE {...}``, ``EVENT {...}`` for each peer that comes or goes, ``BEAT {...}``. A `dialler` always dials first,
+and cannot be dialled itself. With `log` the number of each message is written to that file as it is put into the mailbox.
+"""
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import network_peer                                                     # noqa: E402  (found through the line above)
+import pycoslite                                                        # noqa: E402  (found through network_peer)
+from pycoslite import Location, Pycos, Task                             # noqa: E402
+
+COME_S = 60
+FIRST = bytes(16)                       # the process id that dials when both could
+
+
+def say(word, **facts):
+    """One line of output; `t` is the time."""
+    print(word, json.dumps(dict(facts, t=time.monotonic())), flush=True)
+
+
+def found(at):
+    """Reference to the agent of another process. Use with yield."""
+    agent = None
+    while agent is None:                # the first connections may be cut before they are any
+        agent = yield Task.locate("agent", Location.parse(at), timeout=COME_S)
+    return agent
+
+
+def rss_kib():
+    """Resident memory of this process."""
+    with open("/proc/self/status") as file:
+        return int(dict(line.split(":", 1) for line in file)["VmRSS"].split()[0])
+
+
+def do_watch(task=None):
+    """Say of all peers when they come and go."""
+    Pycos().network.on_peer(lambda peer, event, detail: say("EVENT", event=event, detail=detail))
+    say("DONE")
+    yield
+
+
+def do_exchange(at, count, size, task=None):
+    """Send `count` numbers each way at once, each with `size` bytes; say what arrived here and there."""
+    agent, got, most, filler = (yield found(at)), [], 0, bytes(size)
+    agent.send(("spawn", task, "flood", (task, count, size)))
+    session, began = agent.peer.session, time.monotonic()
+    for number in range(count):
+        agent.send(("number", number, filler))
+        if not number % 20:
+            most = max(most, session.unconfirmed_frames)
+            yield
+    while len(got) < count:
+        message = yield task.receive(COME_S)
+        if message is None:
+            break
+        number = message[0] if isinstance(message, tuple) else message
+        if isinstance(number, int):
+            got.append(number)
+    agent.send(("report", task))
+    there = yield task.receive(COME_S)
+    say("DONE", here=[len(got), got == list(range(count))], there=there, most=most, seconds=time.monotonic() - began)
+
+
+def do_beat(at, task=None):
+    """Have messages confirmed again and again; say when."""
+    agent, number = (yield found(at)), 0
+    while True:
+        if (yield agent.deliver(("number", number), 0.25)) == 1:
+            say("BEAT", number=number)
+        number += 1
+        yield task.sleep(0.02)
+
+
+def do_hog(seconds, task=None):
+    """Compute without a yield."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+    say("DONE")
+    yield
+
+
+def do_send(at, count, size, task=None):
+    """Send `count` numbers; say SENT after each tenth of them, and what became of those that are not confirmed."""
+    Pycos().undelivered(task)
+    agent = yield found(at)
+    agent.send(("echo", task, "begin"))
+    yield task.receive(COME_S)
+    say("DONE")
+    yield task.receive()                # ["go"] at standard input
+    before, accepted, filler, ended = rss_kib(), [], bytes(size), object()
+    for number in range(count):
+        if agent.send(("number", number, filler)) == 0:
+            accepted.append(number)
+        if number % (count // 10) == 0:
+            say("SENT", number=number)
+        if not number % 20:
+            yield
+    grown, told = rss_kib() - before, {}
+    while agent.peer.state != "lost":
+        yield task.sleep(0.01)
+    while True:
+        report = yield task.receive(0.3, ended)
+        if report is ended:
+            break
+        told[report.message[1]] = report.status
+    say("DONE", accepted=accepted, told=sorted(told.items()), grown_kib=grown)
+
+
+tasks = []
+
+
+def listen():
+    """Do what the lines of standard input say."""
+    for line in sys.stdin:
+        name, *args = json.loads(line)
+        if name == "go":
+            tasks[-1].send("go")
+        else:
+            tasks.append(Task(globals()["do_" + name], *args))
+            tasks[-1].set_daemon()
+
+
+def log_messages(path):
+    """Write the number of each message to a file, once it is in the mailbox."""
+    handlers, log = Pycos().network.frame_handlers, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    take = handlers[pycoslite.MESSAGE]
+
+    def logged(peer, body):
+        take(peer, body)
+        message = pycoslite.deserialize(bytes(body[8:]))
+        if message[0] == "number":
+            os.write(log, b"%d\n" % message[1])
+    handlers[pycoslite.MESSAGE] = logged
+
+
+def main(words):
+    """As network_peer.main, with what the lines say beside it."""
+    log = [word[4:] for word in words if word.startswith("log=")]
+
+    def begin():
+        if "dialler" in words:
+            Pycos().network.process_id = FIRST
+        for path in log:
+            log_messages(path)
+        threading.Thread(target=listen, daemon=True).start()
+    network_peer.main([word for word in words if word != "dialler" and not word.startswith("log=")], begin)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

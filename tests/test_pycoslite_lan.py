@@ -1,0 +1,244 @@
+"""Processes on several hosts find each other, whatever the networks between them are; hosts are network namespaces."""
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests import lan as lan_module
+from tests.lan import Machine, lan, wire
+from tests.support import TestCase
+
+PEER = Path(__file__).with_name("lan_peer.py")
+GATEWAY = Path(lan_module.__file__)
+FOUND_S = 10.0                                  # all that can be found is found by then (reliability.md, J10)
+
+
+class LanTestCase(TestCase):
+    """Tests whose processes run on hosts of a `lan`."""
+
+    def enter(self, manager: Any) -> Any:
+        """Enter a context manager until the end of the test."""
+        value = manager.__enter__()
+        self.addCleanup(manager.__exit__, None, None, None)
+        return value
+
+    def start(self, host: Machine, name: str, *options: str) -> Any:
+        """A process there, called `name`; `port` is its TCP port."""
+        process = self.enter(host.running([sys.executable, PEER, "name=" + name, *options], ready=r"READY (\d+)"))
+        process.name, process.port = name, int(process.match.group(1))
+        return process
+
+    def do(self, process: Any, command: str) -> str:
+        """Have a process do something, and give its answer."""
+        start = len(process.output)
+        process.write(command + "\n")
+        return process.wait_for(r"^DONE (.*)$", start=start).group(1)
+
+    def meets(self, one: Any, other: Any, at: str = "") -> None:
+        """They find each other, `one` sees the other `at` that address, and a message goes each way."""
+        found = one.wait_for(r"^PEER %s 1 (.*):\d+$" % other.name, FOUND_S).group(1)
+        self.assertEqual(found.strip("[]"), at or found.strip("[]"))
+        other.wait_for(r"^PEER %s 1 " % one.name, FOUND_S)
+        self.talks(one, other)
+        self.talks(other, one)
+
+    def talks(self, one: Any, other: Any) -> None:
+        """A message gets from the one to the other."""
+        self.assertEqual(self.do(one, "say %s hello" % other.name), "1")
+        other.wait_for("^HEARD %s: hello$" % one.name)
+
+    def quiet(self, *processes: Any) -> None:
+        """None of them has warned."""
+        for process in processes:
+            self.assertNotIn("WARNING", process.output)
+            self.assertNotIn("ERROR", process.output)
+
+
+class DiscoveryTest(LanTestCase):
+    """Who is on the same wire is found, by whatever the wire has."""
+
+    def both(self, on: Any, at: str, *options: str) -> None:
+        """Two hosts on that wire find each other; `at` says which of the addresses is used."""
+        a, b = self.enter(lan(on))
+        one = self.start(a, "one", *options)
+        two = self.start(b, "two", *options)
+        self.meets(one, two, getattr(b.on[0], at).partition("%")[0] + ("%eth0" if at == "link_local" else ""))
+        self.quiet(one, two)
+
+    def test_ipv4_is_preferred_where_there_is_both(self) -> None:
+        self.both(wire("ab"), "address")
+
+    def test_ipv6_only(self) -> None:
+        self.both(wire("ab", ipv4=False), "address6")
+
+    def test_link_local_only(self) -> None:
+        self.both(wire("ab", ipv4=False, ipv6=False), "link_local")
+
+    def test_ipv6_alone_is_wanted(self) -> None:
+        self.both(wire("ab"), "address6", "socket_family=10")
+
+    def test_ipv4_alone_is_wanted(self) -> None:
+        self.both(wire("ab"), "address", "socket_family=2")
+
+    def test_ipv4_multicast(self) -> None:
+        self.both(wire("ab", ipv6=False, link_local=False, broadcast=False), "address", "ipv4_udp_multicast=True")
+
+    def test_only_one_end_searches_by_multicast(self) -> None:
+        a, b = self.enter(lan(wire("ab", ipv6=False, link_local=False, broadcast=False)))
+        one = self.start(a, "one")              # there is nothing it could send a broadcast to
+        two = self.start(b, "two", "ipv4_udp_multicast=True")
+        self.meets(one, two)
+
+    def test_30_percent_of_the_datagrams_are_lost(self) -> None:
+        a, b = self.enter(lan(wire("ab")))
+        processes = [self.start(host, "%s%d" % (host.letter, n), "loss=0.3") for n in range(3) for host in (a, b)]
+        for process in processes:
+            for other in processes:
+                if other is not process:
+                    process.wait_for("^PEER %s 1 " % other.name, FOUND_S)
+
+
+class NamedTest(LanTestCase):
+    """Without discovery: peers that are named."""
+
+    def test_udp_is_blocked(self) -> None:
+        a, b = self.enter(lan(wire("ab")))
+        a.block_udp()
+        b.block_udp()
+        one = self.start(a, "one", "peers=['%s:9800']" % b.on[0].address)
+        one.wait_for("WARNING no peer yet: cannot reach .*: connection refused")
+        two = self.start(b, "two", "tcp_port=9800")
+        self.meets(one, two, b.on[0].address)
+        self.assertEqual(one.output.count("WARNING"), 1)
+
+    def test_link_local_addresses(self) -> None:
+        a, b = self.enter(lan(wire("ab")))
+        one, two = self.start(a, "one", "discover_peers=False"), self.start(b, "two", "discover_peers=False")
+        place = "[%s%%eth0]:%d" % (b.on[0].link_local.partition("%")[0], two.port)
+        self.assertEqual(self.do(one, "peer " + place), "0")
+        self.meets(one, two, place.rpartition(":")[0].strip("[]"))
+        three = self.start(b, "three", "discover_peers=False")
+        self.assertEqual(self.do(three, "peer " + place.replace("%eth0", "")), "0")     # at whatever interface
+        self.assertEqual(self.do(one, "peer " + place.replace("eth0", "eth7")), "-1")
+        one.wait_for("WARNING no peer: cannot reach .*: this machine has no interface 'eth7'")
+
+    def test_all_processes_of_a_host_on_another_network(self) -> None:
+        for ipv4 in True, False:
+            with self.subTest(ipv4=ipv4), contextlib.ExitStack() as stack:
+                a, b, c = stack.enter_context(lan(wire("ac", ipv4=ipv4), wire("bc", ipv4=ipv4)))
+                self.enter, before = stack.enter_context, self.enter
+                try:
+                    self.host_ping(a, b, c)
+                finally:
+                    self.enter = before
+
+    def host_ping(self, a: Machine, b: Machine, c: Machine) -> None:
+        """The processes of b are found from a by the name of the host alone."""
+        far, near = (b.on[1].address or b.on[1].address6), (a.on[0].address or a.on[0].address6)
+        c.forwards()
+        a.route(far, by=c.on[0].address or c.on[0].address6)
+        b.route(near, by=c.on[1].address or c.on[1].address6)
+        others = [self.start(b, "b%d" % n) for n in range(3)]
+        one = self.start(a, "one")
+        self.assertEqual(self.do(one, "peers"), "[]")
+        self.assertEqual(self.do(one, "host %s 0" % far), "0")
+        for other in others:
+            self.meets(one, other, far)
+        self.quiet(one, *others)
+
+
+class SeveralNetworksTest(LanTestCase):
+    """Hosts with several interfaces, and ways between networks."""
+
+    def test_a_host_with_two_interfaces_is_found_on_both(self) -> None:
+        a, b, c = self.enter(lan(wire("ac"), wire("bc")))
+        middle = self.start(c, "middle")
+        middle.wait_for(r"LOCATIONS \[10\.1\.1\.2:\d+, 10\.1\.2\.2:\d+, \[fd00:1:1::2\]:\d+, \[fd00:1:2::2\]:\d+\]")
+        one, two = self.start(a, "one"), self.start(b, "two")
+        self.meets(one, middle, c.on[0].address)
+        self.meets(two, middle, c.on[1].address)
+        self.assertEqual((self.do(one, "peers"), self.do(two, "peers")), ("['middle']", "['middle']"))
+        self.quiet(one, two, middle)
+
+    def test_only_the_interfaces_that_are_named(self) -> None:
+        a, b, c = self.enter(lan(wire("ac"), wire("bc")))
+        half = self.start(c, "half", "host=['%s', '%s']" % (c.on[0].address, c.on[0].address6))
+        half.wait_for(r"LOCATIONS \[10\.1\.1\.2:(\d+), \[fd00:1:1::2\]:\1\]$")
+        whole = self.start(c, "whole", "node=['%s', '%s']" % (c.on[0].address, c.on[1].address))
+        one, two = self.start(a, "one"), self.start(b, "two")
+        for other in half, whole:
+            self.meets(one, other, c.on[0].address)
+        self.meets(two, whole, c.on[1].address)
+        self.assertEqual(self.do(two, "peers"), "['whole']")
+        self.quiet(one, two, half, whole)
+
+    def test_relay(self) -> None:
+        a, b, c = self.enter(lan(wire("ac"), wire("bc")))
+        c.forwards()
+        a.route(b.on[1].address, by=c.on[0].address)
+        b.route(a.on[0].address, by=c.on[1].address)
+        middle, two = self.start(c, "middle"), self.start(b, "two")
+        self.meets(two, middle)
+        one = self.start(a, "one", "discover_peers=False")
+        self.assertEqual(self.do(one, "peer %s:%d relay" % (c.on[0].address, middle.port)), "0")
+        self.meets(one, two, b.on[1].address)
+        late = self.start(b, "late")                    # found by the relay a moment later
+        self.meets(one, late, b.on[1].address)
+        self.quiet(one, two, late, middle)
+
+    def test_relay_without_a_way_between_the_networks(self) -> None:
+        a, b, c = self.enter(lan(wire("ac"), wire("bc")))
+        middle, two = self.start(c, "middle"), self.start(b, "two")
+        self.meets(two, middle)
+        one = self.start(a, "one", "discover_peers=False")
+        self.assertEqual(self.do(one, "peer %s:%d relay" % (c.on[0].address, middle.port)), "0")
+        for process in one, two:
+            process.wait_for("WARNING a peer was introduced to this process that it cannot reach: cannot reach .*: no "
+                             "route to that network; without a way")
+        self.talks(one, middle)
+        self.talks(two, middle)
+        self.assertEqual([process.output.count("WARNING") for process in (one, two, middle)], [1, 1, 0])
+
+    def test_behind_nat(self) -> None:
+        a, b, c, d = self.enter(lan(wire("ad"), wire("bcd")))
+        gateway = "%s:9800" % d.on[1].address
+        self.enter(d.running([sys.executable, GATEWAY, gateway, "%s:9800" % a.on[0].address], ready="READY"))
+        inside = self.start(a, "inside", "tcp_port=9800", "ext_ip_addr='%s'" % d.on[1].address)
+        inside.wait_for(r"LOCATIONS \[%s\]$" % gateway)
+        one, two = self.start(b, "one"), self.start(c, "two")
+        self.meets(one, two)
+        self.assertEqual(self.do(one, "peer " + gateway), "0")
+        self.meets(one, inside, d.on[1].address)
+        # A reference tells the third process the address outside, too.
+        self.assertEqual(self.do(one, "pass two inside"), "1")
+        inside.wait_for("^HEARD two: by reference$")
+        self.quiet(inside, one, two)
+
+
+class ClustersTest(LanTestCase):
+    """Several clusters share a wire and a port, and have nothing to do with each other."""
+
+    def test_clusters_of_several_names_and_secrets(self) -> None:
+        a, b = self.enter(lan(wire("ab")))
+        clusters = {"red": "cluster='red'", "blue": "cluster='blue'", "own": "secret='%s'" % ("o" * 32),
+                    "else": "secret='%s'" % ("e" * 32)}
+        groups = {name: [self.start(host, name + host.letter, option) for host in (a, b)]
+                  for name, option in clusters.items()}
+        for one, two in groups.values():
+            self.meets(one, two)
+        for name, pair in groups.items():
+            for process in pair:
+                self.assertEqual(self.do(process, "peers"), repr([other.name for other in pair if other is not process]))
+                lines = [line for line in process.output.splitlines() if line.startswith(("WARNING", "ERROR"))]
+                if name in ("red", "blue"):
+                    self.assertEqual(lines, [])
+                for line in lines:              # same name, another secret: one line for each host
+                    self.assertIn("has another secret", line)
+                self.assertLessEqual(len(lines), 5)
+
+
+if __name__ == "__main__":
+    import unittest
+    unittest.main()
