@@ -2166,8 +2166,8 @@ def checked(op: str, args: Any, fields: Optional[Dict[str, type]] = None) -> Dic
 
 
 def checked_server(facts: Any) -> Dict[str, Any]:
-    """Return what a node says of one of its servers, in node.server and in each item of a grant's `servers`: one that is
-    up has a port and the id of its process. Raises ProtocolError."""
+    """Return what a node says of one of its servers, in node.server and in each item of a grant's `servers`: one that
+    is up has a port and the id of its process. Raises ProtocolError."""
     checked("node.server", facts)
     if facts["state"] == "up" and not (0 < facts.get("port", 0) < 65536 and "process" in facts):
         raise pycoslite.ProtocolError("node.server: server %d is up, but not where: %.200r" % (facts["n"], facts))

@@ -3,7 +3,8 @@
 
     python3 examples/file_transfer_client.py FILE           while file_transfer_server.py runs somewhere near
 
-Printed: `sent: 0` (it is there now), `again: 1` (it was already), `deleted: 0`.
+Printed: how much of it is there, for each MiB of a large file; `sent: 0` (it is there now), `again: 1` (it was already),
+`deleted: 0`.
 """
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # where the 
 from pycoslite import Pycos, Task  # noqa: E402
 
 
+def show(written, size):
+    """Called now and then while a file is sent; it must not block."""
+    print("%d of %d KiB" % (written // 1024, size // 1024))
+
+
 def client(path):
     """Does as said above."""
     node = Pycos()
@@ -20,7 +26,7 @@ def client(path):
     if server is None:
         print("there is no file server here")
         return
-    sent = yield node.send_file(server, path, dir="from/client", overwrite=True)
+    sent = yield node.send_file(server, path, dir="from/client", overwrite=True, progress=show)
     print("sent:", sent)
     if sent < 0:                                    # why is in the log
         return

@@ -41,8 +41,9 @@ def _make_home() -> None:
 
 # Test modules that talk to nodes and peers of whole machines, which must not meet those of another test.
 ON_THE_NETWORK = ("node_program", "node_server", "dispycos_cluster", "dispycos_client", "pycoslite_discovery",
-                  "pycoslite_network", "pycoslite_rps", "pycoslite_doctor", "example_word_count", "readme",
-                  "examples_network", "upstream_examples")
+                  "pycoslite_network", "pycoslite_networks", "node_announcement", "pycoslite_rps", "pycoslite_doctor",
+                  "pycoslite_mixed", "example_word_count",
+                  "readme", "examples_network", "upstream_examples")
 
 
 class _Told:

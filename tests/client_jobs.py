@@ -50,6 +50,21 @@ def read_file(name, task=None):
         return file.read(), os.stat(file.fileno()).st_mode & 0o777
 
 
+def file_size(name, task=None):
+    """Bytes of a file that was sent as a component."""
+    yield
+    return os.path.getsize(os.path.join("..", name))
+
+
+def measure_file(client, task=None):
+    """Waits for the name of a file that was sent to its server, and sends one back that tells how long it is."""
+    import pycoslite
+    name = yield task.receive()
+    with open(name, "rb") as file, open("size-" + name, "w") as result:
+        result.write(str(len(file.read())))
+    return (yield pycoslite.Pycos().send_file(client.location, "size-" + name, dir="results"))
+
+
 def wait(client, task=None):
     """Says that it is there, then waits for a message and gives that."""
     client.send(("waits", task, os.getpid()))

@@ -1,8 +1,8 @@
 """Figures: what a goal of reliability or security came to, one line each, for test modules and programs alike.
 
-A row is a goal with an id; it is measured by a generator function that takes `soak` (False: the size of every run, True:
-that of a release) and yields a `Figure` for each number. A program of rows ends with ``sys.exit(main(ROWS))``, a test
-calls `check(self, ROWS["S3"])`.
+A row is a goal with an id; it is measured by a generator function that takes `soak` (False: the size of every run,
+True: that of a release) and yields a `Figure` for each number. A program of rows ends with ``sys.exit(main(ROWS))``,
+a test calls `check(self, ROWS["S3"])`.
 
     python3 -m tests.hostile                 every row, at the size of every run
     python3 -m tests.hostile S3 --soak       one row, at the size of a release
@@ -20,6 +20,8 @@ import unittest
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence
 
 SOAK = os.environ.get("PYCOSLITE_TEST_SOAK") == "1"     # tests take the sizes of a release
+
+TIMES = ("us", "ms", "s")
 
 _RELATIONS: Dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
@@ -52,9 +54,10 @@ Row = Callable[[bool], Iterator[Figure]]
 
 
 def check(case: unittest.TestCase, row: Row, soak: bool = SOAK) -> None:
-    """Measure a row in a test, which fails with all figures that miss their goals."""
+    """Measure a row in a test, which fails with all figures that miss their goals. Times are goals in release runs
+    only: elsewhere the machine is busy with other tests."""
     missed = ["%s: %s %s, must be %s" % (figure.name, _number(figure.value), figure.unit, figure.goal)
-              for figure in row(soak) if not figure.right]
+              for figure in row(soak) if not figure.right and (soak or figure.unit not in TIMES)]
     if missed:
         case.fail("\n".join(missed))
 

@@ -6,29 +6,35 @@
     S2  what a stranger makes a process keep                 S6  changed, repeated and reflected connections
     S3  fuzzing, of the pure parsers and over TCP            S9  files stay below their directory, whole or not at all
     S4  silent and slow strangers, too few descriptors       S11 what is open by default, and where secrets show
+    I1  peers that hold the secret and say what makes no sense
 
-Each row is a generator of `Figure`s, see figures.py; test_pycoslite_security.py holds the same rows against their goals.
+Each row is a generator of `Figure`s, see figures.py; test_pycoslite_hostile.py holds the same rows against their goals.
 """
 from __future__ import annotations
 
 import contextlib
 import os
 import random
+import shutil
 import socket
+import ssl
 import struct
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pycoslite
-from pycoslite import Code, FrameDecoder, Handshake, PycosError, RecordOpener, RecordSealer, Session
-from tests import figures, hostile_files, hostile_parsers, hostile_streams
+from pycoslite import Code, Handshake, PycosError, RecordSealer
+from tests import figures, hostile_files, hostile_insiders, hostile_parsers, hostile_secrets, hostile_streams
 from tests.figures import Figure
-from tests.hostile_wire import (CANARY, HOST, KEY, PATIENCE_S, Insider, Prober, Target, closed_within, mutated, stranger,
-                                target)
+from tests.hostile_wire import (CANARY, HOST, KEY, PATIENCE_S, Insider, Prober, Target, closed_within, mutated,
+                                stranger, target)
 from tests.support import free_port
+from tests.test_pycoslite_tls import make_pair
 
 KIB, MIB = 1024, 1024 * 1024
 AUTH = struct.Struct(">cBB32s16sH")         # the dialling end's message, as section 7 of pycoslite.py has it
@@ -86,6 +92,43 @@ def unpickles(soak: bool) -> Iterator[Figure]:
             insider.say(pycoslite.encode_frame(pycoslite.MESSAGE, struct.pack(">Q", 1), CANARY))
             insider.ping()
         yield Figure("unpickled for one who has (the canary can sing)", victim.lines("CANARY LOADED"), "", "==", 1)
+    if shutil.which("openssl"):
+        yield from unpickles_below_tls()
+
+
+def unpickles_below_tls() -> Iterator[Figure]:
+    """The same through TLS, by one who has the cluster's certificate and not its secret, and by one who has neither."""
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = make_pair(Path(folder), "cluster")
+        with target("certfile=%r" % certificate, "keyfile=%r" % key) as victim:
+            through = 0
+            for data in canaries():
+                through += say_through_tls(victim, data, (certificate, key))
+                say_through_tls(victim, data, None)
+            yield Figure("canaries that came through TLS", through, "", "==", len(canaries()))
+            yield Figure("unpickled there", victim.lines("UNPICKLED") + victim.lines("CANARY LOADED"), "", "==", 0)
+            yield Figure("alive after them", victim.alive, "", "==", 1)
+
+
+def say_through_tls(victim: Target, data: bytes, pair: Optional[Tuple[str, str]]) -> bool:
+    """Agree on TLS, shake hands for it and send `data`; whether that was possible."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if pair is not None:
+        context.load_cert_chain(*pair)
+    sock = stranger(victim.port)
+    send_all(sock, b"S" + bytes((1 | pycoslite.HAS_CERTIFICATE,)))
+    try:
+        with context.wrap_socket(sock) as tls:
+            tls.sendall(data)
+            with contextlib.suppress(OSError):
+                tls.shutdown(socket.SHUT_WR)
+                while tls.recv(65536):
+                    pass
+    except OSError:
+        sock.close()
+        return False
+    return True
 
 
 # ======================================================================================================================
@@ -119,8 +162,9 @@ def kept(soak: bool) -> Iterator[Figure]:
 
 def huge_headers(victim: Target, rounds: int) -> float:
     """Announce far too much, on eight connections at a time; gives the longest time until one was closed."""
-    heads = [auth_head(65_535), struct.pack(">IB", (1 << 32) - 1, 18), b"B" + b"\xff" * 18, b"\x80\x05\x8d" + b"\xff" * 8,
-             b"\xff" * 64, struct.pack(">Q", 1 << 63), b"A" + b"\xff" * 52, b"PYCL" + b"\xff" * 60]
+    heads = [auth_head(65_535), struct.pack(">IB", (1 << 32) - 1, 18), b"B" + b"\xff" * 18,
+             b"\x80\x05\x8d" + b"\xff" * 8, b"\xff" * 64, struct.pack(">Q", 1 << 63), b"A" + b"\xff" * 52,
+             b"PYCL" + b"\xff" * 60]
     slowest = 0.0
     for _ in range(rounds):
         socks = [stranger(victim.port) for _ in heads]
@@ -190,8 +234,8 @@ INSIDERS_FRAMES = [
 
 
 def insiders_frames(victim: Target, choose: random.Random, count: int) -> None:
-    """So many damaged frames in records with the right MAC; a new connection whenever one of them has ended it, as those
-    of the link itself do."""
+    """So many damaged frames in records with the right MAC; a new connection whenever one of them has ended it, as
+    those of the link itself do."""
     insider: Optional[Insider] = None
     for number in range(count):
         try:
@@ -233,6 +277,7 @@ def crowds(soak: bool) -> Iterator[Figure]:
             cut = sum(closed_within(sock, started + 5 - time.monotonic()) < 5 for sock in silent + slow)
         yield Figure("of 500 silent and 50 dribbling connections cut within 5 s", cut, "", "==", 550)
         yield from probed(prober)
+    yield from churn(soak)
     yield from few_descriptors(soak)
 
 
@@ -243,6 +288,32 @@ def dribble(socks: List[socket.socket], limit_s: float) -> None:
         for sock in socks:
             send_all(sock, message[number:number + 1])
         time.sleep(0.1)                     # dribbling is what they do
+
+
+def churn(soak: bool) -> Iterator[Figure]:
+    """Four strangers who connect again and again, as fast as they can: the places of the half-open are always taken."""
+    ended, count = threading.Event(), [0] * 4
+    with target() as victim:
+        def knock(number: int) -> None:
+            socks: List[socket.socket] = []
+            while not ended.is_set():
+                with contextlib.suppress(OSError):
+                    socks.append(socket.create_connection((HOST, victim.port), timeout=PATIENCE_S))
+                    count[number] += 1
+                if len(socks) > 40:
+                    socks.pop(0).close()
+            for sock in socks:
+                sock.close()
+        threads = [threading.Thread(target=knock, args=(number,)) for number in range(len(count))]
+        with Prober(victim.port) as prober:
+            for thread in threads:
+                thread.start()
+            ended.wait(10 if soak else 1.5)         # as long as it is watched
+            ended.set()
+            for thread in threads:
+                thread.join()
+        yield Figure("connections of strangers who connect again and again", sum(count))
+        yield from probed(prober)
 
 
 def probed(prober: Prober) -> Iterator[Figure]:
@@ -272,7 +343,8 @@ def few_descriptors(soak: bool) -> Iterator[Figure]:
             before = victim.cpu_s()
             time.sleep(watched_s)           # as long as it is watched
             share = (victim.cpu_s() - before) / watched_s
-            yield Figure("no descriptor left: answers who was connected before, after", known.ping() * 1000, "ms", "<=", 100)
+            yield Figure("no descriptor left: answers who was connected before, after", known.ping() * 1000, "ms", "<=",
+                         100)
             yield Figure("no descriptor left: processor time while nothing happens", share * 100, "%", "<", 5)
         with Insider(victim.port) as insider:
             insider.ping()
@@ -316,7 +388,7 @@ def datagrams(soak: bool) -> Iterator[Figure]:
 
 
 def replayed_answers() -> Iterator[Figure]:
-    """A search is answered, and the answer repeated by an eavesdropper: right away, and when the search is long over."""
+    """A search is answered, and the answer repeated by an eavesdropper, when the search is long over."""
     with contextlib.ExitStack() as stack:
         network = FakeNetwork()
         discovery = pycoslite.Discovery(network, 1, [])             # type: ignore[arg-type]
@@ -378,7 +450,7 @@ class AddressedSocket:
 
 ROWS: Dict[str, figures.Row] = {
     "S1": unpickles, "S2": kept, "S3": fuzz, "S4": crowds, "S5": datagrams, "S6": hostile_streams.recorded,
-    "S9": hostile_files.files}
+    "S9": hostile_files.files, "S11": hostile_secrets.secrets, "I1": hostile_insiders.insiders}
 
 if __name__ == "__main__":
     sys.exit(figures.main(ROWS))

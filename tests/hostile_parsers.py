@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 import os
 import random
-import struct
 import time
-import tracemalloc
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
 import dispycos_lite
@@ -23,6 +20,7 @@ from tests.hostile_wire import KEY, in_pieces, mutated, strange_arguments
 
 NONCE, OTHER_NONCE = bytes(32), b"\1" * 32
 A, B = b"a" * 16, b"b" * 16
+TLS = pycoslite.CAN_ENCRYPT | pycoslite.WANTS_ENCRYPTION
 MOST = 1 << 16                              # longest frame the fuzzed decoders take
 STREAMS_CUT = 10                            # one in so many streams is fed in pieces, too
 
@@ -35,26 +33,40 @@ class Parser(NamedTuple):
     stream: bool = True                                     # may come in pieces
 
 
-def accepting(key: Any = KEY) -> Handshake:
-    """The accepting end of a handshake, whose first words have been sent."""
+def accepting(key: Any = KEY, flags: int = 0) -> Handshake:
+    """The accepting end of a handshake, whose first words have not been sent; `flags` offer TLS."""
     end = Handshake("accept", key, B, {"name": "b"}, NONCE, "c")
-    end.data_to_send()
+    end.offer(flags)
     return end
 
 
-def dialling(key: Any = KEY) -> Handshake:
+def dialling(key: Any = KEY, flags: int = 0) -> Handshake:
     """The dialling end of a handshake."""
-    return Handshake("dial", key, A, {"name": "a"}, OTHER_NONCE, "c")
+    end = Handshake("dial", key, A, {"name": "a"}, OTHER_NONCE, "c")
+    end.offer(flags)
+    return end
 
 
-def conversation(key: Any = KEY) -> Tuple[bytes, bytes, bytes]:
-    """The three messages of a handshake."""
-    a, b = dialling(key), Handshake("accept", key, B, {"name": "b"}, NONCE, "c")
+def conversation(key: Any = KEY, flags: int = 0) -> Tuple[bytes, bytes, bytes]:
+    """What is said in a handshake: by the accepting end, by the dialling end, and by the accepting end again. With
+    `flags` for TLS, of which the bytes are left out."""
+    a, b = dialling(key, flags), accepting(key, flags)
     hello = b.data_to_send()
-    a.receive(hello)
-    auth = a.data_to_send()
-    b.receive(auth)
-    return hello, auth, b.data_to_send()
+    hear(a, hello)
+    said = a.data_to_send()
+    hear(b, said)
+    return hello, said, b.data_to_send()
+
+
+def hear(end: Handshake, data: bytes) -> None:
+    """Have a handshake take what came. Once TLS is agreed on, what follows counts as what came through it."""
+    agreed = end.channel
+    end.receive(data)
+    if end.channel != agreed:
+        below = end.ciphertext()
+        end.bind(b"finished")
+        if below:
+            end.receive(below)
 
 
 def take_handshake(make: Callable[[], Handshake]) -> Callable:
@@ -63,10 +75,10 @@ def take_handshake(make: Callable[[], Handshake]) -> Callable:
         end, rest = make(), b""
         try:
             for piece in pieces:
-                if end.result is not None:
+                if end.result is None:
+                    hear(end, piece)
+                else:
                     rest += piece
-                    continue
-                end.receive(piece)
         finally:
             events.append(end.data_to_send())
             if end.result is not None:
@@ -105,8 +117,9 @@ def read_frame(body: bytes) -> Any:
 
 def frames_of_the_link() -> List[bytes]:
     """A conversation's frames."""
-    return [pycoslite.session_frame(1, 2, 3), encode_frame(64, b"x" * 30), pycoslite.ack_frame(1), encode_frame(65, b""),
-            encode_frame(Code.PING, b"ping"), encode_frame(66, b"y" * 300), encode_frame(Code.BYE, b"bye")]
+    return [pycoslite.session_frame(1, 2, 3), encode_frame(64, b"x" * 30), pycoslite.ack_frame(1),
+            encode_frame(65, b""), encode_frame(Code.PING, b"ping"), encode_frame(66, b"y" * 300),
+            encode_frame(Code.BYE, b"bye")]
 
 
 def blobs() -> List[bytes]:
@@ -122,6 +135,7 @@ def blobs() -> List[bytes]:
 def parsers() -> Dict[str, Parser]:
     """All of them, by name."""
     hello, auth, accept = conversation()
+    tls_hello, start, tls_accept = conversation(KEY, TLS)
     frames = frames_of_the_link()
     sealed, sealer = [], RecordSealer(KEY)
     for frame in frames:
@@ -134,6 +148,8 @@ def parsers() -> Dict[str, Parser]:
     return {
         "handshake, accepting": Parser([auth, auth + b"more"], take_handshake(accepting)),
         "handshake, dialling": Parser([hello + accept, hello + accept + b"more"], take_handshake(dialling)),
+        "handshake with TLS, accepting": Parser([start], take_handshake(lambda: accepting(KEY, TLS))),
+        "handshake with TLS, dialling": Parser([tls_hello + tls_accept], take_handshake(lambda: dialling(KEY, TLS))),
         "handshake of an open cluster": Parser([conversation(None)[1]], take_handshake(lambda: accepting(None))),
         "records with MAC": Parser([b"".join(sealed)], take_records(KEY)),
         "records without MAC": Parser([b"".join(plain)], take_records(None)),
@@ -228,17 +244,13 @@ def memory() -> int:
 
 def every_cut() -> int:
     """Of all ways to cut a connection's bytes in two, or into single bytes: how many changed what they meant."""
-    wrong, table = 0, parsers()
-    for name, parser in table.items():
-        if parser.stream:
-            for seed in parser.seeds:
-                whole: List[Any] = []
-                parser.take((seed,), whole)
-                cuts = [(seed[:at], seed[at:]) for at in range(1, len(seed))]
-                for pieces in cuts + [tuple(bytes((byte,)) for byte in seed)]:
-                    events: List[Any] = []
-                    parser.take(pieces, events)
-                    wrong += events != whole
+    wrong, tally = 0, Tally()
+    for name, parser in parsers().items():
+        for seed in parser.seeds if parser.stream else ():
+            whole = tally.outcome(name, parser.take, (seed,))
+            cuts: List[Tuple[bytes, ...]] = [(seed[:at], seed[at:]) for at in range(1, len(seed))]
+            cuts.append(tuple(bytes((byte,)) for byte in seed))
+            wrong += sum(tally.outcome(name, parser.take, pieces) != whole for pieces in cuts)
     return wrong
 
 

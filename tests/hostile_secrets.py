@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import socket
@@ -16,13 +15,13 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pycoslite
 from pycoslite import Pycos
 from tests.figures import Figure
 from tests.hostile_wire import HOST, PATIENCE_S, Insider
-from tests.support import ROOT, children, free_port, running
+from tests.support import ROOT, free_port, running
 
 TEXT = "correct-horse-battery-staple"       # a secret that would be noticed
 CLEARED = {name: None for name in ("PYCOSLITE_SECRET", "PYCOSLITE_SECRET_FILE")}
@@ -33,7 +32,8 @@ STARTS = "import sys; sys.path.insert(0, %r); import pycoslite; p = pycoslite.Py
 def programs(*options: str) -> Dict[str, Tuple[List[Any], str]]:
     """Each program with these options: its words, and what it prints when it listens."""
     udp = ["--udp_port", free_port()]
-    return {"node": ([ROOT / "dispycosnode_lite.py", "--cpus", 1, *udp, "--daemon", *options], r"listening at \S+:(\d+)"),
+    return {"node": ([ROOT / "dispycosnode_lite.py", "--cpus", 1, *udp, "--daemon", *options],
+                     r"listening at \S+:(\d+)"),
             "scheduler program": ([ROOT / "dispycos_lite.py", *udp, "--tcp_port", 0, "--daemon", *options],
                                   r"listens at \S+:(\d+)")}
 
@@ -68,10 +68,10 @@ def defaults(folder: Path) -> Iterator[Figure]:
             if hello(int(process.match.group(1)))[6] & 1:
                 demanding.append(name)
     made = home / ".pycoslite" / "secret"
-    yield Figure("programs started without options that demand the secret, of %d" % len(starts), len(demanding), "", "==",
-                 len(starts))
-    yield Figure("the secret made for that can be read by its owner alone", made.stat().st_mode & 0o777 == 0o600, "", "==",
-                 1)
+    yield Figure("programs started without options that demand the secret, of %d" % len(starts), len(demanding), "",
+                 "==", len(starts))
+    yield Figure("the secret made for that can be read by its owner alone", made.stat().st_mode & 0o777 == 0o600, "",
+                 "==", 1)
 
 
 def refusals(folder: Path) -> Iterator[Figure]:
@@ -118,9 +118,9 @@ def spoken(folder: Path) -> Iterator[Figure]:
     secret = folder / "secret"
     secret.write_text(TEXT + "\n")
     secret.chmod(0o600)
-    client = ("import sys, logging; sys.path.insert(0, %r); logging.basicConfig(level=logging.DEBUG); import dispycos_lite\n"
-              "with dispycos_lite.Cluster(cpus=1, secret_file=%r) as c: print(c.submit(abs, -7).result(), flush=True); "
-              "sys.stdin.read()" % (str(ROOT), str(secret)))
+    client = ("import sys, logging; sys.path.insert(0, %r); logging.basicConfig(level=logging.DEBUG)\n"
+              "import dispycos_lite\nwith dispycos_lite.Cluster(cpus=1, secret_file=%r) as c:\n"
+              "    print(c.submit(abs, -7).result(), flush=True)\n    sys.stdin.read()" % (str(ROOT), str(secret)))
     said, lines = "", 0
     for name, (words, ready) in dict(programs("--secret-file", str(secret), "--debug"),
                                      cluster=(["-c", client], r"^(7)$")).items():
@@ -134,8 +134,8 @@ def spoken(folder: Path) -> Iterator[Figure]:
                     Insider(port, key=pycoslite.secret_key(TEXT)).close()
             lines += command_lines(process.pid)
         said += process.output
-    yield Figure("secrets in all that was logged, with debugging on (%d lines)" % said.count("\n"), found_in(said), "", "==",
-                 0)
+    yield Figure("secrets in all that was logged, with debugging on (%d lines)" % said.count("\n"), found_in(said), "",
+                 "==", 0)
     yield Figure("secrets in command lines and environments", lines, "", "==", 0)
 
 
@@ -185,7 +185,7 @@ def shown() -> Iterator[Figure]:
         pycoslite.log.setLevel(level)
         pycoslite.log.propagate = propagate
     texts.append(stream.getvalue())
-    yield Figure("secrets in %d texts: repr, status, dump, attributes, logs, tracebacks with local variables" % len(texts),
+    yield Figure("secrets in %d texts: repr, status, dump, attributes, logs, tracebacks with locals" % len(texts),
                  sum(map(found_in, texts)), "", "==", 0)
 
 

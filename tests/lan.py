@@ -77,7 +77,8 @@ class Machine(Host):
 
     def forwards(self) -> None:
         """Be a router."""
-        self.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"])
+        for switch in "ipv4/ip_forward", "ipv6/conf/all/forwarding":
+            self.run(["sh", "-c", "echo 1 > /proc/sys/net/" + switch])
 
     def route(self, to: str, by: str) -> None:
         """Reach the network of an address by way of a router."""

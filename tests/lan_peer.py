@@ -1,5 +1,5 @@
-"""A process for tests of networks: python3 lan_peer.py [option=value ...], which are options of `Pycos`, or loss=0.3: so
-many of the datagrams it sends are lost.
+"""A process for tests of networks: python3 lan_peer.py [option=value ...], which are options of `Pycos`, or loss=0.3:
+so many of the datagrams it sends are lost.
 
 It prints ``READY port``, a line ``PEER name status location`` for every peer that comes or goes, and what other such
 processes say to it (``HEARD name: text``). It takes commands at its standard input, answers each with ``DONE result``,

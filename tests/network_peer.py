@@ -148,7 +148,8 @@ def main(words, begin=lambda: None):
     begin()
     Task(agent)
     signal.signal(signal.SIGTERM, lambda *_: finished.set())        # an orderly end
-    print("READY %r" % node.location, flush=True)
+    sys.stdout.write("READY %r\n" % node.location)              # in one write, as the log is being written, too
+    sys.stdout.flush()
     finished.wait()
 
 

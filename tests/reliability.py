@@ -37,7 +37,8 @@ from .switch import Line, Switch, switched_hosts
 
 PEER = Path(__file__).with_name("reliability_peer.py")
 COME_S = 120                            # what a process is asked for comes within this
-HIDDEN = ("ext_host=127.0.0.8",)        # tells an address where nobody listens: it can only be reached through a proxy
+BEHIND = "127.0.0.3"                    # address of a process that can only be reached through a proxy: ...
+HIDDEN = ("host=" + BEHIND, "ext_host=127.0.0.8")           # ... the one that it tells leads nowhere
 BAD_LINE = Line(delay_s=0.025, loss=0.05, duplicate=0.01, reorder=0.05)     # each way
 
 
@@ -104,8 +105,8 @@ def exchanged(told: dict, count: int) -> Iterator[Figure]:
 def _through_cuts(count: int, budget: Callable[[], int], reset: Callable[[], bool]) -> tuple:
     """What an exchange through a proxy that cuts comes to, and how often it has cut."""
     quick = {"reconnect_min_s": 0.001, "reconnect_max_s": 0.005}
-    with agent("host=127.0.0.3", *HIDDEN, **quick) as there:
-        proxy = CuttingProxy(there.at, budget, reset)
+    with agent(*HIDDEN, **quick) as there:
+        proxy = CuttingProxy(Location(BEHIND, there.at.port), budget, reset)
         with contextlib.closing(proxy), agent("dialler", "host=127.0.0.2", "ext_host=127.0.0.9", **quick) as here:
             return here.do("exchange", repr(proxy.at), count, 0), proxy.cuts
 
@@ -120,8 +121,8 @@ def cuts(soak: bool) -> Iterator[Figure]:
     yield from exchanged(told, count)
     yield Figure("cuts by RST or FIN, anywhere", cut, "", ">=", wanted)
     budget = iter(range(1, 1 << 30))
-    told, cut = _through_cuts(1000, lambda: next(budget), lambda: chance.random() < 0.5)
-    yield from exchanged(told, 1000)
+    told, cut = _through_cuts(200, lambda: next(budget), lambda: chance.random() < 0.5)
+    yield from exchanged(told, 200)
     yield Figure("cuts after 1, 2, 3 ... bytes", cut, "", ">=", 600)
     yield from _dark(5 if soak else 1)
 
@@ -129,11 +130,11 @@ def cuts(soak: bool) -> Iterator[Figure]:
 def _dark(rounds: int) -> Iterator[Figure]:
     """Black holes: nothing is passed on, nothing is closed, until both ends have noticed."""
     quick = {"heartbeat_s": 0.2}
-    with agent("host=127.0.0.3", *HIDDEN, **quick) as there:
-        proxy = CuttingProxy(there.at, lambda: 1 << 60, lambda: False)
+    with agent(*HIDDEN, **quick) as there:
+        proxy = CuttingProxy(Location(BEHIND, there.at.port), lambda: 1 << 60, lambda: False)
         with contextlib.closing(proxy), agent("dialler", "host=127.0.0.2", "ext_host=127.0.0.9", **quick) as here:
             here.do("watch")
-            here.tell("exchange", repr(proxy.at), 200_000, 0)
+            here.tell("exchange", repr(proxy.at), 50_000, 0)
             for _ in range(rounds):
                 while here.hear("EVENT")["event"] != "online":
                     pass
@@ -141,7 +142,7 @@ def _dark(rounds: int) -> Iterator[Figure]:
                 while here.hear("EVENT")["event"] != "offline":
                     pass
                 proxy.dark = False
-            yield from exchanged(here.hear("DONE"), 200_000)
+            yield from exchanged(here.hear("DONE"), 50_000)
             yield Figure("black holes until the other end was offline", rounds)
 
 
@@ -220,6 +221,15 @@ def healing(soak: bool) -> Iterator[Figure]:
             took_s = _healed(switch, hosts, a, cut_s, number % 3 == 2)
             yield Figure("usable again after a cut of %g s%s" % (cut_s, ", one way" * (number % 3 == 2)), took_s, "s", *goal)
         yield Figure("given up", sum(event["event"] == "lost" for event in a.heard("EVENT")), "", "==", 0)
+    settings = {} if soak else {"heartbeat_s": 0.3, "give_up_s": 2.0}
+    with two_agents(Line(delay_s=0.005), **settings) as (switch, hosts, (a, b)):
+        a.do("watch")
+        a.tell("beat", repr(b.at))
+        a.hear("BEAT")
+        cut_s = 80 if soak else 4.5
+        took_s = _healed(switch, hosts, a, cut_s, False)
+        yield Figure("usable again after %g s, when it had been given up" % cut_s, took_s, "s", *(("<=", 8) if soak else ("", 0)))
+        yield Figure("given up", sum(event["event"] == "lost" for event in a.heard("EVENT")), "", "==", 1)
 
 
 def _until(event: str, a: Agent, begin: Callable[[], Any]) -> float:

@@ -112,7 +112,8 @@ def do_send(at, count, size, task=None):
         report = yield task.receive(0.3, ended)
         if report is ended:
             break
-        told[report.message[1]] = report.status
+        if report.message[0] == "number":
+            told[report.message[1]] = report.status
     say("DONE", accepted=accepted, told=sorted(told.items()), grown_kib=grown)
 
 

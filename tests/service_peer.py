@@ -111,7 +111,7 @@ def on_contact(location, task):
 
 
 for function in (on_listen, on_channel, on_local_channel, on_publish, on_close, on_subscribers, on_peer_status,
-                 on_contact):
+                 on_contact, on_send_file, on_largest_file):
     setattr(network_peer, function.__name__, function)
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ class Programs(support.TestCase):
     def test_ours_runs_with_other_processes(self) -> None:
         self.smoke(("D1", "D3p", "J1"), ("ours",))
 
+    def test_files_are_sent(self) -> None:
+        self.smoke(("D5",), ("limit", "checked", "asyncio", "ours"))
+
     def test_sizes_give_a_rate_each(self) -> None:
         status, output = run_program("L2", "--only", "limit", "--rounds", "1", "--sizes", "10,20")
         self.assertEqual(status, 0)

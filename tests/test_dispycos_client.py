@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import unittest
+from pathlib import Path
 
 import dispycos_lite
 import pycoslite
@@ -162,6 +163,30 @@ class JobsTest(ClientTestCase):
                 return sorted({"double", "Point"} & set(vars(__main__))), jobs.double(2)
             self.assertEqual((yield client.run_result(other))[1], 4)
         self.with_client(body, [jobs.square, jobs.double, jobs.Point(0), jobs, str(folder / "data.txt")])
+
+    def test_a_file_longer_than_a_message_is_a_component(self):
+        folder = self.temp_dir()
+        (folder / "data.txt").write_text("content" * 200_000)
+        self.addCleanup(setattr, pycoslite.settings, "frame_bytes", pycoslite.settings.frame_bytes)
+        pycoslite.settings.frame_bytes = 1 << 20
+
+        def body(client, task):
+            return (yield client.run_result(jobs.file_size, "data.txt"))
+        self.assertEqual(self.with_client(body, [str(folder / "data.txt")]), 7 * 200_000)
+
+    def test_files_go_to_the_directory_of_a_job_and_come_back(self):
+        folder = self.temp_dir()
+        (folder / "data.bin").write_bytes(bytes(1_000_000))
+
+        def body(client, task):
+            node = pycoslite.Pycos()
+            node.dest_path = "of-%s" % self.id()
+            rtask = yield client.rtask(jobs.measure_file, task)
+            self.assertEqual((yield node.send_file(rtask.location, folder / "data.bin")), 0)
+            rtask.send("data.bin")
+            self.assertEqual((yield rtask.finish()), 0)
+            return (Path(node.dest_path) / "results" / "size-data.bin").read_text()
+        self.assertEqual(self.with_client(body), "1000000")
 
     def test_all_ways_to_wait(self):
         """yield, yield from and await, each in a program of its own kind."""

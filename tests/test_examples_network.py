@@ -60,7 +60,7 @@ class PairsTest(TestCase):
     def test_file_transfer_server_and_file_transfer_client(self):
         folder = self.temp_dir()
         with self.pair("file_transfer", "files go to", [folder / "in"], [ROOT / "README.md"]) as (server, text):
-            self.assertEqual(text, "sent: 0\nagain: 1\ndeleted: 0\n")
+            self.assertRegex(text, r"^(\d+) of \1 KiB\nsent: 0\nagain: 1\ndeleted: 0\n$")
             server.wait_for('^"file client" @ .* is online$')
             server.wait_for('^"file client" @ .* is offline$')
         self.assertEqual(list((folder / "in").iterdir()), [])

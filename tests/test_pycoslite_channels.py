@@ -9,6 +9,7 @@ import pycoslite
 from pycoslite import NAMES, CategorizeMessages, Channel, Task
 from tests.fake_kernel import FakeKernel
 from tests.support import TestCase
+from tests.test_pycoslite_kernel import send_from_threads
 
 
 class ChannelTestCase(TestCase):
@@ -277,11 +278,7 @@ class ChannelTest(ChannelTestCase):
             return got
         task = Task(subscriber)
         ready.wait(10)
-        threads = [threading.Thread(target=lambda k=k: [channel.send((k, n)) for n in range(100)]) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        send_from_threads(channel.send, 100)
         got = task.value(20)
         for k in range(4):
             self.assertEqual([n for key, n in got if key == k], list(range(100)))

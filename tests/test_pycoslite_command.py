@@ -81,7 +81,7 @@ def server(coro=None):
 
 if __name__ == '__main__':
     asyncoro.AsynCoro(node="127.0.0.1", tcp_port=0, discover_peers=False, secret="x")
-    copies = [m for m in list(sys.modules.values()) if (getattr(m, "__file__", None) or "").endswith("pycoslite.py")]
+    copies = [m for m in list(sys.modules.values()) if str(vars(m).get("__file__")).endswith("pycoslite.py")]
     print(len(set(map(id, copies))), sys.argv[1:], asyncoro.Coro is pycos.Task)
     asyncoro.Coro(client, asyncoro.Coro(server))
 """
@@ -114,6 +114,7 @@ pycos.dispycos.MinPulseInterval = 5
 pycos.NetPort = 51350
 import dispycos_lite
 print(pycoslite.settings.message_timeout_s, dispycos_lite.MinPulseInterval, pycoslite.settings.net_port)
+assert pycos.__file__ == pycoslite.__file__         # examples look for files beside it
 try:
     pycos.Colour
 except AttributeError as error:

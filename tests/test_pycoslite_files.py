@@ -18,7 +18,7 @@ from unittest import mock
 
 import pycoslite
 from pycoslite import AsyncFile, AsyncPipe, AsyncSocket, MisuseError, MonitorStatus, Popen, Task
-from tests.support import TestCase
+from tests.test_pycoslite_sockets import SocketCase
 
 ROWS: Dict[str, str] = {
     "F01": "test_takes_every_kind_of_file",
@@ -46,20 +46,8 @@ COPY = [sys.executable, "-c", "import shutil, sys; shutil.copyfileobj(sys.stdin.
 UPPER = [sys.executable, "-c", "import sys\nfor line in sys.stdin: print(line.strip().upper(), flush=True)"]
 
 
-class FileCase(TestCase):
-    """Runs test bodies as tasks; the kernel and everything in it must be gone afterwards."""
-
-    def setUp(self) -> None:
-        self.addCleanup(pycoslite.stop_default)
-
-    def task(self, body: Any, *args: Any) -> Any:
-        """Run one task to its end; its exit value, or a failure with its traceback."""
-        task = Task(body, *args)
-        value = task.value(30)
-        self.assertFalse(task.is_alive(), "the task has not ended")
-        if isinstance(value, MonitorStatus):
-            self.fail(value.value)
-        return value
+class FileCase(SocketCase):
+    """Has files, pipes and children to work with."""
 
     def pipe(self) -> Tuple[AsyncFile, AsyncFile]:
         read_end, write_end = pycoslite.pipe()
@@ -279,8 +267,8 @@ class AsyncFileTest(FileCase):
                 self.assertEqual((yield file.readline()), b"")
         self.task(body)
 
-    def test_slow_disk_blocks_nobody_and_loses_nothing(self):
-        path = self.disk_file(b"0123456789")
+    def slow_read(self) -> Tuple[Any, threading.Event, threading.Event]:
+        """An os.read that waits for an event, this event, and one that tells that it is waiting."""
         may_read, reading = threading.Event(), threading.Event()
         self.addCleanup(may_read.set)
 
@@ -288,6 +276,11 @@ class AsyncFileTest(FileCase):
             reading.set()
             may_read.wait()
             return read(fd, count)
+        return slow_read, may_read, reading
+
+    def test_slow_disk_blocks_nobody_and_loses_nothing(self):
+        path = self.disk_file(b"0123456789")
+        slow_read, may_read, reading = self.slow_read()
 
         def body():
             with mock.patch("os.read", slow_read):
@@ -309,13 +302,7 @@ class AsyncFileTest(FileCase):
 
     def test_file_on_disk_is_closed_after_the_call_that_is_under_way(self):
         path = self.disk_file(b"0123456789")
-        may_read, reading = threading.Event(), threading.Event()
-        self.addCleanup(may_read.set)
-
-        def slow_read(fd, count, read=os.read):
-            reading.set()
-            may_read.wait()
-            return read(fd, count)
+        slow_read, may_read, reading = self.slow_read()
 
         def body():
             raw = open(str(path), "rb")

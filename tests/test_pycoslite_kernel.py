@@ -9,11 +9,21 @@ import sys
 import textwrap
 import threading
 import unittest
+from typing import Any
 
 import pycoslite
 from pycoslite import EpollPoller, Kernel, MonitorStatus, SelectorPoller, Task
 from tests.fake_kernel import FakeKernel
 from tests.support import ROOT, TestCase, running
+
+
+def send_from_threads(send: Any, count: int) -> None:
+    """Send (thread, number) for so many numbers in each of 4 threads at once."""
+    threads = [threading.Thread(target=lambda k=k: [send((k, n)) for n in range(count)]) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 class OrderTest(TestCase):
@@ -394,11 +404,7 @@ class ThreadTest(TestCase):
                 got.append((yield task.receive()))
             return got
         task = self.task(receiver)
-        threads = [threading.Thread(target=lambda k=k: [task.send((k, n)) for n in range(1000)]) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        send_from_threads(task.send, 1000)
         got = task.value(20)
         for k in range(4):
             self.assertEqual([n for key, n in got if key == k], list(range(1000)))

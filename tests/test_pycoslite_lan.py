@@ -2,13 +2,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator, List
 
-from tests import lan as lan_module
+from tests import figures, lan as lan_module
+from tests.figures import Figure
 from tests.lan import Machine, lan, wire
-from tests.support import TestCase
+from tests.support import Host, TestCase
+from tests.switch import Line, switched_hosts
 
 PEER = Path(__file__).with_name("lan_peer.py")
 GATEWAY = Path(lan_module.__file__)
@@ -91,13 +95,42 @@ class DiscoveryTest(LanTestCase):
         two = self.start(b, "two", "ipv4_udp_multicast=True")
         self.meets(one, two)
 
+
+class LossTest(LanTestCase):
+    """Nobody is missed where datagrams, or whatever frames, are lost (reliability.md, J10)."""
+
+    timeout_s = 900 if figures.SOAK else LanTestCase.timeout_s
+
     def test_30_percent_of_the_datagrams_are_lost(self) -> None:
-        a, b = self.enter(lan(wire("ab")))
-        processes = [self.start(host, "%s%d" % (host.letter, n), "loss=0.3") for n in range(3) for host in (a, b)]
-        for process in processes:
-            for other in processes:
-                if other is not process:
-                    process.wait_for("^PEER %s 1 " % other.name, FOUND_S)
+        figures.check(self, lambda soak: self.starts(30 if soak else 1, lan(wire("ab")), 6, "loss=0.3"))
+
+    def test_5_percent_of_all_frames_are_lost(self) -> None:
+        @contextlib.contextmanager
+        def bad_hosts() -> Iterator[List[Host]]:
+            with switched_hosts(3) as (switch, hosts):
+                switch.line = Line(delay_s=0.005, loss=0.05)
+                yield hosts
+        figures.check(self, lambda soak: self.starts(30 if soak else 1, bad_hosts(), 3))
+
+    def starts(self, times: int, network: Any, count: int, *options: str) -> Iterator[Figure]:
+        """That many processes are started at once on the hosts of a network, again and again."""
+        hosts, missed, slowest_s = self.enter(network), 0, 0.0
+        for _ in range(times):
+            with contextlib.ExitStack() as stack:
+                processes = [stack.enter_context(hosts[n % len(hosts)].running(
+                    [sys.executable, PEER, "name=p%d" % n, *options])) for n in range(count)]
+                for process in processes:
+                    process.wait_for("READY", 20)
+                began = time.monotonic()
+                for process, other in itertools.permutations(range(count), 2):
+                    try:
+                        left_s = max(0.0, began + FOUND_S - time.monotonic())
+                        processes[process].wait_for("^PEER p%d 1 " % other, left_s)
+                    except AssertionError:
+                        missed += 1
+                slowest_s = max(slowest_s, time.monotonic() - began)
+        yield Figure("processes that another one has not found within %g s" % FOUND_S, missed, "", "==", 0)
+        yield Figure("until all were found, at most", slowest_s, "s")
 
 
 class NamedTest(LanTestCase):
@@ -230,7 +263,8 @@ class ClustersTest(LanTestCase):
             self.meets(one, two)
         for name, pair in groups.items():
             for process in pair:
-                self.assertEqual(self.do(process, "peers"), repr([other.name for other in pair if other is not process]))
+                others = [other.name for other in pair if other is not process]
+                self.assertEqual(self.do(process, "peers"), repr(others))
                 lines = [line for line in process.output.splitlines() if line.startswith(("WARNING", "ERROR"))]
                 if name in ("red", "blue"):
                     self.assertEqual(lines, [])

@@ -91,7 +91,7 @@ class LoggerTest(TestCase):
                 "def f(task=None):\n    yield task.suspend('x')\nprint(pycoslite.Task(f).value())")
         done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), stdout=subprocess.PIPE, text=True,
                               timeout=50)
-        self.assertRegex(done.stdout, r"(?s) pycoslite - mine\n.* pycoslite - f/1: suspend\('x'\) ignored.*-1\n$")
+        self.assertRegex(done.stdout, r"(?s) pycoslite - mine\n.* pycoslite - suspend\('x'\) of task .*-1\n$")
 
 
 class StructTest(TestCase):
@@ -122,11 +122,13 @@ class SingletonTest(TestCase):
 
             def __init__(self, value):
                 self.value = value
+        self.assertIsNone(Singleton.instance(One))
         first = One(1)
         self.assertIs(One(2), first)
         self.assertEqual(first.value, 1)
         self.assertIs(Singleton.instance(One), first)
         Singleton.discard(One)
+        self.assertIsNone(One.instance())
         self.assertIsNot(One(3), first)
         self.assertIs(MetaSingleton, Singleton)
 

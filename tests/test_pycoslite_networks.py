@@ -34,8 +34,8 @@ class ListenTest(NetworkTestCase):
     def test_options_of_asyncoro(self):
         path = self.temp_dir()
         node = pycoslite.AsynCoro(node="127.0.0.1", udp_port=None, tcp_port=0, ext_ip_addr=None, name=None,
-                                  discover_peers=False, peers=[], secret="s", certfile=None, keyfile=None, notifier=None,
-                                  dest_path_prefix=str(path), max_file_size=None)
+                                  discover_peers=False, peers=[], secret="s", certfile=None, keyfile=None,
+                                  notifier=None, dest_path_prefix=str(path), max_file_size=None)
         self.addCleanup(node.terminate)
         self.assertEqual((node.name, node.dest_path), (socket.gethostname(), str(path)))
 
@@ -239,7 +239,7 @@ class PeersTest(NetworkTestCase):
         self.setting_times((0.0,))
         self.node(udp_port=free_port())
         with self.expect_log("no peer: nobody at 127.0.0.1 has answered at UDP port"):
-            self.assertEqual(self.peer("127.0.0.1"), 0)
+            self.assertEqual(self.peer(Location("127.0.0.1", 0)), 0)
 
     def setting_times(self, times: tuple) -> None:
         """Ping at other times."""

@@ -174,7 +174,9 @@ class ExposureTest(SecretsCase):
             return found
         secret = os.urandom(32).hex()
         name = "secrets-%d" % os.getpid()
-        with dispycos_lite.Cluster(cpus=1, cluster=name, secret_file=self.file(secret)) as cluster:
+        with self.expect_log("using 1 cores of this machine"):
+            cluster = dispycos_lite.Cluster(cpus=1, cluster=name, secret_file=self.file(secret))
+        with cluster:
             self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(30), [])
             sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", secret]
             with running(sleeper, ready="up") as process:                       # the probe finds what there is
@@ -204,8 +206,9 @@ class ExposureTest(SecretsCase):
         handshake = pycoslite.Handshake("dial", key, bytes(16), {}, bytes(32), "c")
         for thing in (options, handshake, pycoslite.Secrecy(key, None), pycoslite.RecordSealer(key)):
             self.assert_hidden(text, repr(thing))
-        refused = [lambda: handshake.receive(b"PYCL" + bytes(35)), lambda: pycoslite.Handshake("x", key, b"", {}, b"", "c"),
-                   lambda: secret_key(text, self.file(" ") + "-not") and secret_key(secret_file=self.file(" "))]
+        refused = [lambda: handshake.receive(b"PYCL" + bytes(35)),
+                   lambda: pycoslite.Handshake("x", key, b"", {}, b"", "c"),
+                   lambda: pycoslite.RecordOpener(key).feed(bytes(4 + 16))]
         for refuse in refused:
             try:
                 refuse()

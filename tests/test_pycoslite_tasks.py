@@ -755,7 +755,7 @@ class SuspendTest(KernelTestCase):
     def test_a_timeout_that_is_no_number(self):
         def sleeper(task=None):
             return (yield task.suspend("soon"))
-        with self.expect_log("not a number of seconds"):
+        with self.expect_log("suspend.*soon.* in .*, line .* must be a number of seconds"):
             self.assertEqual(self.result(sleeper), -1)
 
     def test_of_another_task(self):
@@ -770,7 +770,8 @@ class SuspendTest(KernelTestCase):
             return (yield task.receive())
         task = self.spawn(receiver)
         self.kernel.settle()
-        self.assertEqual(task.resume("ignored"), 0)
+        with self.expect_log(r"^resume\('ignored'\) of task receiver/\d+ in .*test_pycoslite_tasks.py, line \d+, is ignored"):
+            self.assertEqual(task.resume("ignored"), 0)
         self.kernel.settle()
         task.send("message")
         self.run_all()

@@ -14,7 +14,7 @@ import pycoslite
 from pycoslite import FileStat, Location, Pycos, Task
 from tests.cutting import CuttingProxy
 from tests.support import TestCase
-from tests.test_pycoslite_network import COME_S
+from tests.test_pycoslite_network import COME_S, SECRET
 from tests.test_pycoslite_remote_channels import ServiceTestCase
 
 OUTSIDE = ["../evil", "/evil", "a/../../evil", "base-twin/../../evil", "nul\0", "link", "link/deeper", "..", "n" * 300,
@@ -168,8 +168,17 @@ class WaysTest(TransferTestCase):
 
     def test_the_link(self):
         self.begin(self.SIZE)
+        self.process.agent.peer.longest = 100_000       # of a message
         with through_the_link():
             self.arrives()
+        self.assertEqual(self.dialled, [])
+
+    @unittest.skipUnless(pycoslite.can_encrypt_by_secret(), "this Python cannot use a secret as the key of TLS")
+    def test_the_link_when_it_is_encrypted(self):
+        self.setting(encrypt="always")
+        self.begin(self.SIZE)
+        self.assertTrue(self.process.agent.peer.link.encrypted)
+        self.arrives()
         self.assertEqual(self.dialled, [])
 
     def test_the_link_when_no_connection_can_be_made(self):
@@ -198,9 +207,10 @@ class WaysTest(TransferTestCase):
         self.file = self.temp_dir() / "data.bin"
         self.write(os.urandom(self.SIZE))
         node = self.node()
+        node.network.process_id = b"\xff" * 16          # of two links both ends keep what the smaller id dialled
         self.process = self.peer("dest_path=%r" % str(self.there), "peers=[%r]" % str(node.location))
         peer, = node.network.peers.values()
-        self.assertEqual(peer.link.role, "accept")
+        self.wait_until(lambda: peer.link is not None and peer.link.role == "accept")
 
     def test_the_receiver_dials(self):
         self.dialled_from_there()
@@ -247,6 +257,24 @@ class WaysTest(TransferTestCase):
         with mock.patch.object(pycoslite, "_link_address", return_value=(proxy.at.addr, proxy.at.port)):
             self.arrives()
         self.assertLessEqual(len(self.dialled), pycoslite._TRIES)
+
+    def test_the_link_takes_over_from_a_connection_that_was_cut(self):
+        self.begin(8_000_000)
+
+        def deaf(outgoing: Any, sock: Any, heard: bytearray) -> None:
+            """A connection is cut in whose last moment much was written that this end does not know of."""
+            sent = outgoing._send_some(sock, 0)
+            while sent < 5_000_000:
+                outgoing._await(sock, pycoslite.selectors.EVENT_WRITE)
+                sent += outgoing._send_some(sock, sent)
+            while int.from_bytes(heard[-8:], "big") < 4_000_000:
+                outgoing._await(sock, pycoslite.selectors.EVENT_READ)
+                heard += sock.recv(4096)
+            outgoing._hash(sent)
+            raise ConnectionResetError("for the test")
+        with mock.patch.object(pycoslite._Outgoing, "_transmit", deaf):
+            self.arrives()
+        self.assertEqual(len(self.dialled), 1)
 
     def test_a_connection_that_nobody_expects(self):
         self.begin()
@@ -354,6 +382,20 @@ class ReceivedHereTest(TransferTestCase):
         self.assertEqual(list(self.here.iterdir()), [])
         self.assertEqual(self.receive(lambda: None), 0)
 
+    def test_the_empty_directory_is_deleted_meanwhile(self):
+        """It is not empty, but nothing is to be seen in it yet."""
+        offer = {"id": 1, "name": "data.bin", "dir": "a/b", "place": "", "size": 3, "mtime_ns": 0, "mode": 0o600,
+                 "overwrite": False}
+        incoming = pycoslite._Incoming(None, offer)         # type: ignore[arg-type]
+        incoming.open(str(self.here), 0)
+        self.addCleanup(lambda: incoming.folder.close())
+        with pycoslite._Folder(str(self.here), "a/b", create=False) as folder:
+            folder.prune()
+        self.assertEqual((self.here / "a").exists(), incoming._named)
+        incoming._write(b"new")
+        incoming.complete(incoming._digest.hexdigest())
+        self.assertEqual((self.here / "a" / "b" / "data.bin").read_bytes(), b"new")
+
     def test_another_file_got_the_name_meanwhile(self):
         offer = {"id": 1, "name": "data.bin", "dir": "", "place": "", "size": 3, "mtime_ns": 0, "mode": 0o600,
                  "overwrite": False}
@@ -451,7 +493,8 @@ class ConfinementTest(TransferTestCase):
         with pycoslite._Folder(str(base), "a/b", create=True) as folder:
             (base / "a" / "b").rename(base / "a" / "c")
             (base / "a" / "b").symlink_to(other)
-            os.close(folder.create("file"))
+            with mock.patch.object(pycoslite, "_NAMELESS", 0):
+                os.close(folder.create("file")[0])
             folder.prune()
         self.assertEqual(list(other.iterdir()), [])
         self.assertTrue((base / "a" / "c" / "file").exists())
@@ -535,6 +578,15 @@ class InterruptionTest(TransferTestCase):
         with self.expect_log("was not sent"), self.lost_messages():
             self.assertEqual(self.interrupt(lambda task: self.process.signal(signal.SIGKILL)), -1)
         self.assertEqual((self.there / "data.bin").read_text(), "the old one")
+        if pycoslite._NAMELESS and self.takes_nameless_files():
+            self.assertEqual(self.names(), ["data.bin"])
+
+    def takes_nameless_files(self) -> bool:
+        """Whether the file system of the test's directory does."""
+        with pycoslite._Folder(str(self.temp_dir()), ".", create=False) as folder:
+            fd, named = folder.create("probe")
+            os.close(fd)
+        return not named
 
     def test_more_than_was_announced_and_a_wrong_digest(self):
         self.begin()
@@ -585,7 +637,7 @@ class DestPathTest(TestCase):
 
     def test_dest_path(self):
         base = self.temp_dir()
-        node = Pycos(host="127.0.0.1", tcp_port=0, secret="tests", discover_peers=False, dest_path=str(base / "files"),
+        node = Pycos(host="127.0.0.1", tcp_port=0, secret=SECRET, discover_peers=False, dest_path=str(base / "files"),
                      max_file_size=7)
         self.addCleanup(node.terminate)
         self.assertEqual((node.dest_path, node.max_file_size), (str(base / "files"), 7))

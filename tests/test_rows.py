@@ -27,9 +27,10 @@ class RowsTest(TestCase):
     def test_the_tests_exist(self):
         for row, where in COVERED.items():
             with self.subTest(row):
-                file, _, name = where.partition(": ")
-                owner, _, method = name.partition(".")
-                module = importlib.import_module("tests.test_pycoslite_" + file)
+                file, _, test = where.partition(": ")
+                owner, _, method = test.partition(".")
+                name = file if file.startswith("test_") else "test_pycoslite_" + file
+                module = importlib.import_module("tests." + name)
                 self.assertTrue(callable(getattr(getattr(module, owner), method)))
                 self.assertTrue(method.startswith("test_"))
 

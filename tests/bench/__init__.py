@@ -19,6 +19,7 @@ absolute figures follow the machine. `limit` is code written by hand for just th
     local.py           L1-L5, D6a: tasks, switches, messages, timers, memory, a channel, within one process
     streams.py         L6a-L6c: TCP connections over the loopback interface
     messages.py        D1-D3p: two processes that talk over the loopback interface
+    bulk.py            D4, D4b, D6b: large messages, and one channel for several processes
     jobs.py            J1-J2: jobs for two worker processes
     startup.py         J3: a client's time to its first result (its client program: first_result.py)
 

@@ -98,6 +98,8 @@ class Workload(NamedTuple):
         return self.sizes.get(contestant, self.size)
 
 
+AUTHENTICATED = 0.85            # of the rate of the same without authentication
+
 _TABLE: Tuple[Workload, ...] = (
     Workload("L1", "spawn tasks and join them", "tasks/s", 100_000, 300,
              (Share(0.40), Ahead("asyncio"))),
@@ -118,17 +120,23 @@ _TABLE: Tuple[Workload, ...] = (
     Workload("L6c", "bulk TCP", "MiB/s", 2_048, 4,
              (Share(0.90),)),
     Workload("D1", "request and response, 100 B", "requests/s", 5_000, 20,
-             (Share(0.45),), pinned=True),
+             (Share(0.45), Ahead("open", AUTHENTICATED)), pinned=True),
     Workload("D2", "one-way small messages", "messages/s", 100_000, 100,
-             (Share(0.33), Ahead("asyncio")), {"limit": 300_000}),
+             (Share(0.33), Ahead("asyncio"), Ahead("open", AUTHENTICATED)), {"limit": 300_000}),
     Workload("D3", "confirmed delivery, one at a time", "deliveries/s", 5_000, 20,
-             (Share(0.60),), pinned=True),
+             (Share(0.60), Ahead("open", AUTHENTICATED)), pinned=True),
     Workload("D3p", "confirmed delivery, 16 in flight", "deliveries/s", 32_000, 64,
-             (Share(0.40),), {"limit": 80_000}),
+             (Share(0.40), Ahead("open", AUTHENTICATED)), {"limit": 80_000}),
+    Workload("D4", "messages of 64 MiB, bytes (n: messages)", "MiB/s", 8, 1,
+             (Share(0.85), AtMost("peer_peak_x", 2.1))),
+    Workload("D4b", "messages of 64 MiB, a bytearray (n: messages)", "MiB/s", 8, 1,
+             (Share(0.85), AtMost("peer_peak_x", 1.1))),
     Workload("D5", "a file to another process", "MiB/s", 256, 1,
              (Share(0.90), Ahead("checked", 0.90))),
     Workload("D6a", "a channel with 50 subscribers (n: messages)", "deliveries/s", 10_000, 20,
              (Share(0.45), Ahead("asyncio"))),
+    Workload("D6b", "a channel with subscribers in 4 processes (n: messages)", "deliveries/s", 20_000, 20,
+             (Share(0.20),), {"limit": 100_000}),
     Workload("J1", "jobs that do nothing, 2 workers", "jobs/s", 20_000, 20,
              (Share(0.11), Ahead("mppool")), {"limit": 50_000, "ppe": 5_000}),
     Workload("J1b", "one job at a time", "jobs/s", 500, 5,

@@ -12,7 +12,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 HOST = "127.0.0.1"
-FAMILIES = ("local", "streams", "messages", "files", "jobs", "startup")
+FAMILIES = ("local", "streams", "messages", "bulk", "files", "jobs", "startup")
 
 # One clock for everything: on the systems this runs on it is the same in all processes, which J3 relies on.
 clock = time.monotonic

@@ -1,0 +1,83 @@
+"""Nodes and their clients on different hosts, whatever the networks between them are."""
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tests.lan import Machine, lan, wire
+from tests.support import ROOT
+from tests.test_pycoslite_lan import GATEWAY, LanTestCase
+
+CLIENT = """
+import os, sys
+sys.path.insert(0, %r)
+import pycoslite
+from dispycos_lite import Client, Scheduler
+
+def where():
+    import os
+    return os.readlink("/proc/self/ns/net")
+
+def main(task=None):
+    client = Client([where])
+    yield client.schedule()
+    print("job", (yield client.run_result(where)), flush=True)
+    yield client.close()
+
+Scheduler(nodes=sys.argv[1].split())            # which waits for nodes, and does without those of its own machine
+pycoslite.Task(main).value(30)
+pycoslite.Pycos().terminate()
+""" % str(ROOT)
+READY = r"listening at (.*)"
+
+
+class NodeTest(LanTestCase):
+    """A job of a client on one host runs on another one."""
+
+    def setUp(self) -> None:
+        self.client = self.temp_dir() / "client.py"
+        self.client.write_text(CLIENT)
+
+    def node(self, host: Machine, *options: Any) -> Any:
+        """A node program there."""
+        command = [sys.executable, "dispycosnode_lite.py", "--cpus", "1", "--daemon", *options]
+        return self.enter(host.running(command, ready=READY))
+
+    def uses(self, client: Machine, node: Machine, named: str = "") -> None:
+        """A client on the one host has its job done on the other."""
+        output = client.run([sys.executable, self.client, named]).stdout
+        self.assertNotIn("Traceback", output)
+        place = node.run([sys.executable, "-c", "import os; print(os.readlink('/proc/self/ns/net'))"]).stdout.strip()
+        self.assertIn("job " + place, output)
+
+    def test_behind_nat(self) -> None:
+        """The node and its server have a port of the gateway each, as on rented machines."""
+        a, b, c = self.enter(lan(wire("ac"), wire("bc")))
+        outside, inside = c.on[1].address, a.on[0].address
+        for port in 9706, 9707:
+            self.enter(c.running([sys.executable, GATEWAY, "%s:%d" % (outside, port), "%s:%d" % (inside, port)],
+                                 ready="READY"))
+        node = self.node(a, "--ext_ip_addr", outside, "--tcp_ports", "9706")
+        self.assertEqual(node.match.group(1), outside + ":9706")
+        self.uses(b, a, outside + ":9706")
+
+    def test_found_by_ipv6_alone(self) -> None:
+        a, b = self.enter(lan(wire("ab", ipv4=False)))
+        self.node(a)
+        self.uses(b, a)
+
+    def test_found_by_link_local_addresses_alone(self) -> None:
+        a, b = self.enter(lan(wire("ab", ipv4=False, ipv6=False)))
+        self.node(a)
+        self.uses(b, a)
+
+    def test_named_where_udp_is_blocked(self) -> None:
+        a, b = self.enter(lan(wire("ab")))
+        a.block_udp()
+        self.node(a)
+        self.uses(b, a, a.on[0].address)
+
+
+if __name__ == "__main__":
+    import unittest
+    unittest.main()
