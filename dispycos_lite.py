@@ -4389,7 +4389,8 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         self._local: Optional[LocalNode] = None
         self._turns: Any = collections.deque()      # of clients; the first one has the nodes
         udp_port = options.get("udp_port") or pycoslite.settings.net_port
-        self._discovery = pycoslite.Discovery(self.network, udp_port)
+        self._discovery = pycoslite.Discovery(self.network, udp_port,
+                                              multicast=bool(options.get("ipv4_udp_multicast")))
         self._discovery.roles = pycoslite.ROLES["client"]       # whatever else this process is: nodes search for it
         self._remotes: Dict[bytes, _RemoteScheduler] = {}       # scheduler programs that clients have named
         self.network.on_peer(self._on_peer)
@@ -5673,9 +5674,10 @@ class Cluster(concurrent.futures.Executor):
     `nodes` are the nodes to use ('host' or 'host:port'); without any, those found on the local networks are used, and
     if there are none, the cores of this machine (`cpus` of them, None: all) by a node program of its own. A node that
     serves another client is waited for, and joins in when it is free; one that is lost is used again once it is back.
-    `secret`, `secret_file` and `cluster` as for `pycoslite.Pycos`. Raises PycosError with a sentence when no named node
-    can be used. At the end of the with block all jobs are waited for; when an exception ends it, they are cancelled.
-    All methods may be called from any thread, but not in a task.
+    `secret`, `secret_file` and `cluster` as for `pycoslite.Pycos`; certificates for TLS are those of the environment
+    (see `pycoslite.certificates`), or of a `Pycos(certfile=...)` made before. Raises PycosError with a sentence when no
+    named node can be used. At the end of the with block all jobs are waited for; when an exception ends it, they are
+    cancelled. All methods may be called from any thread, but not in a task.
     """
 
     def __init__(self, nodes: Iterable[str] = (), cpus: Optional[int] = None, *, secret: Any = None,
@@ -5969,6 +5971,7 @@ def _scheduler_options() -> argparse.ArgumentParser:
     add("-i", "--ip_addr", "--host", action="append", default=[], help="address to listen at; may be repeated")
     add("--ext_ip_addr", "--ext_host", action="append", default=[], help="address that others are told")
     add("-u", "--udp_port", type=int, help="port of discovery (default: %d)" % pycoslite.settings.net_port)
+    add("--ipv4_udp_multicast", action="store_true", help="search IPv4 networks by multicast and not by broadcast")
     add("-t", "--tcp_port", "--scheduler_port", type=int, help="port to listen at (default: %d, if it is free)" % (
         pycoslite.settings.net_port))
     add("-n", "--name", help="what this process is called (default: this host's name)")
@@ -6010,9 +6013,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         nodes = [pycoslite.Location.parse(node, options.node_port) for node in options.node]
         pycos = pycoslite.Pycos(host=options.ip_addr, ext_host=options.ext_ip_addr or None, udp_port=options.udp_port,
-                                tcp_port=options.tcp_port, name=options.name, secret=options.secret,
-                                secret_file=options.secret_file, certfile=options.certfile, keyfile=options.keyfile,
-                                cafile=options.cafile, certname=options.certname, role="scheduler")
+                                ipv4_udp_multicast=options.ipv4_udp_multicast, tcp_port=options.tcp_port,
+                                name=options.name, secret=options.secret, secret_file=options.secret_file,
+                                certfile=options.certfile, keyfile=options.keyfile, cafile=options.cafile,
+                                certname=options.certname, role="scheduler")
     except (OSError, ValueError, pycoslite.PycosError) as error:
         sys.stderr.write("dispycos_lite: %s\n" % error)
         return 1

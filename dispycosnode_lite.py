@@ -97,6 +97,8 @@ class NodeOptions:
     ext_hosts: Tuple[str, ...]                  # addresses to announce in place of ours
     tcp_ports: Tuple[int, ...]                  # as listed, in order; none: DEFAULT_PORT upward, skipping taken ones
     udp_port: int
+    ipv4_udp_multicast: bool                    # search by a group and not by broadcast
+    ping_interval: int                          # seconds between announcements while it is free, 0: when it becomes so
     scheduler_port: int
     peers: Tuple[pycoslite.Location, ...]
     name: str
@@ -232,6 +234,12 @@ OPTIONS = (
             "repeated (default: %d and up, next free ones)" % DEFAULT_PORT),
     _Option(_NETWORK, "-u --udp_port", "udp_port", "PORT", _port, _NET_PORT, "for example --udp_port %d" % _NET_PORT,
             "UDP port of the discovery, the same in the whole cluster (default: %d)" % _NET_PORT),
+    _Option(_NETWORK, "--ipv4_udp_multicast", "ipv4_udp_multicast", "", _switch, False,
+            "--ipv4_udp_multicast takes no value",
+            "announce the node to the multicast group %s of IPv4 networks (default: broadcast); it is found both ways" %
+            pycoslite.settings.ipv4_group),
+    _Option(_NETWORK, "--ping_interval", "ping_interval", "SECONDS", _number(0), 0, "for example --ping_interval 60",
+            "announce the node that often while it is free (default: when it starts and when it becomes free)"),
     _Option(_NETWORK, "--scheduler_port", "scheduler_port", "PORT", _port, _NET_PORT,
             "for example --scheduler_port %d" % _NET_PORT,
             "TCP port of schedulers, for --peer without a port (default: %d)" % _NET_PORT),
@@ -2348,23 +2356,37 @@ def _memory_of_linux() -> Dict[str, Optional[float]]:
 
 
 class Ending:
-    """Tells the main thread that the program is to end, and why. An Event would not do: a signal's handler that sets it
-    while the main thread is inside of it would wait for ever."""
+    """Tells the main thread that the program is to end, and why.
+
+    The main thread waits at a socket that the interpreter writes to when a signal comes. A lock or a queue would not do:
+    a signal that comes while the thread lets go of the interpreter, just before it waits, interrupts neither, and its
+    handler then runs when the wait is over, which may be never (seen in one start of four with `spawn`).
+    """
 
     def __init__(self) -> None:
         self._reasons: "queue.SimpleQueue[str]" = queue.SimpleQueue()
+        self._waiting, self._waking = socket.socketpair()
+        self._waking.setblocking(False)
+
+    def attend(self) -> None:
+        """Have signals wake the waiting up, from now on. Main thread."""
+        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
 
     def set(self, reason: str = "it has ended") -> None:
         """End, for this reason (a phrase that can follow the node's name). Any thread, any signal handler."""
         self._reasons.put(reason)
+        try:
+            self._waking.send(b"\0")
+        except OSError:                     # full of bytes that have not been read: it will wake up; or it has
+            pass
 
     def wait(self) -> str:
-        """Wait for the first reason. Main thread."""
-        while True:
-            try:
-                return self._reasons.get(timeout=3600)      # a wait with an end can be interrupted on every system
-            except queue.Empty:
-                pass
+        """Wait for the first reason. Main thread, once."""
+        with self._waiting, self._waking:
+            while self._reasons.empty():
+                self._waiting.recv(4096)
+            signal.set_wakeup_fd(-1)
+        return self._reasons.get()
 
 
 class _Carrier:
@@ -2462,6 +2484,13 @@ class NodeDriver(_Carrier):
         """Let clients that wait for nodes, and schedulers, know at once that this one is free. Engine."""
         if self.discovery is not None:
             self.discovery.search(pycoslite.ROLES["client"] | pycoslite.ROLES["scheduler"])
+
+    def announce_regularly(self) -> None:
+        """Announce the node now, and at the intervals asked for as long as it is free then. Engine."""
+        if self.state.holder is None:
+            self.announce()
+        if self.options.ping_interval:
+            self.network.call_later(self.options.ping_interval, self.announce_regularly)
 
     def report(self, event: Message) -> None:
         """What `Processes` has to tell. Any thread."""
@@ -2771,6 +2800,7 @@ def run_node(options: NodeOptions) -> int:
 
 def _end_at_signals(ending: Ending, daemon: bool) -> None:
     """Let Ctrl-C and signals that mean the same end the program in an orderly way."""
+    ending.attend()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: ending.set(
@@ -2785,9 +2815,9 @@ def _open_ways_in(options: NodeOptions, driver: NodeDriver) -> None:
     network = driver.network
     for location in options.peers:
         network.spawn(_contact, network, [location])
-    driver.discovery = pycoslite.Discovery(network, options.udp_port)
+    driver.discovery = pycoslite.Discovery(network, options.udp_port, multicast=options.ipv4_udp_multicast)
     network.post(driver.discovery.answer)
-    network.post(driver.announce)
+    network.post(driver.announce_regularly)
     sys.stdout.write("node %s: %d servers (%s), listening at %s%s\n" % (
         options.name, options.cpus, options.cpus_note, ", ".join(map(repr, network.locations)),
         "" if network.key else ", OPEN TO EVERYONE"))

@@ -471,6 +471,11 @@ def is_loopback(host: str) -> bool:
     return host.startswith("127.") or host == "::1"
 
 
+def wildcard_of(address: str) -> str:
+    """How all addresses of that one's family are named where one listens: '0.0.0.0' or '::'. Any thread."""
+    return "::" if ":" in address else "0.0.0.0"
+
+
 def is_link_local(host: str) -> bool:
     """Whether an address is an IPv6 one that needs its interface to be of use. Any thread."""
     return ":" in host and host[:3].lower() in ("fe8", "fe9", "fea", "feb")
@@ -655,12 +660,14 @@ unserialize = deserialize
 
 
 class _Parts(list):
-    """File for a pickler that keeps what it is given: long bytes objects of the pickled value uncopied, and in them the
-    value itself, so they must be of a kind that cannot change until they are confirmed."""
+    """File for a pickler that keeps what it is given: the long bytes objects of the pickled value itself, uncopied, as
+    they cannot change until they are confirmed; of its long bytearrays, which can, copies."""
 
     def write(self, data: Any) -> None:
         """Called by the pickler with bytes, or with the bytearrays of the value."""
-        self.append(data if type(data) is bytes else bytes(data))
+        if type(data) is not bytes:
+            data = bytes(data) if len(data) < _LONG_FRAME else _Mapped.copy_of(data)
+        self.append(data)
 
 
 def serialize_long(value: Any) -> list:
@@ -672,21 +679,37 @@ def serialize_long(value: Any) -> list:
     return parts
 
 
-_PRIVATE: dict = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}     # or it is shared
+# Memory that is shared with children, the default, would not be given back page by page; Windows has no such choice.
+_PRIVATE: dict = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class _Mapped(mmap.mmap):
     """Memory for the body of one long frame, and the file that its message is unpickled from.
 
     The system gives it page by page as the bytes come, whatever length was announced, and takes each page back as soon
-    as the unpickler has copied it into the message (on Linux; elsewhere all at the end). So a message of 64 MiB takes 64
-    MiB and a little, where a bytearray and what it is unpickled to take twice that.
+    as the unpickler has copied it into the message (on Linux; elsewhere all at the end). So a message of 64 MiB takes
+    64 MiB and a little, where a bytearray and what it is unpickled to take twice that. In pages of 2 MiB, if the system
+    has them: filling 64 MiB takes 8 ms then, and 36 in small ones.
     """
 
-    _PIECE = 1 << 20
+    _PIECE = 1 << 20                    # most that is there twice
+    _ADVICE = sys.platform.startswith("linux") and hasattr(mmap, "MADV_DONTNEED") and hasattr(mmap, "MADV_HUGEPAGE")
 
     def __new__(cls, size: int) -> "_Mapped":
-        return super().__new__(cls, -1, size, **_PRIVATE)
+        memory = super().__new__(cls, -1, size, **_PRIVATE)
+        if cls._ADVICE:
+            try:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            except OSError as error:    # a kernel without them
+                log.debug("memory of %d bytes in small pages: %s", size, error)
+        return memory
+
+    @classmethod
+    def copy_of(cls, data: Any) -> Any:
+        """A copy, as a view: for 64 MiB a fifth of the time that a bytes object takes."""
+        copy = memoryview(cls(len(data)))
+        copy[:] = data
+        return copy
 
     def readinto(self, into: Any) -> int:
         """Move the next bytes into the buffer `into`: fills it, as the unpickler demands. They are gone here."""
@@ -699,9 +722,9 @@ class _Mapped(mmap.mmap):
         return len(target)
 
     def _forget(self, start: int, stop: int) -> None:
-        """Give the whole pages between two offsets back to the system."""
-        start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-        if stop > start and hasattr(mmap, "MADV_DONTNEED") and sys.platform.startswith("linux"):
+        """Give pages back to the system: all before `start` has been read, too, what follows `stop` has not."""
+        start, stop = start // mmap.PAGESIZE * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start and self._ADVICE:
             self.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
@@ -876,7 +899,7 @@ class FrameDecoder:
     def __init__(self, cap: int) -> None:
         self._cap = cap
         self._head = b""                            # begun header, less than 5 bytes
-        self._body: Any = None                      # begun body, a bytearray that grows or a view of _Mapped, of which ...
+        self._body: Any = None                      # begun body: bytearray that grows, or view of _Mapped; of it ...
         self._missing = 0                           # ... so much has not come yet
         self._code = 0
 
@@ -888,8 +911,8 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list:
         """Take what came; return the frames now complete as (code, body) pairs.
 
-        A body is bytes, or a bytearray of its own when it is longer than 64 KiB and came in pieces, or a memoryview when
-        it is longer than 1 MiB, see `deserialize_frame`. Raises ProtocolError for a frame longer than the cap.
+        A body is bytes, or a bytearray of its own when it is longer than 64 KiB and came in pieces, or a memoryview
+        when it is longer than 1 MiB, see `deserialize_frame`. Raises ProtocolError for a frame longer than the cap.
         """
         if self._body is None and not self._head and type(data) is bytes and len(data) >= 5:
             size, code = _FRAME.unpack_from(data)
@@ -1326,14 +1349,30 @@ def same_digest(one: bytes, other: bytes) -> bool:
 # 8. Session (pure)                                                   exactly once and in order, whatever connections do
 # ======================================================================================================================
 #
+# What is promised. Between two processes that both live, each sequenced frame arrives exactly once, and in the order of
+# sending, whatever becomes of connections. When one of them ends, or gives the other up, each frame of the survivor's
+# has arrived, or is named by `lost`, as 'may have arrived' or as 'never sent'; nothing is repeated in a new session.
+#
 # Spec. One per pair of processes; it outlives connections and ends with either process, or when it is given up. Each
 # end numbers its frames 1, 2, 3 ... without sending the numbers; the other counts what it takes. A frame is in turn:
 #
 #   queued -> batched (a batch becomes one record) -> on its way, kept -> confirmed by a count, forgotten
 #                          ^______ a new connection puts all kept batches back ______|
 #
-# On each new connection both ends first say SESSION (own id, other's id or 0, frames taken), and nothing sequenced
-# before the other's SESSION is in. L, R: our id and what we know of the other's (0: nothing); l, r, n: what came.
+# Frames of its own (section 6 has their header); they belong to a connection, are not counted and never repeated:
+#
+#   SESSION  code 1   offset 0  u64  id of the sender's session, random, not 0
+#                            8  u64  id of the receiver's session as far as it is known, else 0
+#                           16  u64  sequenced frames that the sender has taken in this session
+#   ACK      code 2   offset 0  u64  the same count, later on; it never falls
+#
+# A connection that both ends use is in turn
+#
+#   closed    (`disconnected`)   everything is queued; `queue_messages` of it at most before senders are held back
+#   greeting  (`connected`)      SESSION is the first frame each way; nothing sequenced before the other's is in
+#   open      (`on_session`)     frames flow, ACK confirms; a second SESSION, or a count that cannot be, ends it
+#
+# What SESSION leads to. L, R: our id and what we know of the other's (0: nothing); l, r, n: the fields that came.
 #
 #   R == 0 or l      r == 0 or L     what it means                               result
 #   R == 0, yes      r == 0, yes     first contact                               'new'       R = l
@@ -1344,10 +1383,22 @@ def same_digest(one: bytes, other: bytes) -> bool:
 #   R == l           r == other      cannot be: they know both ids               'mismatch'  restart(): ours is lost
 #
 # After a mismatch the driver calls restart() and re-makes the connection; the second exchange then agrees.
-# Invariants: confirmed <= sent <= numbered; kept batches + ready batches + the open batch = all that is unconfirmed, in
-# order; the window counts exactly these. One batch costs one entry, so a confirmation costs per batch, not per frame.
-# A batch longer than its record (a long frame) is handed out over several, nothing in between; a new connection starts
-# at its first byte again, or at the first byte of the first frame not confirmed.
+#
+# Confirmations. What was taken is confirmed after `ack_delay_s` at the latest, at once after `ack_messages` or
+# `ack_bytes`; it rides along with what is sent anyway once half of the delay is over. The receiver may withhold it
+# while it cannot pass on what it gets: that fills the sender's window, and nothing else stops.
+#
+# Window. Frames are always taken; `push` tells when the window is full, and `below_window` until it is half empty
+# again, so that senders wait in long strides. It is `window_bytes` and `window_messages` of unconfirmed frames, while
+# closed `queue_messages`, as there nothing is on its way: it only piles up for a peer that may be dead.
+#
+# Invariants (checked by the tests at each step, with a network that cuts, loses, doubles, reorders and forges):
+#   - confirmed <= taken by the other end <= sent <= numbered; base <= confirmed, as half a batch may be confirmed
+#   - kept batches + ready batches + the open batch = all that is unconfirmed, in order; the window counts exactly these
+#   - one batch costs one entry, so a confirmation costs per batch, not per frame
+#   - a batch longer than its record (a long frame) is handed out over several, nothing in between; a new connection
+#     starts at its first byte again, or at the first byte of the first frame not confirmed
+#   - a frame was 'never sent' only if no connection of this session was ever handed its first byte
 
 _RIDERS = 1024                  # bytes of a record kept free for link frames that ride along with a full batch
 
@@ -1497,6 +1548,11 @@ class Session:
             self._held = True
         self.has_more = False
         return [frame]
+
+    @property
+    def queued_control(self) -> int:
+        """How many link frames wait to go out."""
+        return len(self._control)
 
     def control(self, frame: bytes) -> None:
         """Queue a link frame (PING, PONG, BYE) of this connection: it goes out next and is never repeated."""
@@ -1728,6 +1784,10 @@ class Session:
 # ======================================================================================================================
 # 9. Poller and wake-up                                            the only place that knows which poller a platform has
 # ======================================================================================================================
+#
+# A poller maps descriptors to handlers, level triggered: `poll` tells what is ready, as often as it is asked, until
+# somebody reads or writes it. It belongs to the thread that runs its kernel; only the `Waker` is for others. Pollers
+# can be nested (`nests`): the one of the network engine is watched by that of the kernel that drives it.
 
 READ, WRITE = 1, 4                      # event bits; epoll's own, so that the fast poller need not translate
 _BOTH = READ | WRITE
@@ -1760,8 +1820,8 @@ class EpollPoller(_Handlers):
     def __init__(self) -> None:
         super().__init__()
         self._epoll = select.epoll()
-        # poll(timeout): wait at most so many seconds (None: for ever); returns what `handle` takes, (descriptor, events)
-        # pairs. The system's own, as a method around it would be a fortieth of an echo.
+        # poll(timeout): wait at most so many seconds (None: for ever); returns what `handle` takes: (descriptor,
+        # events) pairs. The system's own, as a method around it would be a fortieth of an echo.
         self.poll = self._epoll.poll
 
     def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
@@ -1895,9 +1955,9 @@ class Waker:
 # blocking call being dropped, or kept in a variable. If there is one, all requests made from then on are watched: noted
 # with the place of the call when made, struck out when begun, reported in the log when they are still there at their
 # end. A suspicion that is wrong costs two microseconds for each request, and no report. What is not noticed: calls
-# named like those that need no yield (`read`, `readline`, `write` of plain files, `send` of a task, `monitor` of an RPS),
-# calls that are generators themselves (`connect`, `communicate`, a channel's `deliver`), and code in modules that no
-# task begins in.
+# named like those that need no yield (`read`, `readline`, `write` of plain files, `send` of a task, `monitor` of an
+# RPS), calls that are generators themselves (`connect`, `communicate`, a channel's `deliver`), and code in modules that
+# no task begins in.
 
 
 class _Requests(dict):
@@ -2071,7 +2131,7 @@ class _Forgotten:
     @classmethod
     def _report(cls, place: Tuple[str, str, int]) -> None:
         frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_code is not Kernel.run_ready.__code__:
+        while frame is not None and (frame.f_code.co_name != "run_ready" or frame.f_globals is not globals()):
             if frame.f_code is _Steps.closing.__code__:     # its end is no time to wait, with or without yield
                 return
             frame = frame.f_back
@@ -2080,8 +2140,9 @@ class _Forgotten:
         cls._reported.add(place)
         who = "task %r" % frame.f_locals["task"] if frame is not None else "a task"
         call, file, line = place
-        log.warning('%s called %s() in %s, line %d, and did not wait for it, so that it did nothing: put "yield" before '
-                    'it ("await" in an async function): %s', who, call, file, line, linecache.getline(file, line).strip())
+        log.warning('%s called %s() in %s, line %d, and did not wait for it, so that it did nothing: put "yield" '
+                    'before it ("await" in an async function): %s', who, call, file, line,
+                    linecache.getline(file, line).strip())
 
 
 class _ReceiveForEver(Request):
@@ -2581,13 +2642,20 @@ class Task(_Steps):
         return 0
 
     def deliver(self, message: Any, timeout: Optional[float] = None) -> Any:
-        """Like `send`, and tells whether the mailbox has the message: 1, or -1 when the task has ended.
-        Use with yield. `timeout` (seconds) matters for remote tasks only."""
+        """Like `send`, and tells whether the mailbox has the message. Use with yield.
+
+        `timeout`: seconds to wait for the answer of another process (None: for ever); a task of this one needs none.
+        Gives 1, 0 when time is up or the other process is lost, -1 when the task has ended. (Row T11.)
+        """
         return Value(1 if self.send(message) == 0 else -1)
 
     def receive(self, timeout: Optional[float] = None, alarm_value: Any = None) -> Any:
-        """The oldest message of this task's mailbox; waits for one at most `timeout` seconds (None: for ever, 0: not
-        at all), then gives `alarm_value`. Use with yield, in this task only."""
+        """The oldest message of this task's mailbox. Use with yield, in this task only.
+
+        `timeout`: seconds to wait for one at most; None: for ever, 0 or less: not at all. `alarm_value`: what it gives
+        when time is up. Messages that come while the task waits for something else stay in the mailbox. Raises
+        MisuseError outside of the task, and TypeError at the yield for a timeout that is no number. (Row T12.)
+        """
         if self.kernel.current is not self:
             raise MisuseError("receive() of task %r was called outside of it: a task reads its own mailbox only" % self)
         if timeout is None:
@@ -2599,9 +2667,13 @@ class Task(_Steps):
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     def suspend(self, timeout: Optional[float] = None, alarm_value: Any = None) -> Any:
-        """Wait until another task calls `resume`, at most `timeout` seconds (None: for ever; 0 or less: not at all);
-        gives the value resumed with, or `alarm_value` when time is up. Use with yield, in this task only; for another
-        task or a timeout that is no number the result is -1."""
+        """Wait until another task or thread calls `resume`; also under the name `sleep`. Use with yield, in this task
+        only.
+
+        `timeout`: seconds to wait at most; None: for ever, 0 or less: not at all. Gives the value resumed with, or
+        `alarm_value` when time is up; -1 for another task, and (with a warning) for a timeout that is no number.
+        Messages do not end the wait: they are there afterwards. (Rows T07, T08.)
+        """
         if timeout is not None and not isinstance(timeout, (int, float)):
             log.warning("suspend(%r) of task %r in %s is ignored: the timeout must be a number of seconds, or None",
                         timeout, self, caller())
@@ -2611,8 +2683,11 @@ class Task(_Steps):
     sleep = suspend
 
     def resume(self, update: Any = None) -> int:
-        """End the `suspend` of the task, which gives `update`. Any thread. Returns 0 (also when the task was not
-        suspended: ignored), or -1 when it has ended."""
+        """End the `suspend` of the task, which gives `update`; also under the name `wakeup`. Never waits. Any thread.
+
+        Returns 0, or -1 when it has ended. A task that is not suspended goes on as it was: the update is lost, with a
+        warning (a message, which `send` puts into the mailbox, would not be). (Row T09.)
+        """
         kernel = self.kernel
         if self.generator is None:
             return -1
@@ -2628,14 +2703,20 @@ class Task(_Steps):
     wakeup = resume
 
     def finish(self, timeout: Optional[float] = None) -> Any:
-        """The task's exit value (a `MonitorStatus` when it failed); waits for its end at most `timeout` seconds, then
-        gives None. Use with yield; any task may call it any number of times."""
+        """The task's exit value, once it has ended; ``yield task()`` is the same. Use with yield, in any other task,
+        any number of times.
+
+        `timeout`: seconds to wait at most (None: for ever). Gives what the task returned, else what its last yield
+        gave; None when it was terminated, or time is up (`is_alive` tells which); a `MonitorStatus` when an exception
+        ended it, whose `error` is the exception. Raises MisuseError in the task itself. (Rows T21, T22.)
+        """
         return Join(self, timeout)
 
     __call__ = finish
 
     def value(self, timeout: Optional[float] = None) -> Any:
-        """Like `finish`, for threads: blocks the calling thread. Raises MisuseError inside a task."""
+        """Like `finish`, for threads: blocks the calling one until the task has ended, at most `timeout` seconds (None:
+        for ever). Raises MisuseError inside a task of the same kernel, which it would block for ever. (Row T20.)"""
         if self.generator is not None:
             if get_ident() == self.kernel.owner:
                 raise MisuseError("value() of task %r was called inside a task, which would block all of them: "
@@ -2813,6 +2894,20 @@ class Value(Request):
 #
 # Everything in it is touched by the thread that runs it (`owner`) and nothing is locked; other threads use `post`
 # (or append to `ready`, which the interpreter makes atomic) and wake the poller only when it sleeps.
+#
+# Nothing is missed by that: who posts appends first and looks at `sleeping` then; the kernel sets `sleeping` first and
+# looks for work then. One of the two sees the other.
+#
+# Fairness: ready tasks run in the order they became ready. A turn serves at most STEPS steps, so that timers and
+# descriptors are looked at however many tasks are ready; a busy kernel looks at descriptors every POLL_EVERY_S only,
+# as a look costs a system call and the interpreter's lock; and a task whose requests are all answered at once gives way
+# after TURNS of them. What no kernel can do is to interrupt a task that does not yield: it holds up all others of its
+# thread (and not the network, see the engine), and `dump` shows where it is.
+#
+# The life of the default kernel, the one that user tasks get: started by the first task (`default_kernel`), in a daemon
+# thread; at the end of the program `_wait_at_exit` waits for all tasks that are no daemons, then `stop_default` ends
+# the network (STOPPERS), every task that is left, and the thread, and calls AFTERWARDS. A task made after that starts a
+# new one. A forked child has none of its parent's tasks: its first task starts a kernel of its own.
 
 PASSES = 16                             # over the ready queue between two looks at timers and descriptors, ...
 STEPS = 1600                            # ... and fewer, or a part of one, where that would be more steps than this
@@ -3179,7 +3274,10 @@ def _hook_exit() -> None:
     """Once a process: have a program wait for its tasks when its own code has ended, and end them after its threads.
 
     The first is done before the threads are waited for, while threads and children can still be started; `atexit`,
-    which comes after them, has been too late for both since 3.12. (3.8 has only `atexit`, and no such limit.)
+    which comes after them, has been too late for both since 3.12. (3.8 has only `atexit`, and no such limit.) CPython
+    3.12.0 and 3.12.1 refuse both as soon as the main program has ended (gh-113964, fixed in 3.12.2): there a task that
+    goes on after that can use no thread pool, disk file, host name or child process that it did not use before; a
+    program that has to run on them waits at its end itself, with ``Pycos().join()``.
     """
     atexit.register(_stop_at_exit)
     try:
@@ -3257,6 +3355,16 @@ if hasattr(os, "register_at_fork"):
 # front. What is waited for (a lock, a unit of a semaphore) is passed straight to the first in line, so nobody can
 # overtake, and a task that is interrupted before it could take note of it gets it first (see `_Steps.interrupt`).
 # `Event.set`, `Condition.notify` and `Semaphore.release` may be called by any thread, the rest by tasks only.
+#
+# A lock is in one of three states:
+#
+#   free       owner None, nobody in line
+#   held       owner is a task, depth counts how often it acquired (1 unless reentrant)
+#   orphaned   its owner ended without releasing it: who waits is told with MisuseError (`orphaned`), and so is who
+#              comes later, instead of hanging. Noticed by a watcher of the owner, set only while somebody waits.
+#
+# A task that waits for a Condition goes through two lines: that of `notify` and then that of the lock. It is moved from
+# one to the other by `_notify` and never stands in both; its timeout counts for the first only.
 
 
 class _InLine(_Timed):
@@ -3283,6 +3391,8 @@ class _InLine(_Timed):
 
 
 class _Acquire(_InLine):
+    """The wait for a lock; `depth` is what the lock's becomes when it is passed to this one."""
+
     __slots__ = ("lock", "depth")
 
     def __init__(self, lock: "Lock", blocking: bool, timeout: Optional[float]) -> None:
@@ -3318,8 +3428,17 @@ class _Acquire(_InLine):
 
 
 class Lock:
-    """A lock between tasks, not reentrant: ``yield lock.acquire()`` ... ``lock.release()``; in async functions also
-    ``async with lock``."""
+    """A lock between tasks, not reentrant; in async functions also ``async with lock``.
+
+        yield lock.acquire()
+        try:
+            ...                         # may yield: nobody else gets in
+        finally:
+            lock.release()
+
+    Tasks take turns only where they yield, so what is done between two yields needs no lock. It is no lock between
+    threads, nor between a user task and a SysTask (MisuseError): these send each other messages. (Rows L01-L03.)
+    """
 
     __slots__ = ("owner", "depth", "line", "__weakref__")
     reentrant = False
@@ -3330,13 +3449,17 @@ class Lock:
         self.line: OrderedDict = OrderedDict()
 
     def acquire(self, blocking: bool = True, timeout: Optional[float] = -1) -> Any:
-        """Take the lock, waiting at most `timeout` seconds (negative or None: for ever), or not at all unless
-        `blocking`. Use with yield. Gives True, or False when it is not to be had in time. Raises MisuseError where it
-        never will be: the task has it already, or its owner ended without releasing it."""
+        """Take the lock. Use with yield; of the tasks that wait, the first that came gets it.
+
+        `blocking`: False does not wait at all. `timeout`: seconds to wait at most; negative (the default) or None: for
+        ever. Gives True, or False when it is not to be had in time. Raises MisuseError where it never will be, without
+        a timeout: the task has it already (and it is no RLock), or its owner ended without releasing it.
+        """
         return _Acquire(self, blocking, timeout)
 
     def release(self) -> None:
-        """Give the lock to who waits longest, or to nobody. Raises RuntimeError unless the running task owns it."""
+        """Give the lock to who waits longest, or to nobody; never waits. In the task that has it only: raises
+        RuntimeError elsewhere, with the name of the task that owns it."""
         self.check_owner("release")
         self.depth -= 1
         if not self.depth:
@@ -3383,7 +3506,8 @@ class Lock:
 
 
 class RLock(Lock):
-    """A lock that its owner may acquire again; it must be released as often."""
+    """A lock that its owner may acquire again without waiting; it must be released as often, and is free only then.
+    Otherwise like `Lock`. (Rows L04, L05.)"""
 
     __slots__ = ()
     reentrant = True
@@ -3408,7 +3532,17 @@ class _Notified(_InLine):
 
 
 class Condition(RLock):
-    """A reentrant lock, and a place where its owner waits until another task says that something has changed."""
+    """A reentrant lock, and a place where its owner waits until another task says that something has changed.
+
+        yield condition.acquire()
+        while not items:                # look again: another one may have been faster
+            yield condition.wait()
+        item = items.pop()
+        condition.release()
+
+    The lock is its own, there is no argument for another one; `acquire` and `release` are those of `RLock`.
+    (Rows L06-L11.)
+    """
 
     __slots__ = ("waiting", "kernel")
 
@@ -3418,14 +3552,18 @@ class Condition(RLock):
         self.kernel: Optional[Kernel] = None
 
     def wait(self, timeout: Optional[float] = None) -> Any:
-        """Release the lock and wait for `notify`, at most `timeout` seconds. Use with yield. Gives True, and the lock
-        is the task's again as often as it was; or False when time is up, and the lock is not. Raises RuntimeError
-        unless the running task owns the lock."""
+        """Release the lock, however often it was acquired, and wait for `notify`. Use with yield.
+
+        `timeout`: seconds to wait for the notification at most (None: for ever). Gives True, and the lock is the task's
+        again as often as it was; or False when time is up, and then the lock is not the task's. Raises RuntimeError
+        unless the running task owns the lock.
+        """
         self.check_owner("wait")
         return _Notified(self, timeout)
 
     def notify(self, n: int = 1) -> None:
-        """Wake up to `n` waiting tasks; each goes on once it has the lock. Any thread, owner or not."""
+        """Wake up to `n` waiting tasks, those that wait longest; each goes on once it has the lock. Who is not waiting
+        yet hears nothing of it. Any thread, owner or not; never waits."""
         if self.kernel is not None:
             self.kernel.call(self._notify, n)
 
@@ -3477,7 +3615,10 @@ class _EventWait(_InLine):
 
 
 class Event:
-    """A flag that tasks can wait for."""
+    """A flag that tasks can wait for: ``yield event.wait()`` in any number of tasks, ``event.set()`` anywhere.
+
+    Tasks of all kernels of the process may wait for the same event, SysTasks too. (Rows L12-L15.)
+    """
 
     __slots__ = ("flag", "line", "__weakref__")
 
@@ -3486,7 +3627,8 @@ class Event:
         self.line: OrderedDict = OrderedDict()      # replaced by each `set`: no thread changes what another reads
 
     def set(self) -> None:
-        """Set the flag: all who wait go on. Any thread."""
+        """Set the flag: all who wait go on, also when `clear` follows at once; who comes later does not wait at all
+        until then. Any thread; never waits."""
         self.flag = True
         line, self.line = self.line, OrderedDict()
         for task, request in list(line.items()):
@@ -3503,8 +3645,8 @@ class Event:
     isSet = is_set
 
     def wait(self, timeout: Optional[float] = None) -> Any:
-        """Wait until the flag is set, at most `timeout` seconds (0 or less: only look). Use with yield. Gives True, or
-        False when time is up."""
+        """Wait until the flag is set. Use with yield. `timeout`: seconds to wait at most; None: for ever, 0 or less:
+        only look. Gives True, or False when time is up."""
         return _EventWait(self, timeout)
 
 
@@ -3526,8 +3668,14 @@ class _TakeUnit(_InLine):
 
 
 class Semaphore:
-    """A counter that never gets below 0: whoever would take it there waits. Begins with `value`, at least 1; raises
-    ValueError otherwise."""
+    """A counter that never gets below 0: whoever would take it there waits. In async functions also ``async with``.
+
+        yield slots.acquire()           # at most `value` tasks are between these two lines at a time
+        ...
+        slots.release()
+
+    `value`: what it begins with, at least 1; raises ValueError otherwise. (Rows L16-L18.)
+    """
 
     __slots__ = ("value", "line", "kernel", "__weakref__")
 
@@ -3539,8 +3687,9 @@ class Semaphore:
         self.kernel: Optional[Kernel] = None
 
     def acquire(self, blocking: bool = True) -> Any:
-        """Take one off the counter, waiting while it is 0. Use with yield. Gives True, or False when it is 0 and not
-        `blocking`."""
+        """Take one off the counter, waiting while it is 0, for ever; of those who wait, the first that came goes on
+        first. Use with yield. `blocking`: False does not wait. Gives True, or False when it is 0 and not `blocking`.
+        """
         return _TakeUnit(self, blocking)
 
     def release(self) -> None:
@@ -3567,6 +3716,15 @@ class Semaphore:
 # ======================================================================================================================
 # 13. Channels and categories                                                 one message to many, many messages by kind
 # ======================================================================================================================
+#
+# A channel keeps its subscribers in three dicts (used as sets that keep their order): `_tasks` of one kernel, that of
+# the first subscriber, whose mailboxes it fills in a plain loop; `_others`, channels and tasks of other kernels, which
+# are asked one by one; and `_far`, those in other processes, which a section further up reaches (`spread`). All three
+# are changed in that kernel's thread only: calls from elsewhere are posted to it, so that a message sent and a
+# subscription made by the same thread take effect in this order.
+#
+# Chained channels may not feed themselves. What is known of that here is checked (`_feeds`); a ring over several
+# processes is not noticed.
 
 
 def _takes(function: Any, count: int) -> bool:
@@ -3639,8 +3797,8 @@ class Channel:
     def set_transform(self, transform: Optional[Callable[[str, Any], Any]]) -> int:
         """Use another transform from now on, or none. Any thread. Returns 0, or -1 unless it takes two arguments."""
         if transform is not None and not _takes(transform, 2):
-            log.warning("channel %r: %r, given in %s, is no transform: that is a function of two arguments, a channel's "
-                        "name and a message", self, transform, caller())
+            log.warning("channel %r: %r, given in %s, is no transform: that is a function of two arguments, a "
+                        "channel's name and a message", self, transform, caller())
             return -1
         self._transform = transform
         return 0
@@ -3648,8 +3806,11 @@ class Channel:
     # -- subscribers ---------------------------------------------------------------------------------------------------
 
     def subscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
-        """Let a task or channel have every message from now on. Use with yield. Gives 0 (also when it has them
-        already), or -1 for anything else, for a task that has ended and for a channel that would feed itself."""
+        """Let a task or channel, of this process or another, have every message from now on. Use with yield.
+
+        `timeout` matters for channels of other processes only. Gives 0 (also when it has them already: each message
+        comes once), or -1 for anything else, for a task that has ended and for a channel that would feed itself.
+        """
         if isinstance(subscriber, Channel):
             if subscriber._feeds(self):
                 log.warning("channel %r cannot subscribe to %r, which would feed itself (%s)", subscriber, self,
@@ -3718,9 +3879,14 @@ class Channel:
 
     @types.coroutine
     def deliver(self, message: Any, timeout: Optional[float] = None, n: int = 0) -> Any:
-        """Like `send`, once there are `n` subscribers, for which it waits at most `timeout` seconds. Use with yield.
-        Gives how many tasks have the message, those of chained channels and of other processes too; 0 when time is up;
-        -1 for negative `n`. It does not wait for more than `n` answers of other processes, unless `n` is 0."""
+        """Like `send`, and tells how many got it. Use with yield.
+
+        `n`: wait until there are so many subscribers before sending; 0: do not. `timeout`: seconds to wait for them,
+        and for answers from other processes (None: for ever). Gives how many tasks have the message in their mailbox,
+        those of chained channels and of other processes too; 0 when time is up before there are `n`, or the transform
+        drops the message; -1 for negative `n`. It does not wait for more than `n` answers of other processes, unless
+        `n` is 0: then for all of them.
+        """
         if n < 0:
             return -1
         answers = self.answers_until(timeout)
@@ -3790,10 +3956,15 @@ _NO_MESSAGE = object()                  # what no message can be
 
 
 class CategorizeMessages:
-    """Receives a task's messages by category, in order of arrival within each: ``yield box.receive("urgent")``.
+    """Receives a task's messages by category, in order of arrival within each.
 
-    `task` is the task itself; use it in that task only. Messages have the category that the functions given to `add`
-    tell.
+        box = pycoslite.CategorizeMessages(task)
+        box.add(lambda message: "urgent" if message.startswith("!") else None)
+        message = yield box.receive("urgent")       # ordinary ones wait in the box meanwhile
+        message = yield box.receive()               # those first, in the order they came
+
+    `task` is the task itself; use it in that task only, and let it receive through the box alone: `task.receive` knows
+    nothing of what is in there. Messages have the category that the functions given to `add` tell. (Rows U15-U18.)
     """
 
     def __init__(self, task: Task) -> None:
@@ -3831,8 +4002,13 @@ class CategorizeMessages:
 
     @types.coroutine
     def receive(self, category: Any = None, timeout: Optional[float] = None, alarm_value: Any = None) -> Any:
-        """The oldest message of `category` (None: of no category); waits for one at most `timeout` seconds, then gives
-        `alarm_value`. Use with yield. A message that equals `alarm_value` ends the wait, too."""
+        """The oldest message of a category. Use with yield, in the task itself.
+
+        `category`: what one of the functions gave, None: that of messages for which all gave None. `timeout`: seconds
+        to wait at most (None: for ever, 0: only what is there). `alarm_value`: what it gives when time is up; a message
+        that equals it ends the wait, too, also when it is None and the message is. Messages of other categories that
+        come meanwhile are kept, in order, for the call that asks for them.
+        """
         stored = self._stored.get(category)
         if stored:
             return stored.popleft()
@@ -3854,6 +4030,14 @@ class CategorizeMessages:
 # ======================================================================================================================
 # 14. Threads and databases                                         calls that block run in threads, the task waits here
 # ======================================================================================================================
+#
+# A call (`_ThreadCall`) goes through these hands: the task's kernel puts it into the pool's queue, a pool's thread
+# takes it out and makes it, and posts what came of it back to the kernel, which unparks the task. A task that is
+# interrupted meanwhile takes its wish back (`abandon`): a call that has not begun is never made, one that has begun
+# runs to its end unheard, as threads cannot be stopped.
+#
+# Threads are started when a call finds no idle one, up to the pool's number, and stay until `terminate`. They are
+# daemons: a program ends without waiting for a call that no task waits for.
 
 
 class _ThreadCall(Request):
@@ -3895,9 +4079,18 @@ class _ThreadCall(Request):
 
 
 class AsyncThreadPool:
-    """At most `num_threads` threads that make blocking calls for tasks: ``yield pool.async_task(path.read_text)``.
+    """At most `num_threads` threads that make blocking calls for tasks.
 
-    The threads are daemons, started when there is work for them; `terminate` ends them, as does the end of a ``with``.
+        def reader(pool, path, task=None):
+            print((yield pool.async_task(path.read_text, encoding="utf-8")))
+
+        with pycoslite.AsyncThreadPool(4) as pool:      # outside of tasks, as its end waits in terminate()
+            pycoslite.Task(reader, pool, path).value()
+
+    For calls that wait (files, databases, libraries that know nothing of tasks): the interpreter runs one thread of
+    Python code at a time, so a computation gains nothing here. `num_threads`: 1 or more, else ValueError. The threads
+    are daemons, started when there is work for them; `terminate` ends them. Any thread may make a pool, and tasks of
+    any kernel use it. (Rows H01-H04.)
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -3912,8 +4105,13 @@ class AsyncThreadPool:
 
     def async_task(self, *args: Any, **kwargs: Any) -> Any:
         """``async_task(function, *args, **kwargs)`` or ``async_task(target=function, args=(), kwargs={})``: have it
-        called in a thread. Use with yield. Gives what it returns, or raises what it raises. Waits for a thread when all
-        are busy; a call that has begun goes on when its task is terminated meanwhile."""
+        called in a thread of the pool. Use with yield.
+
+        Gives what it returns, or raises what it raises (SystemExit too: it ends the task, not the thread). Waits for a
+        thread when all are busy, first come first served. There is no timeout, as a thread cannot be stopped: a call
+        that has begun goes on, unheard, when its task is terminated or gets an exception meanwhile. Raises MisuseError
+        after `terminate`.
+        """
         if args:
             function, args = args[0], args[1:]
         else:
@@ -3948,14 +4146,23 @@ class AsyncThreadPool:
                 self._calls.task_done()
 
     def join(self) -> None:
-        """Block until all calls are done. Not in a task: raises MisuseError there."""
-        kernel = _default
-        if kernel is not None and kernel.owner == get_ident():
-            raise MisuseError("join() of a thread pool was called inside a task, which would block all of them")
+        """Block the calling thread until all calls are done, those too that are queued meanwhile. Raises MisuseError in
+        a task, which waits for its calls by yielding them."""
+        self._outside("join")
         self._calls.join()
 
+    @staticmethod
+    def _outside(call: str) -> None:
+        kernel = _default
+        if kernel is not None and kernel.owner == get_ident():
+            raise MisuseError("%s() of a thread pool was called inside task %r, which would block all of them: call it "
+                              "in the main thread" % (call, kernel.current))
+
     def terminate(self) -> None:
-        """Block until all calls are done, then end the threads; the pool takes no more calls. Not in a task."""
+        """Block the calling thread until all calls are done, then end the threads. The pool takes no more calls: they
+        raise MisuseError. Itself raises MisuseError in a task. (A pool that is not terminated keeps its threads until
+        the program ends, which does not wait for them.)"""
+        self._outside("terminate")
         with self._lock:
             self._closed = True
         self.join()
@@ -3974,10 +4181,16 @@ class AsyncThreadPool:
 
 
 class AsyncDBCursor:
-    """A database cursor whose slow calls run in `thread_pool`, one at a time: ``yield cursor.execute("SELECT 1")``.
+    """A database cursor (PEP 249) whose slow calls run in `thread_pool`, one at a time.
 
-    All other attributes are those of `cursor`. The driver must allow its use in several threads; `sqlite3` does with
-    ``connect(..., check_same_thread=False)``.
+        connection = sqlite3.connect(path, check_same_thread=False)
+        cursor = pycoslite.AsyncDBCursor(pool, connection.cursor())
+        yield cursor.execute("SELECT name FROM users WHERE id = ?", (5,))
+        name, = cursor.fetchone()       # not waited for: a driver that has fetched all rows already answers at once
+
+    Several tasks may use one cursor; their calls take turns, but what one fetches is what the last call found. All
+    other attributes are those of `cursor`. The driver must allow its use in several threads; `sqlite3` does with
+    ``check_same_thread=False``. (Rows H05-H08.)
     """
 
     def __init__(self, thread_pool: AsyncThreadPool, cursor: Any) -> None:
@@ -4039,6 +4252,21 @@ class AsyncDBCursor:
 # that, as the poller reports what has been there for long just like what has just come.
 #
 # Blocking sockets, for threads that are no tasks, run the very same operations; `_run_here` takes the kernel's place.
+#
+# What a wait that ends early does to the stream:
+#
+#              timeout                                exception thrown in, or terminated
+#   recv, ...  nothing was taken                      likewise
+#   recvall    gives what has come, if anything       what has come goes back: `_Stream.keep`
+#   recv_msg   goes back, its length field too        likewise
+#   sendall    gives how much went, if anything       nobody knows how much went: close the connection
+#
+# What went back is in `kept`, and the next read gets it first. Such a stream is not `plain`, so that every operation
+# takes the slow way, where `kept` is looked at; the fast ways need not look. `plain` comes back when it is used up.
+#
+# Where the time of a small message goes (an echo over the loopback, CPython 3.11): more than half of it into system
+# calls, the rest into some fifteen calls of Python functions. Hence: no `__getattr__` on AsyncSocket (an eighth of all
+# instructions), `begin` and `retry` of `_Recv` and `begin` of `_SendAll` written out, the poller's own `poll`.
 
 # Error that means "would block" -> what to wait for before the next try; 0: the operation's own direction. TLS has
 # errors of its own, as it may have to write in order to read; they come in with `_load_ssl`.
@@ -4751,10 +4979,10 @@ class _Tls:
 class _Stream:
     """What is common to the ways a descriptor is shared with tasks: its socket, its watch, its end."""
 
-    # For the operations: `sock` (the socket itself), `watch`, `plain` (a stream without TLS and nothing kept), `drained`
-    # (its last recv took all there was; only ever set while `plain`), `kept` (what interrupted reads had taken, None if
-    # nothing), `guard` (of a blocking socket's threads), `tls` and `greeter` (None without TLS), `original` (timeout the
-    # socket came with).
+    # For the operations: `sock` (the socket itself), `watch`, `plain` (a stream without TLS and nothing kept),
+    # `drained` (its last recv took all there was; only ever set while `plain`), `kept` (what interrupted reads had
+    # taken, None if nothing), `guard` (of a blocking socket's threads), `tls` and `greeter` (None without TLS),
+    # `original` (timeout the socket came with).
     __slots__ = ("sock", "watch", "timeout", "plain", "drained", "kept", "guard", "tls", "greeter", "original",
                  "__weakref__")
 
@@ -4793,8 +5021,8 @@ class _Stream:
         if self.watch.reader is not None or self.watch.writer is not None:
             raise MisuseError("a task waits for %r: end it before %s" % (self, what))
         if self.kept is not None:
-            raise MisuseError("%r holds %d bytes that an interrupted recvall or recv_msg had received: read them before "
-                              "%s" % (self, sum(map(len, self.kept)), what))
+            raise MisuseError("%r holds %d bytes that an interrupted recvall or recv_msg had received: read them "
+                              "before %s" % (self, sum(map(len, self.kept)), what))
 
     def fileno(self) -> int:
         """The descriptor; -1 when closed. Any thread."""
@@ -4915,7 +5143,9 @@ class AsyncSocket(_Stream):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def recv(self, bufsize: int) -> Any:
-        """Up to `bufsize` bytes, b"" at the end of the stream. Use with yield. Raises OSError, socket.timeout."""
+        """Receive up to `bufsize` bytes, as soon as there are any; b"" at the end of the stream, and when another task
+        closes the socket meanwhile. Use with yield. Raises OSError (ConnectionResetError ...), socket.timeout after
+        `settimeout` seconds, MisuseError while another task reads from the socket. (Row A04.)"""
         return _Recv(self, bufsize)
 
     def recvall(self, size: int) -> Any:
@@ -4927,25 +5157,35 @@ class AsyncSocket(_Stream):
         return _RecvAll(self, size)
 
     def recv_into(self, buffer: Any, nbytes: int = 0) -> Any:
-        """Put up to `nbytes` bytes (0: as many as fit) into a writable buffer; gives their number, 0 at the end of the
-        stream. Use with yield."""
+        """Receive up to `nbytes` bytes (0: as many as fit) into a writable buffer, as soon as there are any; gives
+        their number, 0 at the end of the stream. Use with yield. For large amounts: the same memory serves again and
+        again, and nothing is copied. Raises as `recv`."""
         receive = self.sock.recv_into if self.kept is None else self._again_into
         return _Call(self, receive, buffer, nbytes, at_close=0)
 
     def recvfrom(self, bufsize: int) -> Any:
-        """One datagram: (data, address). Use with yield. Raises OSError, socket.timeout."""
+        """Receive one datagram: (data, address of the sender). Use with yield. What is longer than `bufsize` bytes is
+        cut off by the system. When another task closes the socket it gives (b"", None). Raises as `recv`. (Row A06.)
+        """
         return _Call(self, self.sock.recvfrom, bufsize, at_close=(b"", None))
 
     def recv_msg(self, limit: Optional[int] = None) -> Any:
-        """One message that `send_msg` sent; b"" when it is empty, or the stream ended before its end. Use with yield.
-        After socket.timeout or another exception the next call goes on with the same message. Raises ProtocolError
-        when it has more than `limit` bytes (None: `Settings.frame_bytes`)."""
+        """Receive one message that `send_msg` sent; b"" when it is empty, or the stream ended before its end. Use with
+        yield.
+
+        Other programs take part with a length of 4 bytes, big-endian, before each message. `limit`: most bytes that a
+        message may have (None: `Settings.frame_bytes`); for a longer one ProtocolError is raised before memory is taken
+        for it, and the connection is of no further use. After socket.timeout or an exception thrown into the task the
+        next call has the same message. Raises OSError. (Row A11.)
+        """
         return _RecvMsg(self, settings.frame_bytes if limit is None else limit)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def send(self, data: Any) -> Any:
-        """Send what can be sent of `data` now; gives the number of bytes. Use with yield."""
+        """Send what the system takes of `data` (bytes-like) at once, waiting only while it takes nothing; gives the
+        number of bytes, which may be less than there are: `sendall` sends them all. Use with yield. Raises OSError
+        (BrokenPipeError when nobody reads any more ...), socket.timeout, MisuseError while another task writes."""
         return _WriteCall(self, self.sock.send, data)
 
     def sendall(self, data: Any) -> Any:
@@ -4955,8 +5195,9 @@ class AsyncSocket(_Stream):
         return _SendAll(self, data)
 
     def sendto(self, data: Any, address: Any) -> Any:
-        """Send one datagram; gives the number of bytes. Use with yield. Host names are looked up first, which makes
-        the task wait."""
+        """Send one datagram to `address`, for IP (host, port); gives the number of bytes. Use with yield. A host name
+        is looked up first, in a thread, each time anew: who sends much gives a number. Raises OSError (socket.gaierror
+        for an unknown name), socket.timeout. (Row A08.)"""
         if _is_name(self.sock.family, address):
             return self._sendto_name(data, address)
         return _WriteCall(self, self.sock.sendto, data, address)
@@ -4967,7 +5208,9 @@ class AsyncSocket(_Stream):
         return (yield _WriteCall(self, self.sock.sendto, data, addresses[0]))
 
     def send_msg(self, data: Any) -> Any:
-        """Send `data` as one message: its length in four bytes, then itself, as `sendall`. Use with yield."""
+        """Send `data` (bytes-like, less than 4 GiB: else ValueError) as one message: its length in four bytes,
+        big-endian, then itself. Use with yield. Timeout, result and exceptions as for `sendall`, the count includes the
+        length. Several tasks may send messages on one connection if they take turns with a Lock. (Row A10.)"""
         view = memoryview(data).cast("B")
         if len(view) >= 1 << 32:
             raise ValueError("a message of %d bytes is too long: 4 GiB is what its length field can tell" % len(view))
@@ -5027,7 +5270,8 @@ class AsyncSocket(_Stream):
     @types.coroutine
     def create_connection(self, host_port: Any, timeout: Optional[float] = None,
                           source_address: Any = None) -> Generator:
-        """Bind to `source_address` and set `timeout`, if given, then `connect`; gives None. Use with yield."""
+        """Bind to `source_address` and set `timeout` (seconds, for this and all later operations), if given, then
+        `connect` to `host_port`; gives None. Use with yield. Raises as `connect`. (Row A18.)"""
         if source_address is not None:
             self.sock.bind(source_address)
         if timeout is not None:
@@ -5049,8 +5293,13 @@ class AsyncSocket(_Stream):
         yield _Call(self, self.sock.do_handshake)
 
     def accept(self) -> Any:
-        """The next connection: (AsyncSocket, address). Use with yield. With TLS its handshake is done; who fails in it
-        is dropped with a line in the log."""
+        """The next connection of a listening socket: (AsyncSocket, address). Use with yield.
+
+        The new socket has the default timeout, not the listener's. With TLS its handshake is done: handshakes go on
+        side by side while accept is waited for, at most `Settings.pending_handshakes` of them and none for longer than
+        `Settings.handshake_s`; who fails in it is dropped with a line in the log. Raises OSError (EMFILE when the
+        process has no descriptor left: the connection stays in the queue), socket.timeout. (Row A03.)
+        """
         return _Accept(self) if self.tls is None else _AcceptTLS(self)
 
     # -- settings ------------------------------------------------------------------------------------------------------
@@ -5091,8 +5340,9 @@ class AsyncSocket(_Stream):
         return AsyncSocket._default_version
 
     def setblocking(self, blocking: bool) -> None:
-        """True: for threads that are no tasks. The same methods then block the calling thread and return their result;
-        what `accept` gives is blocking too. False: for tasks, as at first."""
+        """True: for threads that are no tasks. The same methods then block the calling thread and return their result,
+        with the same timeouts, framing and exceptions; what `accept` gives is blocking too. One thread may read and
+        one write at a time. False: for tasks, as at first. Not while anybody waits for the socket. (Row A15.)"""
         self.guard = threading.Lock() if blocking else None
         self.__class__ = _BlockingSocket if blocking else AsyncSocket   # no test in any call for it
 
@@ -5203,8 +5453,21 @@ def _addresses(family: int, kind: int, address: tuple) -> list:
 #   sockets, pipes    non-blocking, in the poller like any AsyncSocket
 #   terminals         left blocking, as other programs share that setting; asked before each call whether it would block
 #   files on disk     are always "ready" and block all the same: their calls are made by helper threads (`_Disk`)
+#   ends of children  a pidfd in the poller (Linux 5.3, CPython 3.9 and newer), else asked for, more and more rarely
 #
 # What was read and not yet asked for is in the file's buffer: a wait that ends early loses nothing.
+#
+# A file takes part in the machinery of the section before through four things: `watch` (a `_Watch`, or a `_Disk` that
+# stands in for one), `receive(count)` and `transmit(data)`, which raise BlockingIOError when they would block, and
+# `buffer`. Closing replaces both calls by one that refuses, as the descriptor's number may soon mean another file.
+#
+# A disk file's call is under way in a helper thread (`starter` is the operation it was made for) or answered and not
+# yet taken (`answer`), or neither. A reader that gives up leaves the answer to the next reader, whichever it is; what a
+# writer that gives up has written is written, and no other writer's business.
+#
+# `AsyncPipe.communicate` runs three tasks of its own, so that no full pipe holds up another: two read, one writes. When
+# it ends early, by a timeout or an exception, the readers are ended and what they have goes back into the files'
+# buffers; the writer goes on. So it can be called again, and nothing is lost or written twice.
 
 _PIECE_BYTES = 64 * 1024                # one read: as much as a pipe holds
 _LINGER_S = 1.0                         # communicate waits so long for the first of a chain, which may go on unread
@@ -5396,9 +5659,16 @@ def _refuse_closed(_argument: Any) -> Any:
 class AsyncFile:
     """A file for tasks: ``AsyncFile(thing)``, where `thing` is a file object, socket, AsyncSocket or descriptor.
 
-    It belongs to the AsyncFile from then on. Bytes go in and come out; what `thing` has in buffers of its own is passed
-    by. Pipes and sockets become non-blocking. One task may read and one write at a time. Where the system cannot wait
-    for it (pipes and consoles of Windows) MisuseError is raised, for what is no file ValueError.
+        with pycoslite.AsyncFile(open(path, "rb")) as file:
+            while True:
+                line = yield file.readline()
+                if not line:
+                    break
+
+    It belongs to the AsyncFile from then on: do not use or close it beside. Bytes go in and come out; what `thing` has
+    in buffers of its own is passed by. Pipes and sockets become non-blocking. One task may read and one write at a
+    time; a second one gets MisuseError. Any thread may make one. Where the system cannot wait for it (pipes and
+    consoles of Windows) MisuseError is raised, for what is no file ValueError. (Rows F01-F05.)
     """
 
     # For the operations: `watch`, `buffer`, `receive(n)` and `transmit(data)`; `owner` is closed in the end.
@@ -5464,15 +5734,22 @@ class AsyncFile:
         return _Read(self, size, full, timeout)
 
     def readline(self, size: int = 0, sizehint: int = 100, timeout: Optional[float] = None) -> Any:
-        """A line with its newline; the rest at the end of file, then b""; at most `size` bytes if that is not 0.
-        `sizehint`: how long lines are expected to be. Use with yield. Raises socket.timeout after `timeout` seconds (0
-        or None: no limit); the part of a line that has come is there for the next call."""
+        """Read a line with its newline; the rest at the end of file, then b"". Use with yield.
+
+        `size`: most bytes, 0: no limit; what is left of a longer line comes with the next call. `sizehint`: how long
+        lines are expected to be, in bytes; never needed. `timeout`: seconds for the whole line (0 or None: no limit),
+        then socket.timeout is raised, and the part that has come is there for the next call. Raises OSError.
+        """
         return _ReadLine(self, size, sizehint, timeout)
 
     def write(self, buf: Any, full: bool = False, timeout: Optional[float] = None) -> Any:
-        """Write what can be written of `buf` (bytes-like) without waiting any longer, or all of it if `full`; gives the
-        number of bytes. Use with yield. After `timeout` seconds (0 or None: no limit) it gives what has been written,
-        or raises socket.timeout if that is nothing. Raises BrokenPipeError when nobody reads."""
+        """Write `buf` (bytes-like, not copied: leave it alone until then); gives the number of bytes. Use with yield.
+
+        `full`: all of it; otherwise as much as goes at once, 1 byte at least. After `timeout` seconds (0 or None: no
+        limit) it gives what has been written, or raises socket.timeout if that is nothing. What had been written when
+        an exception interrupts the task stays written, and is not told. Raises BrokenPipeError when nobody reads any
+        more, and other OSErrors.
+        """
         return _Write(self, buf, full, timeout)
 
     def close(self) -> None:
@@ -5718,8 +5995,9 @@ class AsyncPipe:
 
     @types.coroutine
     def finish(self, timeout: Optional[float] = None) -> Generator:
-        """Wait for last's end at most `timeout` seconds (None: for ever); gives its exit status, or None. Use with
-        yield."""
+        """Wait for last's end at most `timeout` seconds (None: for ever); gives its exit status (negative: the signal
+        that ended it), or None when time is up. Use with yield. A child that fills a pipe nobody reads does not end:
+        `communicate` reads while it waits."""
         return (yield from _exit_of(self.last, timeout))
 
     def poll(self) -> Optional[int]:
@@ -5935,6 +6213,7 @@ _TLS_TROUBLES = (               # part of OpenSSL's reason -> what it means; the
     ("PROTOCOL", "the ends have no version of TLS in common, which must be 1.2 or newer: update the older Python"),
     ("", "TLS cannot begin: look at the log at the other end"),
 )
+_KEY_TROUBLES = ("BINDER_DOES_NOT_VERIFY", "ALERT_ILLEGAL_PARAMETER", "ALERT_DECRYPT_ERROR")    # two secrets
 _VERIFY_TROUBLES = {            # OpenSSL's code of what is wrong with a certificate (X509_V_ERR_...)
     9: "is not valid yet: compare the clocks of both machines",
     10: "has expired: renew it there",
@@ -5949,7 +6228,7 @@ def tls_trouble(error: Exception, channel: str) -> str:
     if code is not None:
         return "the certificate of the other end " + _VERIFY_TROUBLES.get(code, "is not trusted (%s): %s" % (
             getattr(error, "verify_message", reason), _SAYS_TRUST))
-    if channel == BY_SECRET:
+    if channel == BY_SECRET and any(part in reason for part in _KEY_TROUBLES):
         return _REFUSALS[Refusal.SECRET]
     found = next(sentence for part, sentence in _TLS_TROUBLES if part in reason)
     return "%s (TLS says: %s)" % (found, reason.lower().replace("_", " "))
@@ -6179,6 +6458,12 @@ class Secrecy:
 #   any other thread           for the length of one call (`Engine.post`), if the lock is free
 #
 # Where pollers do not nest (Windows) the watcher drives it all the time.
+#
+# A round trip between two tasks is three system calls at each end: send, epoll_wait, recv; with both ends on one core it
+# is two and a half, see `Engine._peek`. What is left, some 85 us of one core for a request and its answer, is three
+# quarters interpreter. So the way of one short message that finds nothing else to be sent is written out in a few places
+# (`Session.pass_on`, the first lines of `RecordSealer.seal`, `RecordOpener.feed` and `FrameDecoder.feed`), each of which
+# does exactly what the general way behind it does: 1,730 bytecodes for each end of a round trip became 1,450.
 #
 # Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that
 # each time it takes the lock, so nothing it reads itself can overtake it.
@@ -6480,6 +6765,10 @@ class Engine(Kernel):
 #
 #   connecting (dialled only) -> handshake -> session (SESSION frames cross) -> up -> closed
 #
+# Where section 7 agrees on TLS, the handshake of TLS lies between START and AUTH, within the same deadline, and all
+# that follows goes through the link's `cipher`; what a stranger may say before he is authenticated has a limit of its
+# own then (`tls_handshake_bytes`), as certificates are long. Nothing waits: TLS takes bytes and gives bytes.
+#
 # Of two links with the same peer (both dialled at once) both ends keep the one that the smaller process id dialled: it
 # replaces the other at once; the other, if it comes second, waits unread as `candidate` until the first has answered a
 # PING (then it is closed) or proved dead (then it takes over). A peer without a link:
@@ -6490,7 +6779,25 @@ class Engine(Kernel):
 #             to it: one it was dialled at, or seen at and said itself. Behind NAT or a relay a refusal tells nothing.
 #   lost      gone, or down for `give_up_s`, or it said BYE: what is unconfirmed is reported, waiting requests fail
 #
-# A Peer is one session from the first message to `lost`. If the process is heard of again it is a new Peer.
+# A Peer is one session from the first message to `lost`. If the process is heard of again it is a new Peer; one that
+# was given up for being silent is looked for a while longer (`_Missing`), so that traffic resumes by itself.
+#
+# Signs of life. Whatever is heard counts. Who has said nothing for `heartbeat_s` sends PING, which is answered by PONG;
+# after `missed_heartbeats` of silence the link is closed. The engine does all this, whatever user tasks do: one that
+# computes for a minute does not look dead. What can be known of an end is known
+#
+#   the process died, its host lives     within `refused_s`: the connection breaks, and its port refuses
+#   it is stopped, its host is silent    after `heartbeat_s` * `missed_heartbeats` (5 s * 3)
+#
+# and a line that is whole again is used within two seconds: by TCP itself, which is told to try each second where the
+# system can be told (Linux 6.15), by the next attempt otherwise, at most `connect_s` + `reconnect_max_s` later.
+#
+# A connection that breaks while both ends send: what the other end has said before is read to the end first (`_mute`),
+# or most of what each connection has carried would be thrown away, and a line that keeps breaking would stand still.
+#
+# Senders are held back (section 22) while the session's window is full or `_LONG_QUEUE` frames wait for the engine.
+# Frames of users' messages that are given up are reported one by one (`Network.account`); of all others their askers
+# are told, by PeerLost, or they are of no use without the peer.
 
 _REQUEST_HEAD = struct.Struct(">II")    # request number (0: no answer wanted), bytes of JSON
 _REPLY_HEAD = struct.Struct(">IBI")     # request number, 0 done or 1 failed, bytes of JSON
@@ -6502,11 +6809,14 @@ _FIRST_BYTES = 1024                     # of a link's first records; they grow w
 _LONG_QUEUE = 1024                      # frames that wait for the engine: senders are held back until it has come round
 _CROWDED_TRIES, _CROWDED_PAUSE_S = 4, 0.05      # who is turned away because too many wait tries again, a bit later each
                                         # time, before that counts as a failure
+_MOST_PONGS = 100                       # answers that are kept for a peer that does not take them
 _MOST_SAID = 8                          # addresses of a process that are told, and taken
 _LONGEST_PING = 256                     # bytes of a PING that are answered: they come back in one record with others
 _RIVAL_ANSWERS_S = 1.0                  # the better one of two links has this long to prove that it works
-_REFUSED_LONG_ENOUGH = 0.6              # of Settings.refused_s, between the first refusal and one more: the first comes a
-                                        # moment after the end, and the next one up to a quarter of refused_s too late
+_REFUSED_LONG_ENOUGH = 0.6              # of Settings.refused_s, between the first refusal and one more: the first comes
+                                        # a moment after the end, the next one up to a quarter of refused_s too late
+_SURE_TRIES = 4                         # one of so many attempts tries all addresses of a peer, as each that is dead
+                                        # costs connect_s; the others only the one that it has been reached at
 _TCP_RTO_MAX_MS = 44                    # Linux's number of a socket option that the socket module does not name
 _RESEND_MS = 1000                       # TCP, whose pauses double up to two minutes, resends at least this often: once
                                         # a line is whole again, that is noticed (the least that the option allows)
@@ -6904,7 +7214,7 @@ class Link:
             timers.push(max(due, self.engine.now + 0.001), self)
 
     def give_way(self) -> None:
-        """Too many connections wait to be authenticated: the other end of this one, the oldest, is told to try again."""
+        """Too many connections wait to be authenticated: the other end of this one is told to try again."""
         error = self.handshake.refuse(Refusal.BUSY)
         self.write([self.handshake.data_to_send()])
         self.fail(error)
@@ -7033,7 +7343,7 @@ class Peer:
         self.candidate: Optional[Link] = None
         self.state = "down"                     # 'down', 'up' or 'lost'; set only by _online, _down and lost
         self.told_online = False                # the listeners believe it is online
-        self.accounted = False                  # who talks to it says by himself what is lost with it: no line in the log
+        self.accounted = False                  # who talks to it says by himself what is lost with it: not logged
         self.reason = ""
         self.requests: Dict[int, Task] = {}
         self.last_request = 0
@@ -7066,7 +7376,8 @@ class Peer:
         return self.state == "up"
 
     def __repr__(self) -> str:
-        return '"%s" @ %s' % (self.name, self.location or self.process_id.hex()[:8])
+        name = self.name if self.name.isprintable() else ascii(self.name)[1:-1]     # it goes into lines of logs
+        return '"%.100s" @ %s' % (name, self.location or self.process_id.hex()[:8])
 
     # -- sending: any thread -------------------------------------------------------------------------------------------
 
@@ -7299,6 +7610,8 @@ def _on_ack(peer: Peer, link: Link, body: bytes) -> None:
 def _on_ping(peer: Peer, _link: Link, body: bytes) -> None:
     if len(body) > _LONGEST_PING:
         raise ProtocolError("a PING of %d bytes, more than the %d that are answered" % (len(body), _LONGEST_PING))
+    if peer.session.queued_control >= _MOST_PONGS:
+        return                          # who asks so often, and takes no answers, gets no more of them
     peer.session.control(encode_frame(Code.PONG, bytes(body)))
     peer.flush()
 
@@ -7332,7 +7645,7 @@ def _random_id() -> int:
 class _Route:
     """How a peer is reached: its addresses, and the search for it while there is no link."""
 
-    __slots__ = ("peer", "locations", "sure", "since", "dial", "redial", "refused_since", "pause_s")
+    __slots__ = ("peer", "locations", "sure", "since", "dial", "redial", "refused_since", "pause_s", "tries")
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -7343,6 +7656,7 @@ class _Route:
         self.redial: Optional[_Later] = None
         self.refused_since: Optional[float] = None
         self.pause_s = 0.0
+        self.tries = 0                          # attempts of this search so far
 
     @property
     def searching(self) -> bool:
@@ -7357,13 +7671,14 @@ class _Route:
             return
         port, said = _said_addresses(info, seen)
         near = is_loopback(seen) and not {at.addr for at in self.peer.network.locations}.isdisjoint(said)
+        listens = _listens_at(info, seen)       # it may have dialled from where it does not
         if dialled is not None:
             self.sure = dialled
-        elif port and (seen in said or near):
+        elif port and listens and (seen in said or near):
             self.sure = Location(seen, port)
         found = {} if self.sure is None else {self.sure: None}      # a dict keeps the order and drops what is twice
         if port:
-            found.update((Location(host, port), None) for host in [seen] + said)
+            found.update((Location(host, port), None) for host in [seen] * listens + said)
         self.locations = list(found) or self.locations
 
     def search(self) -> None:
@@ -7372,7 +7687,7 @@ class _Route:
             return
         if self.since is None:
             self.since = self.peer.engine.clock()
-            self.refused_since = None
+            self.refused_since, self.tries = None, 0
             later = self.peer.told_online and self.peer.network.process_id > self.peer.process_id
             self._plan(self.pause_s + (settings.reconnect_min_s if later else 0.0))     # after you: not both at once
             self.pause_s = min(max(self.pause_s * 2, settings.reconnect_min_s), settings.reconnect_max_s)
@@ -7399,7 +7714,10 @@ class _Route:
         if peer.state != "down" or peer.link is not None:
             return
         if self.locations:
-            self.dial = _Dial(peer.network, self.locations, self._ended, peer.process_id, self.sure)
+            every = self.sure is None or self.tries % _SURE_TRIES == 0
+            self.tries += 1
+            self.dial = _Dial(peer.network, self.locations if every else [self.sure], self._ended, peer.process_id,
+                              self.sure)
             self.dial.next()
         else:
             self._failed(ConnectionError("its address is not known"), False)
@@ -7457,6 +7775,12 @@ def _said_addresses(info: dict, seen: str) -> Tuple[int, List[str]]:
             host += seen[seen.find("%"):]
         hosts.append(host)
     return port if isinstance(port, int) and 0 < port < 65536 else 0, hosts
+
+
+def _listens_at(info: dict, host: str) -> bool:
+    """Whether a process says that it listens at an address, or at all of that kind; True when it does not say."""
+    hosts = info.get("hosts")
+    return not isinstance(hosts, list) or host.partition("%")[0] in hosts or wildcard_of(host) in hosts
 
 
 class _Dial:
@@ -7639,7 +7963,7 @@ class Network:
     (handlers, system tasks) unless they say "any thread".
 
     `process_id` (16 random bytes) is this process, on the wire and in references; `name` what it calls itself; `port`
-    where it listens; `locations` under which addresses.
+    where it listens, and `hosts` the addresses there; `locations` is what others are told of that.
     """
 
     def __init__(self, host: Kernel, key: Optional[bytes], name: str, cluster: str = "pycoslite",
@@ -7668,7 +7992,7 @@ class Network:
         self.discovery: Optional[Discovery] = None
         self.roster: Any = None                 # who is online, and ...
         self.files: Any = None                  # ... files on their way: the sections about peers and about files
-        self.accountants: Dict[int, Callable] = {}      # frame code -> gives the `Undelivered` of a frame, see `account`
+        self.accountants: Dict[int, Callable] = {}      # frame code -> gives its `Undelivered`, see `account`
         self.undelivered: Dict[Task, None] = {}         # tasks that are sent these
         self.passing: Dict[Peer, Any] = {}              # section 23's: whose messages go on to others too slowly
         self._watchers: List[Callable] = []
@@ -7762,6 +8086,7 @@ class Network:
         info = {**self.facts, **more, "name": self.name, "port": self.port, "role": self.role, "pid": os.getpid(),
                 "python": list(sys.version_info[:3]), "magic": importlib.util.MAGIC_NUMBER.hex(),
                 "longest": settings.frame_bytes, "addresses": [at.bare for at in self.locations[:_MOST_SAID]],
+                "hosts": [host.partition("%")[0] for host in self.hosts[:_MOST_SAID]],
                 "release": __version__}
         return Handshake(role, self.key, self.process_id, info, os.urandom(32), self.cluster)
 
@@ -8166,7 +8491,10 @@ Interface = namedtuple("Interface", "address broadcast name index prefix")
 Interface.__doc__ = """An address of this machine: as text (with its interface if it is link-local), the broadcast
 address of its network or None, name and number of the interface, and how many of its bits are the network's."""
 
-_NETLINK = struct.Struct("=IHHII")      # of a message: length, type, flags, sequence, sender (Linux: rtnetlink(7))
+# Linux tells its interfaces over a netlink socket (rtnetlink(7)), to any user. A question is a header and a structure
+# of zeros; the answer comes as one or more datagrams of messages, each a header, a structure of the kind that was asked
+# for, and attributes, until a message says that this was all, or that it went wrong. All is in the machine's byte order.
+_NETLINK = struct.Struct("=IHHII")      # header: length of the message, type, flags, sequence, sender
 _OF_ADDRESS = struct.Struct("=BBBBI")   # family, prefix, flags, scope, interface
 _OF_LINK = struct.Struct("=BxHiII")     # family, type, interface, flags, changes
 _ATTRIBUTE = struct.Struct("=HH")       # length, type; what follows is padded to 4 bytes
@@ -8377,7 +8705,8 @@ def search_targets(found: List[Interface], links: List[Tuple[int, str]], hosts: 
     outside = [host for host in hosts if not is_loopback(host)]
     if found:
         targets = [_target_at(interface, multicast) for interface in found
-                   if not is_loopback(interface.address) and not _hosts_like(interface.address).isdisjoint(outside)]
+                   if not is_loopback(interface.address)
+                   and (interface.address in outside or wildcard_of(interface.address) in outside)]
     else:
         targets = _blind_targets(links, outside, multicast)
     if len(outside) < len(hosts) or not {"0.0.0.0", "::"}.isdisjoint(outside):      # other processes of this machine
@@ -8389,10 +8718,6 @@ def search_targets(found: List[Interface], links: List[Tuple[int, str]], hosts: 
 
 _EVERYBODY_HERE = "127.255.255.255"     # the loopback interface's broadcast address, as Linux has it
 
-
-def _hosts_like(address: str) -> set:
-    """How an address of this machine may be named as one to listen at, or to search by."""
-    return {address, "::" if ":" in address else "0.0.0.0"}
 
 
 def _target_at(interface: Interface, multicast: bool) -> Optional[Target]:
@@ -8534,7 +8859,12 @@ class Discovery:
             if sock is not None:            # not closed meanwhile, and there is that protocol here
                 if target.interface is not None:
                     _send_by(sock, target.interface)
-                self._send(sock, data, socket_address(target.host, port))
+                try:
+                    address = socket_address(target.host, port)
+                except OSError as error:
+                    log.debug("discovery: there is no interface for %s: %s", target.host, error)
+                else:
+                    self._send(sock, data, address)
 
     def close(self) -> None:
         """Search no more, and be found no more."""
@@ -8646,8 +8976,7 @@ class Discovery:
     def _place_for(self, asker: str) -> Optional[str]:
         """Where `asker` can reach this process: '' if at the address that its ping came to; None if nowhere."""
         hosts = self.network.hosts
-        wildcard = "::" if ":" in asker else "0.0.0.0"
-        if wildcard in hosts:
+        if wildcard_of(asker) in hosts:
             return ""
         if is_loopback(asker):
             return {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(hosts[0], hosts[0].partition("%")[0])
@@ -8757,6 +9086,12 @@ def _send_by(sock: socket.socket, interface: Any) -> None:
 #
 # References travel as numbers and addresses; the class that they become is ours by a code that both ends register with
 # pickle, so no module path of ours is ever on the wire.
+#
+# What becomes of a message. `send` gives 0 when it is queued: then it arrives, or its sender's program is told that it
+# may not have (`Undelivered`). `deliver` gives 1 when it is in the task's mailbox, -1 when it never will be, 0 when
+# that is not known (time is up, or the process is lost). A message to a task that has ended is dropped at its process.
+# Who sends faster than a peer takes is held back: a task at its next step, a thread at once; a task that sends on and
+# on without a step fills the window twice, and then its thread waits.
 
 MESSAGE, DELIVER, DELIVERED = 18, 19, 20
 _TASK_ID = struct.Struct(">Q")
@@ -9026,7 +9361,8 @@ class Undelivered:
         self._data = data                   # pickled: it takes no more memory than it did while it was queued
 
     @classmethod
-    def of(cls, peer: Peer, item: Unconfirmed, recipient: Any, data: Any, channel: Optional[str] = None) -> "Undelivered":
+    def of(cls, peer: Peer, item: Unconfirmed, recipient: Any, data: Any,
+           channel: Optional[str] = None) -> "Undelivered":
         """The report of a frame given up by the session with `peer`; `data` is the pickled message in it."""
         return cls(recipient, channel, cls.UNKNOWN if item.sent else cls.NEVER_SENT, peer.location, peer.reason, data)
 
@@ -9359,13 +9695,14 @@ class _Search:
                 peer.notify("task.unseek", {"id": self.number})
 
     def ask(self, peer: Peer) -> None:
-        """Ask one more peer. One that has been online and is cut off for the moment will get the question."""
+        """Ask one more peer, unless it was asked. One that has been online and is cut off for the moment will get the
+        question when it is back; one that never was online is asked when it comes."""
         if peer.told_online and peer not in self.asked and (self.only is None or self.only in peer.locations):
             self.asked.append(peer)
             peer.notify("task.seek", {"kind": self.kind, "name": self.name, "id": self.number})
 
     def answer(self, reference: Any) -> None:
-        """A peer has it."""
+        """A peer has it: the first that says so ends the search."""
         if self.found is None:
             self.found = reference
             if type(self.task.wait) is Suspend:     # else it is still connecting, and looks when it has done that
@@ -9501,6 +9838,8 @@ def serve_tasks(network: Network) -> None:
 # A channel pickles a message once and sends one SPREAD to each process that has subscribers of it, with the names and
 # numbers of these; what is sent to a channel of another process is a SPREAD to that channel alone, with `from` null.
 # `n` and `seconds` are those of `deliver`. Channels that feed each other across processes are found out by `hops`.
+# A process that passes messages on confirms them to where they come from only as long as those it passes them on to
+# keep up (`_Passing`): so who sends too much is held back, however many processes are in between.
 
 SPREAD, REACHED = 21, 22
 _SPREAD_HEAD = struct.Struct(">IBIdI")
@@ -9699,7 +10038,7 @@ def _find_routes(channel: Channel, far: Iterable[Any]) -> list:
 def _spread(channel: Channel, far: Iterable[Any], message: Any, answers: Optional[_Answers]) -> list:
     """Send `message` to the subscribers of `channel` in other processes; gives those that are gone."""
     gone: list = []
-    if channel.routes is None or any(peer.state == "lost" for peer, _ in channel.routes):
+    if channel.routes is None or [peer for peer, _ in channel.routes if peer.state == "lost"]:
         gone = _find_routes(channel, far)
     if answers is not None and answers.hops > _MOST_HOPS:
         log.error("channel %r: a message has come through %d processes and is dropped: do channels subscribe to each "
@@ -9714,15 +10053,28 @@ def _spread(channel: Channel, far: Iterable[Any], message: Any, answers: Optiona
     return gone
 
 
+@functools.lru_cache(maxsize=256)
+def _plain_spread(addressees: bytes, n: int) -> bytes:
+    """Beginning of a SPREAD that wants no answer and has come through no other process: a channel that sends often says
+    the same each time."""
+    return _SPREAD_HEAD.pack(0, 0, n, math.inf, len(addressees)) + addressees
+
+
 def _send_spread(peer: Peer, addressees: bytes, data: bytes, answers: Optional[_Answers] = None, n: int = 0) -> None:
     """Send a pickled message to some subscribers in one process. Holds back who sends when its window is full: a task
     or thread of this process itself, or, for a message that is only passed on, the process it came from. Any thread."""
-    peer.check_size(len(data) + len(addressees) + _SPREAD_HEAD.size)
-    number, hops, seconds = 0, 0, math.inf
-    if answers is not None:
-        number, hops, seconds = answers.ask(peer), answers.hops, answers.left()
-    head = _SPREAD_HEAD.pack(number, hops, n, seconds, len(addressees)) + addressees
-    if not peer.send_frame(SPREAD, head, data):
+    number, size = 0, _SPREAD_HEAD.size + len(addressees) + len(data)
+    if answers is None:
+        head = _plain_spread(addressees, n)
+    else:
+        peer.check_size(size)               # before a number is given away for it
+        number = answers.ask(peer)
+        head = _SPREAD_HEAD.pack(number, answers.hops, n, answers.left(), len(addressees)) + addressees
+    if size < _UNCOPIED:
+        roomy = peer.push(_FRAME.pack(size, SPREAD) + head + data, size)
+    else:
+        roomy = peer.send_frame(SPREAD, head, data)
+    if not roomy:
         if answers is None or answers.source is None:
             _hold_back(peer)
         else:
@@ -9759,6 +10111,9 @@ def _on_spread(peer: Peer, body: bytes) -> None:
                   type(error).__name__, error)
         _tell_reached(peer, number, 0)
         return
+    if not addressed[2] and addressed[0] is not None:
+        _tell_reached(peer, number, _spread_to_tasks(peer, addressed[0], addressed[1], message))
+        return
     answers = _Answers(None if seconds == math.inf else seconds, hops + 1, bool(number), peer)
     peer.network.host.call(_spread_here, peer, number, n, addressed, message, answers)
 
@@ -9773,6 +10128,16 @@ def _take_message(network: Network, task_id: int, message: Any) -> bool:
     """Give a message to a task of this process; False when it has ended."""
     task = _local_task(network, task_id)
     return task is not None and task.send(message) == 0
+
+
+def _spread_to_tasks(peer: Peer, source: str, tasks: Tuple[int, ...], message: Any) -> int:
+    """A message of channel `source` of another process for tasks of this one and for no channel, the usual case: it
+    needs nothing that only the user kernel may touch, and goes to the mailboxes at once. How many have it. Any thread.
+    """
+    gone = [task_id for task_id in tasks if not _take_message(peer.network, task_id, message)]
+    if gone:
+        peer.notify("channel.gone", {"from": source, "tasks": gone, "channels": []})
+    return len(tasks) - len(gone)
 
 
 def _spread_here(peer: Peer, number: int, n: int, addressed: tuple, message: Any, answers: _Answers) -> None:
@@ -9862,10 +10227,12 @@ class RemoteChannel(_ByName, Channel):
     remote = True
 
     def _feeds(self, channel: Channel) -> bool:
+        """What it feeds in other processes is not known here: circles across processes are found out by their hops."""
         return self == channel
 
     def _post(self, message: Any, answers: Optional[_Answers] = None, n: int = 0) -> int:
-        """Send a message to the channel's process; 0, or -1 when it cannot be sent."""
+        """Send a message to the channel's process; 0, or -1 when it cannot be sent (logged). `answers` and `n` are
+        those of a delivery. Any thread."""
         try:
             _send_spread(self.peer, _addressees(None, [], [self.name]), serialize(message), answers, n)
         except Exception as error:      # pickling runs code of the user's
@@ -9927,7 +10294,8 @@ class RemoteChannel(_ByName, Channel):
 
 
 class _AtHome(Request):
-    """A system task waits for the result of a function that is called in the user kernel's thread."""
+    """A system task waits for the result of a function that is called in the user kernel's thread, where channels and
+    their subscribers belong. It comes when that kernel's loop does: not while a user task computes."""
 
     __slots__ = ("network", "function", "args", "task")
 
@@ -9949,7 +10317,8 @@ class _AtHome(Request):
 
 
 def _on_change(what: str, peer: Peer, args: dict, payload: bytes) -> Generator:
-    """A task or channel comes or goes as subscriber."""
+    """A task or channel of the asking process, or of a third one, comes or goes as subscriber of a channel of this one;
+    `what` is the name of the method that is called. Raises PycosError when there is no such channel (any more)."""
     channel = Channel.named(args["name"])
     if channel is None:
         raise PycosError("there is no channel %r any more" % args["name"])
@@ -10112,7 +10481,8 @@ class RemoteRPS(_ByName, RPS):
         return 0
 
     def told(self, status: MonitorStatus) -> None:
-        """A task has ended: tell the monitors."""
+        """A task that was started through this reference has ended: tell the monitors, in the order they were named.
+        User kernel's thread."""
         for monitor in self._monitors:
             monitor.send(status)
 
@@ -10131,13 +10501,14 @@ class ServiceTask(RemoteTask):
     is_alive = Task.is_alive
 
     def __init__(self, rps: RemoteRPS) -> None:
+        """Before it is known whether it begins, and as what: see `begins`."""
         super().__init__(rps.peer, 0, rps.name)
         self.rps = rps
         self.generator = "elsewhere"    # until it has ended
         self.watchers = self.interruption = None
 
     def begins(self, task_id: int, name: str) -> None:
-        """It has begun there. Engine."""
+        """It has begun there, with that id and name. Engine."""
         self.id, self._name = task_id, name
         self.kernel.call(self._note_begin)
 
@@ -10461,10 +10832,7 @@ class PeerCalls:
         if address is None:
             log.warning("no peer: the host name %r cannot be resolved: use its IP address", host)
             return -1
-        discovery = network.discovery
-        if discovery is None:
-            log.warning("no peer: this process does not search for others, name the port, too: %s:PORT", host)
-            return -1
+        discovery = self._searching(udp_port)
         own = is_loopback(address) or any(interface.address == address for interface in interfaces())
         discovery.search(ROLES["peer"], udp_port, [_EVERYBODY_HERE if own else address])
         network.call_later(PING_TIMES_S[-1] + 1.0, self._note_silence, host, address, udp_port or discovery.udp_port)
@@ -10514,12 +10882,26 @@ class PeerCalls:
 
     def discover_peers(self, port: int = 0) -> int:
         """Search the local networks for peers now and for ten seconds, at UDP `port` (0: the usual one); whoever
-        answers comes online. Others find this process only if it was started with ``discover_peers=True``. Any thread.
-        Returns 0."""
-        network = self.network
-        if network.discovery is not None:
-            network.post(network.discovery.search, ROLES["peer"], port or 0)
+        answers comes online. Others find this process only if it was started with ``discover_peers=True``, or is a
+        server of a node, which they do from now on. Any thread. Returns 0."""
+        self.network.post(self._discover, port or 0)
         return 0
+
+    def _discover(self, port: int) -> None:
+        started = self.network.discovery is not None
+        discovery = self._searching(port)
+        discovery.search(ROLES["peer"], port)
+        if not started:
+            discovery.answer()
+
+    def _searching(self, port: int = 0) -> Discovery:
+        """This process's discovery. One that has none at first (a server of a node) gets one when its program wants to
+        search, at that UDP port or the usual one, and is a peer like others then; engine only."""
+        network = self.network
+        if network.discovery is None:
+            network.discovery = Discovery(network, port or settings.net_port)
+            network.discovery.roles |= ROLES["peer"]
+        return network.discovery
 
     @property
     def ignore_peers(self) -> Any:
@@ -10532,7 +10914,7 @@ class PeerCalls:
 
     @ignore_peers.setter
     def ignore_peers(self, flag: bool) -> None:
-        """Answer no searches of others, or do so again."""
+        """Answer no searches of others, or do so again (N24). Any thread; counts from the next ping."""
         if self.network.discovery is not None:
             self.network.discovery.ignore = bool(flag)
 
@@ -10604,9 +10986,9 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 #
 # Spec. S sends a file, R receives it. S numbers its files; a large one also has a token, which only S and R know.
 #
-#   S > R  request file.offer {id, name, dir, place, size, mtime_ns, mode, overwrite; digest, or token and dials} | bytes
-#          A file of at most `_SMALL_FILE` bytes comes along, with its SHA-256 as `digest`. `place` is "" for `dest_path`
-#          or a directory that another module has given a name. R answers {state}:
+#   S > R  request file.offer {id, name, dir, place, size, mtime_ns, mode, overwrite; digest, or token, dials} | bytes
+#          A file of at most `_SMALL_FILE` bytes comes along, with its SHA-256 as `digest`. `place` is "" for
+#          `dest_path`, or a directory that another module has given a name. R answers {state}:
 #            'same'  it is there already: size, permissions, and time (to a second, as some file systems keep it)
 #            'other' another file is there and `overwrite` is false; with {size, mtime, mode} of that file
 #            'busy'  as many files as can be are on their way to R: S offers it again a moment later
@@ -10625,25 +11007,40 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 #   R > S  notice file.undialled {id}: R cannot make a connection, S goes the other way
 #   S > R  request file.delete {name, dir}, answered with {}
 #
+# What an offer says: name (the last part alone), dir (relative to the place; "" for itself), size in bytes, mtime_ns
+# since the epoch, mode (permissions; bits beyond 0o777 are not taken over), overwrite. R believes none of it before it
+# has looked: `_OFFER` has what each item must be, `_plain_name` and `_Folder` where the name may lead.
+#
+# The states of a transfer:
+#
 #   at S      goes on with                                   at R       goes on with
 #   offered   carried ('go'), ended (else, or refused)       opening    receiving ('go'), ended (any other answer)
-#   carried   carried: a connection was cut, so another is   receiving  receiving: a connection was cut; it waits for the
-#             made, and begins where R says; or the link               next, or for chunks
+#   carried   carried: a connection was cut, so another is   receiving  receiving: a connection was cut; R waits for
+#             made, and begins where R says; or the link               the next, or for chunks
 #             takes over. all written: closing               receiving  all is there, and file.end: closing
 #   closing   ended: R has answered                          closing    size and SHA-256 are right: written out (fsync),
 #                                                                       given its name, answered; else discarded
 #   any       failed: R refused or is lost, or took nothing  any        discarded: S gave up or is lost, or the disk is
 #             for `timeout`                                             full; the sender is told why
 #
-# What comes is written to a file in the directory of the final name, and has none before it is complete and on the disk,
-# or where the system cannot do that (see `_Folder.create`) a temporary one; the final name is given in one step: until
+# What comes is written to a file in the directory of the final name. It has none before it is complete and on the disk,
+# or where the system cannot do that (see `_Folder.create`) a temporary one. The final name is given in one step: until
 # then an old file stays as it was. Directories are opened step by step, following no links, and everything is done
-# relative to what was opened, where the platform can. A connection carries no MACs: SHA-256, which goes through the authenticated link, tells
-# whether what came is the file; who meddles with it on its way can make it fail and nothing else. How much may come in
-# all is left to the disk: what is announced and not written yet must find room on it.
+# relative to what was opened, where the platform can. How much may come in all is left to the disk: what is announced
+# and not written yet must find room on it.
+#
+# A connection carries no MACs: SHA-256, which goes through the authenticated link, tells whether what came is the file.
+# Who meddles with it on its way can make it fail and nothing else.
+#
+# Cost: bytes go from the disk to the connection by sendfile, which does not bring them into the process; both ends hash
+# them once, while they are in the processor's cache, and R copies them once, from the connection to the file. Writing
+# out (fsync) happens in R's thread; on a disk of 3 GB/s it adds a quarter to the time of a large file, and 0.1 to 0.3
+# ms to a small one's, several of which are written out at the same time. Without it, a power failure could leave a name
+# with nothing behind it, and the sender would believe that the file is there.
 #
 # Threads: disks and hashes are never waited for by the engine. Short calls run in `_Files.calls`, each transfer of a
-# large file has a thread of `_Files.carriers` for as long as it takes, at either end.
+# large file has a thread of `_Files.carriers` for as long as it takes, at either end. The engine and such a thread meet
+# in `_Carried.changed` and in a queue (`_Incoming.items`, `_Outgoing.arrivals`); the engine never waits for either.
 
 CHUNK, WRITTEN = 24, 25
 _TRANSFER = struct.Struct(">Q")
@@ -10652,6 +11049,8 @@ _SMALL_FILE = 64 * 1024                 # fits into one request: one round trip 
 _PIECE = 1 << 20                        # sent before it is hashed, while it is still in the processor's cache; a chunk
 _SPACE = 512 * 1024                     # received into: what has been hashed must not have left the cache when written
 _TOLD_EVERY = 1 << 20
+_SYNC_EVERY = 64 << 20                  # so many bytes are written out at a time: on a slow disk the last ones must not
+                                        # take longer than the sender waits for an answer
 _AHEAD_S = 0.1                          # a link has as many bytes of a file on their way as are written in this time,
 _LEAST_AHEAD, _MOST_AHEAD = 2 << 20, 16 << 20       # within limits: other messages wait behind them
 _MOST_INCOMING = 64                     # large files received at the same time; each has a thread
@@ -10671,7 +11070,12 @@ _FilePoll = getattr(selectors, "PollSelector", selectors.SelectSelector)    # co
 
 
 class FileStat:
-    """What is known of a file at a peer: `st_size`, `st_mtime` and `st_mode`. Compares greater than any number."""
+    """What `send_file` gives when another file is there already: its `st_size` in bytes, `st_mtime` in seconds since
+    the epoch, and `st_mode`, as in os.stat_result.
+
+    It compares greater than any number, so that programs that ask whether the result is negative, as those of old do,
+    take it for what it is: no failure.
+    """
 
     def __init__(self, st_size: int, st_mtime: float, st_mode: int) -> None:
         self.st_size, self.st_mtime, self.st_mode = st_size, st_mtime, st_mode
@@ -10690,9 +11094,15 @@ class FileStat:
 
 class _Folder:
     """A directory below the one for received files. It is held open, so that nothing put in its place later leads
-    elsewhere. Raises MisuseError for one that is not below it, OSError. In a thread, as are all methods."""
+    elsewhere. A context manager, or to be closed. In a thread, as are all methods, which raise OSError.
+
+    Where the platform has no calls relative to a directory (Windows), names are checked by `confined_path` alone: who
+    can make links in the directory at the right moment could lead a file elsewhere.
+    """
 
     def __init__(self, base: str, relative: str, create: bool) -> None:
+        """Open `relative` below `base`, making what is missing if `create`. Raises MisuseError for one that is not
+        below it, OSError for a link or a file on the way."""
         base = os.path.realpath(base)
         plain = os.path.normpath(relative) == os.curdir
         self.path = base if plain else confined_path(base, relative)
@@ -10704,6 +11114,7 @@ class _Folder:
             os.makedirs(self.path, exist_ok=True)
 
     def _descend(self, base: str, create: bool) -> None:
+        """Open the parts one after the other: no link is followed, whoever may put one there meanwhile."""
         flags = os.O_RDONLY | os.O_DIRECTORY | _NO_LINKS
         try:
             self.fds.append(os.open(base, flags))
@@ -10735,7 +11146,7 @@ class _Folder:
         self.close()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of it; harmless when that was done."""
         while self.fds:
             os.close(self.fds.pop())
 
@@ -10744,7 +11155,8 @@ class _Folder:
         return (name, {"dir_fd": self.fds[-1]}) if self.fds else (os.path.join(self.path, name), {})
 
     def look(self, name: str) -> Optional[os.stat_result]:
-        """What a regular file is like; None when there is none. Raises MisuseError when something else has the name."""
+        """What a regular file is like; None when there is none. Raises MisuseError when something else has the name: a
+        link, which would lead elsewhere, a directory, a device, a pipe, which could block who opens it."""
         path, where = self._at(name)
         try:
             found = os.stat(path, follow_symlinks=False, **where)
@@ -10779,14 +11191,16 @@ class _Folder:
         os.link(os.path.join(_OPEN_FILES, str(fd)), name, dst_dir_fd=self.fds[-1], follow_symlinks=True)
 
     def rename(self, name: str, new: str) -> None:
-        """Give a file another name, in the place of what had it."""
+        """Give a file another name, in the place of what had it, in one step: whoever opens that name gets either the
+        old file or the new one. A link of that name is replaced, not followed."""
         if self.fds:
             os.rename(name, new, src_dir_fd=self.fds[-1], dst_dir_fd=self.fds[-1])
         else:
             os.replace(os.path.join(self.path, name), os.path.join(self.path, new))
 
     def mark(self, fd: int, name: str, mode: int, mtime_ns: int) -> None:
-        """Give the file that is open as `fd` its permissions and time."""
+        """Give the file that is open as `fd` its permissions and time, through `fd` where the system can: `name` could
+        be another file's by now."""
         path: Any = fd if os.chmod in os.supports_fd and os.utime in os.supports_fd else os.path.join(self.path, name)
         os.chmod(path, mode)
         os.utime(path, ns=(mtime_ns, mtime_ns))
@@ -10811,7 +11225,8 @@ class _Folder:
 
 
 def _plain_name(base: str, folder: str, name: str) -> str:
-    """`name`, if it is that of a file in `folder` below `base`, and nothing else; MisuseError otherwise."""
+    """`name`, if it is that of a file in `folder` below `base`, and nothing else. Raises MisuseError for one with a
+    directory in it, and for what `confined_path` refuses. In a thread."""
     if not name or name != os.path.basename(name) or name in (os.curdir, os.pardir):
         raise MisuseError("%r is no name of a file" % name)
     confined_path(base, os.path.join(folder, name))
@@ -10842,7 +11257,11 @@ def _link_address(peer: Peer) -> Optional[tuple]:
 
 def _dial_for_file(peer: Peer, address: tuple, token: str) -> Tuple[socket.socket, bytes]:
     """A connection to `peer` for the file with that token, and what came behind the handshake. In a thread. Raises
-    `_FAILURES`."""
+    `_FAILURES`.
+
+    The handshake is that of a link, and proves as much; it offers no TLS, as there is none below the link either. It
+    has `Settings.connect_s` to be connected, and `handshake_s` for each answer.
+    """
     sock = socket.socket(socket.AF_INET if len(address) == 2 else socket.AF_INET6)
     try:
         sock.settimeout(settings.connect_s)
@@ -10867,9 +11286,15 @@ def _dial_for_file(peer: Peer, address: tuple, token: str) -> Tuple[socket.socke
 
 
 class _Carried:
-    """What both ends of a large file's transfer have in common: the connection in use, and how it is ended."""
+    """What both ends of a large file's transfer have in common: the connection in use, and how it is ended.
+
+    A thread that waits for a socket cannot be stopped from elsewhere, but the socket can: `interrupt` shuts it down,
+    and whatever the thread waits for ends at once. Each wait has a limit of `_WAKE_S` besides, after which the thread
+    looks whether it is still wanted, for systems where that does not wake it.
+    """
 
     def __init__(self, peer: Peer) -> None:
+        """A transfer from or to `peer`; nothing is begun."""
         self.peer = peer
         self.written = 0                            # bytes that R has written, as far as this end knows
         self.failure = ""                           # why it cannot go on
@@ -10877,14 +11302,15 @@ class _Carried:
         self.changed = threading.Condition()        # guards: written, failure, sock
 
     def use(self, sock: Optional[socket.socket]) -> None:
-        """`sock` is what the thread waits for from now on. In a thread. Raises PycosError when it is not wanted."""
+        """`sock` is what the thread waits for from now on, and what `interrupt` ends; None: nothing, before it is
+        closed. In a thread. Raises PycosError when it is not wanted, as the transfer was given up meanwhile."""
         with self.changed:
             self.sock = sock
             if self.failure and sock is not None:
                 raise PycosError(self.failure)
 
     def interrupt(self, reason: str = "") -> None:
-        """Wake the thread up: with a `reason`, it cannot go on; else the connection that it uses is over. Any thread."""
+        """Wake the thread up: with a `reason`, it cannot go on; else the connection it uses is over. Any thread."""
         with self.changed:
             self.failure = self.failure or reason
             if self.sock is not None:
@@ -10898,11 +11324,16 @@ class _Carried:
 # -- the sending end ---------------------------------------------------------------------------------------------------
 
 class _Outgoing(_Carried):
-    """A large file on its way to a peer. `by_connection` and `by_link` carry it, in a thread; the rest is for the
-    engine unless it says otherwise."""
+    """A large file on its way to a peer: the state 'carried' of the table.
+
+    `by_connection` and then, if it gives False, `by_link` send it, in a thread; a digest grows along with what is sent,
+    once, however often parts of it are sent again. `written` is what R has said, and nothing that was only handed to a
+    socket counts: from there a transfer goes on, and when it has not changed for `timeout` seconds the transfer fails.
+    """
 
     def __init__(self, peer: Peer, path: str, size: int, timeout: Optional[float],
                  progress: Optional[Callable]) -> None:
+        """`path` has `size` bytes; `timeout` and `progress` as in `send_file`."""
         super().__init__(peer)
         self.path, self.size, self.timeout, self.progress = path, size, timeout, progress
         self.number = next(_numbers)
@@ -10919,8 +11350,10 @@ class _Outgoing(_Carried):
     # -- in a thread ---------------------------------------------------------------------------------------------------
 
     def by_connection(self, address: Optional[tuple]) -> bool:
-        """Send all through connections, which are dialled at `address`, or by R if that is None. False when there is
-        none to be had (any more). Raises PycosError, OSError."""
+        """Send all through connections, which are dialled at `address`, or by R if that is None. True when all is
+        written; False when there is no connection to be had: at the first failure if none has ever worked, as behind a
+        firewall, after `_TRIES` in a row that brought nothing if one has. Raises PycosError when it was given up,
+        OperationTimeout when nothing is written for too long, OSError when the file cannot be read."""
         tries = 0
         with open(self.path, "rb", buffering=0) as self._file:
             while self.written < self.size:
@@ -10941,7 +11374,7 @@ class _Outgoing(_Carried):
         return True
 
     def _converse(self, address: Optional[tuple]) -> None:
-        """Make a connection and use it until all is written or it is cut."""
+        """Make a connection and use it until all is written or it is cut. Raises `_FAILURES` for the latter."""
         if address is not None:
             sock, rest = _dial_for_file(self.peer, address, self.token)
         else:
@@ -10955,7 +11388,8 @@ class _Outgoing(_Carried):
                 self.use(None)
 
     def _next_arrival(self) -> socket.socket:
-        """The connection that R makes."""
+        """The connection that R makes. Raises ConnectionError when R cannot, or does not within the time that one
+        attempt may take."""
         try:
             sock = self.arrivals.get(timeout=settings.connect_s + settings.handshake_s)
         except queue.Empty:
@@ -10966,7 +11400,8 @@ class _Outgoing(_Carried):
         return sock
 
     def _transmit(self, sock: socket.socket, heard: bytearray) -> None:
-        """Send what R has not, until it says that all is written; `heard` begins with what it has said."""
+        """Send what R has not, until it says that all is written; `heard` begins with what it has said. One thread does
+        all: while R takes what is in the system's buffers, the piece before is hashed. Raises as `_converse`."""
         while not self._listen(sock, heard):
             self._await(sock, selectors.EVENT_READ)
         sent = self.written
@@ -10979,7 +11414,8 @@ class _Outgoing(_Carried):
             self._listen(sock, heard)
 
     def _send_some(self, sock: socket.socket, position: int) -> int:
-        """Hand what follows `position` to the socket; how much of it that took, 0 if it is full."""
+        """Hand what follows `position` to the socket; how much of it that took, 0 if it is full. Where sendfile is
+        missing, or this file system has none, by reading. Raises PycosError at the end of a file that has shrunk."""
         count = min(_PIECE, self.size - position)
         try:
             if self._by_system:
@@ -11013,13 +11449,13 @@ class _Outgoing(_Carried):
             self._hashed += len(data)
 
     def _await(self, sock: socket.socket, events: int) -> None:
-        """Wait for the socket, as long as there is hope."""
+        """Wait for the socket, or a moment. Raises PycosError when there is nothing to be waited for any more."""
         with _FilePoll() as poll:
             poll.register(sock, events)
             poll.select(self._patience())
 
     def _patience(self) -> float:
-        """Seconds that may be waited before looking around. Raises PycosError when there is no more to be waited for."""
+        """Seconds that may be waited before looking around. Raises as `_check` when there is nothing to wait for."""
         self._check()
         if self.timeout is None:
             return _WAKE_S
@@ -11033,7 +11469,8 @@ class _Outgoing(_Carried):
             raise OperationTimeout("nothing of it was taken for %g seconds" % self.timeout)
 
     def _listen(self, sock: socket.socket, heard: bytearray) -> bool:
-        """Take what R has said; whether that was something."""
+        """Take what R has said, of which the last number counts; whether there was one. Raises ConnectionError at the
+        end of the connection, ProtocolError for a number that cannot be."""
         try:
             data = sock.recv(4096)
         except (BlockingIOError, InterruptedError):
@@ -11049,7 +11486,9 @@ class _Outgoing(_Carried):
         return whole > 0
 
     def by_link(self, position: int) -> None:
-        """Send what is behind `position` through the link. Raises PycosError, OSError."""
+        """Send what is behind `position` through the link, as chunks. What is on its way there may be sent again by the
+        session, and holds up messages behind it, so S runs ahead of R by no more than `_AHEAD_S` at the speed so far.
+        Raises PycosError, OperationTimeout, OSError."""
         self.note(position)                         # the last counts may have been lost with their connection
         head, begun, begun_at = _TRANSFER.pack(self.number), self.peer.engine.clock(), position
         most = min(_PIECE, self.peer.longest - len(head))
@@ -11068,7 +11507,7 @@ class _Outgoing(_Carried):
         self._wait(self.size)
 
     def _wait(self, count: int) -> None:
-        """Until so many bytes are written there."""
+        """Block until so many bytes are written there. Raises as `_patience`."""
         with self.changed:
             while self.written < count:
                 self.changed.wait(self._patience())
@@ -11080,7 +11519,8 @@ class _Outgoing(_Carried):
     # -- any thread ----------------------------------------------------------------------------------------------------
 
     def note(self, count: int) -> None:
-        """So many bytes are written there. Any thread. Raises ProtocolError when that cannot be."""
+        """So many bytes are written there: the transfer gets on, and its time begins anew; the program's `progress` is
+        told in its own thread. Any thread. Raises ProtocolError for less than before, and for more than all."""
         with self.changed:
             if not self.written <= count <= self.size:
                 raise ProtocolError("%d bytes of a file are said to be written, %d were before" % (count, self.written))
@@ -11092,7 +11532,7 @@ class _Outgoing(_Carried):
             self.peer.network.host.call(self.progress, count, self.size)
 
     def attach(self, sock: socket.socket) -> None:
-        """R has made a connection."""
+        """R has made a connection. Engine."""
         self.interrupt()                # the one before it is over, whether that has been noticed here or not
         self.arrivals.put(sock)
 
@@ -11117,7 +11557,8 @@ _OFFER = {                              # item of file.offer -> (its type, what 
 
 
 def _check_offer(args: dict, payload: bytes) -> None:
-    """Raise ProtocolError unless `args` is what the messages say that file.offer has."""
+    """Raise ProtocolError unless `args` is what the messages say that file.offer has: a peer is authenticated, and may
+    have mistakes in it all the same. Engine, before anything is kept of it."""
     for name, (kind, holds) in _OFFER.items():
         value = args.get(name)
         if type(value) is not kind or not holds(value):
@@ -11130,9 +11571,15 @@ def _check_offer(args: dict, payload: bytes) -> None:
 
 
 class _Incoming(_Carried):
-    """A file on its way from a peer. `run` writes it, in a thread, as bytes, connections and requests come."""
+    """A file on its way from a peer: the states 'opening' to 'closing' of the table.
+
+    `open` and `run`, or for a small file `store`, do the work in threads. `run` takes from `items` what the engine puts
+    there, in the order in which it came: chunks, connections, requests. So a request for the rest, or for the end, is
+    answered when everything before it is written, and nobody else writes to the file or changes its state.
+    """
 
     def __init__(self, peer: Peer, args: dict) -> None:
+        """`args` is an offer that `_check_offer` has seen."""
         super().__init__(peer)
         self.args = args
         self.number, self.size, self.token = args["id"], args["size"], args.get("token", "")
@@ -11140,7 +11587,7 @@ class _Incoming(_Carried):
         self.taken = 0                              # bytes that have come, of those that come as chunks
         self.items: Any = queue.SimpleQueue()       # a chunk; a socket; (handler, task, argument); None: look around
         self.temporary = ".%s.%s.part" % (args["name"][:50], os.urandom(4).hex())
-        self._told = 0
+        self._told = self._synced = 0               # bytes that the sender knows of; that are on the disk
         self._digest = hashlib.sha256()
         self.fd = -1
         self.folder: Any = None
@@ -11150,8 +11597,9 @@ class _Incoming(_Carried):
     # -- in a thread ---------------------------------------------------------------------------------------------------
 
     def open(self, base: str, promised: int) -> dict:
-        """Prepare for it; what the sender is answered. `promised` bytes are on their way to the disk besides. Raises
-        OSError, MisuseError."""
+        """Look what is there, and make a file for it if it is wanted; what the sender is answered. `promised` bytes are
+        on their way to the disk besides. Raises OSError, also for a disk with too little room, and MisuseError for a
+        name that leads elsewhere or is something else's."""
         args, self._base = self.args, base
         name = _plain_name(base, args["dir"], args["name"])
         self.folder = _Folder(base, args["dir"], create=True)
@@ -11171,7 +11619,8 @@ class _Incoming(_Carried):
                 "mtime": there.st_mtime, "mode": there.st_mode}
 
     def store(self, base: str, promised: int, data: bytes) -> dict:
-        """All of a small file; what the sender is answered. Raises OSError, PycosError."""
+        """All of a small file, from the look at what is there to its name; what the sender is answered. Raises OSError,
+        PycosError; nothing is left of it then."""
         answer = self.open(base, promised)
         if answer["state"] == "go":
             try:
@@ -11186,7 +11635,8 @@ class _Incoming(_Carried):
         return answer
 
     def run(self) -> None:
-        """Write what comes, until its end."""
+        """Write what comes, until its end: `complete` has given it its name, or something has gone wrong, and it is
+        removed. Tells `_Files.received` last."""
         error: Optional[Exception] = None
         asker: Optional[Task] = None
         try:
@@ -11235,7 +11685,8 @@ class _Incoming(_Carried):
             self.peer.notify("file.undialled", {"id": self.number})
 
     def _drain(self, sock: socket.socket) -> None:
-        """Write what comes through a connection until all is there or it is cut. OSError is one of the disk."""
+        """Write what comes through a connection until all is there or it is cut, which is the sender's to mend. An
+        OSError that is raised is one of the disk; PycosError when it was given up."""
         space = memoryview(bytearray(_SPACE))
         self._told = -1
         with sock:
@@ -11276,19 +11727,23 @@ class _Incoming(_Carried):
         return True
 
     def _take(self, chunk: Any) -> None:
-        """A chunk of the link."""
+        """Write a chunk of the link, and say so now and then."""
         self._write(chunk)
         if self.written - self._told >= _TOLD_EVERY or self.written == self.size:
             self._told = self.written
             self.peer.send_frame(WRITTEN, _WRITTEN_BODY.pack(self.number, self.written))
 
     def _write(self, data: Any) -> None:
+        """Hash and write what came next, all of it, and have it written out now and then. Raises OSError."""
         self._digest.update(data)
         data = memoryview(data)
         while data:
             count = os.write(self.fd, data)
             data = data[count:]
             self.written += count
+        if self.written - self._synced >= _SYNC_EVERY:
+            os.fsync(self.fd)
+            self._synced = self.written
 
     def rest(self, _nothing: None) -> None:
         """The rest comes as chunks; everything before is written."""
@@ -11299,6 +11754,8 @@ class _Incoming(_Carried):
         self._complete(digest)
 
     def _complete(self, digest: str) -> None:
+        """The state 'closing'. The order matters: what is wrong is never given the name, what is not on the disk
+        neither, and the name is looked at again as late as possible."""
         name = self.args["name"]
         if self.written != self.size or digest != self._digest.hexdigest():
             raise PycosError("what arrived of it is not what was sent, or it was changed meanwhile")
@@ -11323,6 +11780,7 @@ class _Incoming(_Carried):
         self._named = True
 
     def _discard(self) -> None:
+        """Leave nothing of it behind."""
         if self.fd >= 0:
             os.close(self.fd)
         try:
@@ -11334,7 +11792,8 @@ class _Incoming(_Carried):
     # -- engine --------------------------------------------------------------------------------------------------------
 
     def take(self, data: Any) -> None:
-        """A chunk came: more of them than were announced, or allowed, end it."""
+        """A chunk came: more of them than were announced, or so much more than is written that S cannot have waited for
+        WRITTEN, end it, so that a peer can fill neither the disk nor the memory. Engine."""
         self.taken += len(data)
         if self.taken > self.size or self.taken - self.written > 2 * _MOST_AHEAD:
             self.fail("more of it came than was announced")
@@ -11342,7 +11801,7 @@ class _Incoming(_Carried):
             self.items.put(data)
 
     def attach(self, sock: socket.socket) -> None:
-        """The sender has made a connection."""
+        """The sender has made a connection, since it found that the one before is cut. Engine."""
         self.interrupt()                # the one before it is over, whether that has been noticed here or not
         self.items.put(sock)
 
@@ -11369,9 +11828,11 @@ def _same_file(there: os.stat_result, args: dict) -> bool:
 # -- all files ---------------------------------------------------------------------------------------------------------
 
 class _Sending:
-    """The sending half of `_Files`."""
+    """The sending half of `_Files`: offers files, has them carried, and hears what receivers have to say. Engine only,
+    unless a method says else."""
 
     def __init__(self, network: Network) -> None:
+        """Both pools are empty: threads start with the first files."""
         self.network = network
         self.outgoing: Dict[int, _Outgoing] = {}
         self.expected: Dict[str, _Carried] = {}             # token -> file that the other end dials a connection for
@@ -11397,9 +11858,13 @@ class _Sending:
 
     def send_to(self, peer: Peer, path: str, args: dict, timeout: Optional[float],
                 progress: Optional[Callable] = None) -> Generator:
-        """Send the file `path` to `peer`; `args` has name, dir and overwrite, and place if it is not "". Gives the last
-        answer: {state}, which is 'same', 'other', 'done' or 'go' (done likewise). Raises OSError, PycosError. In a
-        system task."""
+        """Send the file `path` to `peer`; `args` has name, dir and overwrite, and place if it is not "". Use with yield
+        in a system task; also for other modules.
+
+        Gives the answer to the offer: its `state` is 'same', 'other', 'done' or 'go' (done likewise). Raises OSError
+        when the file cannot be read, PycosError with a sentence for all else; nothing is logged. At most `_LANES` files
+        are on their way to one peer, so that many of them cost neither end more threads than are of use.
+        """
         lane = self.lanes.setdefault(peer, Semaphore(_LANES))
         yield lane.acquire()
         try:
@@ -11417,7 +11882,8 @@ class _Sending:
         return reply
 
     def _offer(self, peer: Peer, offer: dict, content: bytes, timeout: Optional[float]) -> Generator:
-        """Offer a file until the receiver has time for it; its answer."""
+        """Offer a file until the receiver has time for it; its answer. There is no limit to how often: a busy receiver
+        answers, and the files that it is busy with end, as each of them has limits. Raises PycosError."""
         pause_s, longest_s = _BUSY_S
         while True:
             reply, _ = yield peer.request("file.offer", offer, content, timeout)
@@ -11427,7 +11893,8 @@ class _Sending:
             pause_s = min(pause_s * 2, longest_s)
 
     def _send_large(self, outgoing: _Outgoing, offer: dict) -> Generator:
-        """All from the offer to the name; the answer to the offer."""
+        """All from the offer to the name; the answer to the offer. However it ends, also when the task is terminated,
+        the thread that carries it is told, and so is the receiver unless all is well. Raises OSError, PycosError."""
         peer, number = outgoing.peer, outgoing.number
         dials = _dialled_from(peer)
         offer.update(id=number, token=outgoing.token, dials={"here": "S", "there": "R"}.get(dials, ""))
@@ -11440,14 +11907,15 @@ class _Sending:
                 yield self._carry(outgoing, dials)
             done = True
         finally:
-            del self.outgoing[number], self.expected[outgoing.token]
+            del self.outgoing[number]
+            self.expected.pop(outgoing.token, None)
             outgoing.fail("it was given up")
             if not done and peer.state != "lost":
                 peer.notify("file.abort", {"id": number})
         return reply
 
     def _carry(self, outgoing: _Outgoing, dials: str) -> Generator:
-        """Get the bytes there, and the file its name."""
+        """Get the bytes there, one way or the other, and the file its name. Raises OSError, PycosError."""
         peer, timeout = outgoing.peer, outgoing.timeout
         address = _link_address(peer)
         carried = (dials == "there" or address is not None) and (
@@ -11474,31 +11942,40 @@ class _Sending:
         return outgoing if outgoing is not None and outgoing.peer is peer else None
 
     def _on_written(self, peer: Peer, body: bytes) -> None:
+        """Frame WRITTEN; of a file that was given up it may come late."""
         number, count = _WRITTEN_BODY.unpack(body)
         outgoing = self._mine(peer, {"id": number})
         if outgoing is not None:
             outgoing.note(count)
 
     def _on_refused(self, peer: Peer, args: dict, _payload: bytes) -> None:
+        """Notice file.refused: the receiver cannot go on."""
         outgoing = self._mine(peer, args)
         if outgoing is not None:
             outgoing.fail("%s: %s" % (peer, args["reason"]))
 
     def _on_undialled(self, peer: Peer, args: dict, _payload: bytes) -> None:
+        """Notice file.undialled: no connection will come from there."""
         outgoing = self._mine(peer, args)
         if outgoing is not None:
             outgoing.arrivals.put(None)
 
 
 class _Files(_Sending):
-    """The files of a network: where they go, and which are on their way. Engine only, unless a method says else."""
+    """The files of a network: where they go, and which are on their way. Engine only, unless a method says else.
+
+    `places` maps what an offer may name as `place` to functions ``(peer, args)`` that are called in the engine, raise
+    PycosError for a file that is not wanted, and return a function that gives the directory, which is called in a
+    thread: so other modules take files where they want them, under conditions of their own.
+    """
 
     def __init__(self, network: Network) -> None:
+        """Serve the requests about files."""
         super().__init__(network)
         self.default = self.prefix = os.path.join(tempfile.gettempdir(), "pycoslite")
         self.dest_path = self.prefix
         self.max_file_size: Optional[int] = None
-        self.places: Dict[str, Callable] = {"": self._dest}     # name -> (peer, args) -> function that gives a directory
+        self.places: Dict[str, Callable] = {"": self._dest}
         self.incoming: Dict[tuple, _Incoming] = {}          # (peer, number) -> file
         network.frame_handlers[CHUNK] = self._on_chunk
         for op, handler in (("offer", self._on_offer), ("rest", self._on_rest), ("end", self._on_end),
@@ -11549,6 +12026,8 @@ class _Files(_Sending):
     # -- receiving -----------------------------------------------------------------------------------------------------
 
     def _on_offer(self, peer: Peer, args: dict, payload: bytes) -> Generator:
+        """Request file.offer: a small file is stored, for a large one everything is prepared. The cap on files received
+        at the same time counts from here on, so that who offers many cannot have them all opened."""
         _check_offer(args, payload)
         if args["place"] not in self.places:
             raise PycosError("it knows no place %r for files" % args["place"])
@@ -11588,7 +12067,7 @@ class _Files(_Sending):
         return answer
 
     def attach(self, link: Link, result: HandshakeResult) -> None:
-        """An authenticated connection that names a file: it is no link. Refused unless the file is expected from there."""
+        """An authenticated connection that names a file: it is no link. Refused unless that file is expected there."""
         token = result.peer_info["file"]
         file = self.expected.get(token) if isinstance(token, str) else None
         if file is None or file.peer.process_id != result.peer_id or result.leftover or link.unsent:
@@ -11597,32 +12076,39 @@ class _Files(_Sending):
             file.attach(link.release())
 
     def _theirs(self, peer: Peer, args: dict) -> _Incoming:
+        """The file on its way from `peer` that it speaks of. Raises PycosError when there is none (any more)."""
         incoming = self.incoming.get((peer, args["id"]))
         if incoming is None:
             raise PycosError("it was given up there")
         return incoming
 
     def _on_rest(self, peer: Peer, args: dict, _payload: bytes) -> Generator:
+        """Request file.rest: connections have failed, chunks come."""
         incoming = self._theirs(peer, args)
         yield incoming.ask(_Incoming.rest)
         return {"written": incoming.written}
 
     def _on_end(self, peer: Peer, args: dict, _payload: bytes) -> Generator:
+        """Request file.end: all was sent."""
         yield self._theirs(peer, args).ask(_Incoming.complete, args["digest"])
         return {}
 
     def _on_chunk(self, peer: Peer, body: bytes) -> None:
+        """Frame CHUNK; of a file that was given up here some may still come."""
         incoming = self.incoming.get((peer, _TRANSFER.unpack_from(body)[0]))
         if incoming is not None:
             incoming.take(memoryview(body)[_TRANSFER.size:])
 
     def _on_abort(self, peer: Peer, args: dict, _payload: bytes) -> None:
+        """Notice file.abort: no more of it comes."""
         incoming = self.incoming.get((peer, args["id"]))
         if incoming is not None:
             incoming.fail("the sender has given up")
 
     def received(self, incoming: _Incoming, asker: Optional[Task], error: Optional[Exception]) -> None:
-        """A file is complete, or given up because of `error`; `asker` waits for what it has asked for."""
+        """A file is complete, or given up because of `error`, and its thread has ended. `asker` waits for what it has
+        asked for, as may others whose requests came too late: all of them are told, and so is the sender, who may be
+        in the midst of sending."""
         peer = incoming.peer
         del self.incoming[peer, incoming.number]
         self.expected.pop(incoming.token, None)
@@ -11644,6 +12130,7 @@ class _Files(_Sending):
             peer.notify("file.refused", {"id": incoming.number, "reason": text})
 
     def _on_delete(self, _peer: Peer, args: dict, _payload: bytes) -> Generator:
+        """Request file.delete. Files of other places than `dest_path` are not to be deleted."""
         try:
             yield self.calls.async_task(self._delete, args["name"], args["dir"])
         except (OSError, ValueError) as error:
@@ -11651,6 +12138,7 @@ class _Files(_Sending):
         return {}
 
     def _delete(self, name: str, relative: str) -> None:
+        """Delete a file, and the directories that are empty then. In a thread. Raises OSError, PycosError."""
         base = self.base()
         name = _plain_name(base, relative, name)
         with _Folder(base, relative, create=False) as folder:
@@ -11660,6 +12148,7 @@ class _Files(_Sending):
             folder.prune()
 
     def _on_peer(self, peer: Peer, event: str, reason: str) -> None:
+        """A peer that is only offline comes back, and its transfers go on; one that is lost never does."""
         if event == "lost":
             for (sender, _), incoming in self.incoming.items():
                 if sender is peer:
@@ -11670,7 +12159,7 @@ class _Files(_Sending):
 
 
 class _Carrier:
-    """A call for a thread of a pool whose result nobody waits for."""
+    """A call for a thread of a pool whose result nobody waits for: what it has to tell, it posts to the engine."""
 
     __slots__ = ("run",)
 
@@ -11680,7 +12169,7 @@ class _Carrier:
 
 def _look_at(path: str) -> Tuple[os.stat_result, Optional[bytes], str]:
     """What a regular file is like, and if it is small all of it and its SHA-256. In a thread. Raises OSError,
-    MisuseError, PycosError."""
+    MisuseError for what is no regular file, PycosError when the file changed at that very moment."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):         # before it is opened: that might wait
         raise MisuseError("it is no regular file")
@@ -11765,7 +12254,13 @@ class FileCalls:
 
 class SysTask(Task):
     """A task that runs in the network engine: it goes on while user tasks compute or block, and must do neither itself.
-    Starts the network. Otherwise like `Task`."""
+
+        SysTask(function, *args, **kwargs)      or as with `Task`
+
+    For what must answer in time whatever the program is busy with: watching peers, passing messages on, small services.
+    A step that takes long delays all traffic of the process. It is sent messages, monitored and located like any task
+    (T32). Starts the network; raises what that raises, and TypeError as `Task`. Any thread.
+    """
 
     __slots__ = ()
 
@@ -11813,8 +12308,11 @@ def start_network(host: Optional[str] = None, tcp_port: Any = None, name: Option
 
 
 def stop_network() -> None:
-    """Say goodbye to all peers and close the network; what was sent before arrives, or is reported. Any thread but the
-    kernel's, before the kernel is stopped."""
+    """Say goodbye to all peers and close the network; what was sent before arrives, or is reported (N42).
+
+    Blocks until that is done, `Settings.give_up_s` and a moment at most. Does nothing when no network runs, and when
+    another thread does it already. Any thread but the kernel's and the engine's, before the kernel is stopped.
+    """
     global _network
     with _network_lock:
         network = _network
@@ -11824,6 +12322,7 @@ def stop_network() -> None:
     closed = threading.Event()
 
     def closing() -> Generator:
+        """A system task: this thread waits for its end, whatever becomes of it."""
         try:
             yield network.close()
         finally:
@@ -11856,7 +12355,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def running_network() -> Optional[Network]:
-    """This process's network, if it is running. Any thread."""
+    """This process's network, or None while none is running: this never starts one. Any thread."""
     return _network
 
 
@@ -12115,6 +12614,9 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
                         "=..., ".join(sorted(late)))
 
     def _start(self) -> None:
+        """Start the network with the options so far: key and certificate first, as what is wrong with them should be
+        said before a port is open; peers that were named last, in tasks of their own, as one may not answer for long.
+        """
         get = self._options.get
         host, announced = get("host"), get("ext_host")
         hosts = _listed(host)
@@ -12181,13 +12683,14 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         return Pycos() if any(kernel.owner == get_ident() for kernel in _kernels()) else None
 
     def is_alive(self) -> bool:
-        """Whether the kernel runs. Any thread."""
+        """Whether the kernel that this object was made for runs, and is not about to end. Any thread."""
         return running_kernel() is self.kernel and not self.kernel.stopping
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _outside(self, call: str) -> None:
-        """Refuse what would block the thread that all tasks need."""
+        """Refuse what would block the thread that all tasks need: raises MisuseError when the calling thread runs a
+        kernel, user or system."""
         if any(kernel.owner == get_ident() for kernel in _kernels()):
             raise MisuseError("Pycos().%s() was called inside a task, which would block all of them: call it in the "
                               "main thread" % call)
@@ -12202,15 +12705,17 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         return self.kernel.join(timeout)
 
     def finish(self) -> None:
-        """Wait for all non-daemon tasks, then shut down; happens by itself when the program ends. A new `Pycos` can be
-        made after. Raises MisuseError inside a task."""
+        """Wait for all non-daemon tasks, then shut down: peers are told goodbye once they have what was sent to them
+        (N42). Happens by itself when the program ends. A new `Pycos` can be made after. Blocks. Raises MisuseError
+        inside a task."""
         self._outside("finish")
         if self.is_alive():
             self.kernel.join()
         self.terminate()
 
     def terminate(self) -> None:
-        """End all tasks and shut down; a new `Pycos` can be made after. Raises MisuseError inside a task."""
+        """End all tasks, daemons or not, and shut down as `finish` does; a new `Pycos` can be made after. Again does
+        nothing. Raises MisuseError inside a task."""
         self._outside("terminate")
         if self.is_alive():
             stop_default()
@@ -12219,7 +12724,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
 
     def atexit(self, priority: int, function: Callable, *args: Any, **kwargs: Any) -> None:
         """Call `function(*args, **kwargs)` at shutdown, once all tasks have ended, in the thread that shuts down: those
-        of higher priority first, of equal ones the last added. Any thread."""
+        of higher priority first, of equal ones the last added (P08). What it raises is logged and stops no other. Any
+        thread."""
         self._farewells.append((priority, function, args, kwargs))
 
     def drop_atexit(self, priority: int, function: Callable) -> None:
@@ -12227,7 +12733,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         self._farewells[:] = [entry for entry in self._farewells if entry[:2] != (priority, function)]
 
     def say_farewell(self) -> None:
-        """Make the calls that `atexit` was told of. The shutdown does so."""
+        """Make the calls that `atexit` was told of, each once; calls that they add are made, too. The shutdown does
+        this; a program need not."""
         while self._farewells:
             last = max(reversed(self._farewells), key=lambda entry: entry[0])
             self._farewells.remove(last)
@@ -12396,14 +12903,15 @@ class _Survey(Discovery):
         self.strangers: set = set()                 # addresses of processes that have another secret
 
     def _take(self, sock: socket.socket, address: tuple, data: bytes) -> None:
+        """Note what a datagram tells; nothing is answered."""
         network = self.network
         datagram = parse_datagram(network.key, None, data)
         if datagram is None:
             return
         if datagram.process_id == network.process_id:
-            self.echoes.add(address[0])
+            self.echoes.add(address_text(address))
         elif datagram.nonce in self._nonces and datagram.kind == REFUSAL:
-            self.strangers.add(address[0])
+            self.strangers.add(address_text(address))
         elif datagram.nonce in self._nonces and datagram.kind == PONG and datagram.authentic:
             if parse_datagram(network.key, network.cluster, data) is None:
                 self.others.setdefault(datagram.process_id, _DATAGRAM.unpack_from(data)[6])
@@ -12439,7 +12947,8 @@ class _Probe(_Dial):
         self._over = threading.Event()
 
     def failed(self, error: Exception) -> None:
-        """This address did not do."""
+        """This address did not do. The link tells how far it came: it had not connected, it had not heard HELLO, it was
+        refused with a code, or it broke off in between."""
         link, stage, refusal = self.link, _STAGES[0], None
         if link is not None and not link.connecting and link.handshake is not None:
             handshake, refusal = link.handshake, link.handshake.refusal
@@ -12467,31 +12976,33 @@ class _Probe(_Dial):
         return self
 
 
+@dataclasses.dataclass
 class _Case:
     """What one examination was asked for, and what its steps have found so far.
 
-    Belongs to the thread that examines; only `call` and `meet` reach into the engine, and wait for it. The arguments
-    are those of `examine`. A step may rely on what those have set that it is listed to need, and on nothing else.
+    Belongs to the thread that examines; only `call` and `meet` reach into the engine, and wait for it. A step may rely
+    on what those have set that it is listed to need, and on nothing else.
     """
 
-    def __init__(self, target: Optional[str], *, secret: Any = None, secret_file: Optional[str] = None,
-                 cluster: str = "pycoslite", udp_port: int = 0, wait_s: float = _SEARCH_S,
-                 tls_files: Optional[dict] = None) -> None:
-        self.target = target
-        self.secret, self.secret_file = secret, secret_file
-        self.tls_files = tls_files or {}
-        self.tls: Optional[Certificates] = None
-        self.cluster = cluster
-        self.udp_port = udp_port or settings.net_port
-        self.wait_s = wait_s
-        self.key: Optional[bytes] = None
-        self.network: Any = None                    # from the step 'addresses' on
-        self.survey: Any = None
-        self.at: Optional[Location] = None          # the target, as soon as its name is understood
-        self.addresses: List[str] = []              # the target's, numeric
-        self.probe: Any = None
-        self.processes: List[dict] = []
-        self.steps: Dict[str, dict] = {}            # of the report, so far
+    target: Optional[str]               # as given; None: this machine
+    secret: Any = None                  # False: the cluster runs open
+    secret_file: Optional[str] = None   # None: the usual one
+    cluster: str = "pycoslite"
+    udp_port: int = 0                   # of discovery; 0: the usual one
+    wait_s: float = _SEARCH_S           # processes have this long to answer
+    tls_files: dict = dataclasses.field(default_factory=dict)       # arguments for `certificates`
+    key: Optional[bytes] = None         # from here on what steps have found: the cluster's key, ...
+    tls: Optional[Certificates] = None  # ... the certificate to be shown, ...
+    network: Any = None                 # ... the running network, from the step 'addresses' on, and ...
+    survey: Any = None                  # ... the search in it, ...
+    at: Optional[Location] = None       # ... the target, as soon as it is understood, and its numeric addresses, ...
+    addresses: List[str] = dataclasses.field(default_factory=list)
+    probe: Any = None                   # ... the attempt to connect to it, ...
+    processes: List[dict] = dataclasses.field(default_factory=list)     # ... and rows of the report
+    steps: Dict[str, dict] = dataclasses.field(default_factory=dict)    # of the report, so far
+
+    def __post_init__(self) -> None:
+        self.udp_port = self.udp_port or settings.net_port
 
     @property
     def fingerprint(self) -> str:
@@ -12499,13 +13010,15 @@ class _Case:
         return secret_fingerprint(self.key) if self.key is not None else "none"
 
     def start(self) -> None:
-        """Be a process of the cluster. Raises OSError."""
+        """Be a process of the cluster, at any free port, so that the usual one stays free to be looked at. Raises
+        OSError when there is no network at all, MisuseError when this process has one already."""
         self.network = start_network(None, 0, "doctor on " + socket.gethostname(), key=self.key, cluster=self.cluster,
                                      role="doctor", tls=self.tls)
         self.survey = _Survey(self.network, self.udp_port)
 
     def call(self, function: Callable, *args: Any) -> None:
-        """Call a function in the engine and wait for its end; raises what it raises."""
+        """Call a function in the engine and wait for its end; raises what it raises. For what is quick: the engine does
+        nothing else meanwhile."""
         answers: Any = queue.SimpleQueue()
 
         def calling() -> None:
@@ -12521,7 +13034,8 @@ class _Case:
             raise error
 
     def meet(self, processes: Iterable[List[Location]]) -> None:
-        """Connect to processes, each at one of its locations, all at once, and describe them in `processes`."""
+        """Connect to processes, each at one of its locations, all at once, and describe them in `processes`. Takes as
+        long as the slowest of them, `Settings.message_timeout_s` for each of its steps at most."""
         asking = [self.network.spawn(_described_process, self.network, locations) for locations in processes]
         for task in asking:
             row = task.value()
@@ -12559,27 +13073,26 @@ def _compared_clocks(peer: Peer) -> Generator:
 
 # -- steps about this machine ------------------------------------------------------------------------------------------
 
-_LACKING = (                            # (whether it is lacking, what cannot be done then)
+_LACKING = (                            # (whether it is lacking, what cannot be done then, whether peers may notice)
     (lambda: not hasattr(hashlib, "scrypt"), "hashlib.scrypt is missing: a typed secret cannot be used, a secret file "
-                                             "of 64 hexadecimal digits can"),
-    (lambda: importlib.util.find_spec("_ssl") is None, "the ssl module is missing: no TLS"),
-    (lambda: sys.version_info[:3] in ((3, 12, 0), (3, 12, 1)), "3.12.0 and 3.12.1 refuse threads and processes that "
-                                                               "tasks start after the main program has ended"),
+                                             "of 64 hexadecimal digits can", True),
+    (lambda: importlib.util.find_spec("_ssl") is None, "the ssl module is missing: no TLS", True),
+    (lambda: sys.version_info[:3] in ((3, 12, 0), (3, 12, 1)),
+     "3.12.0 and 3.12.1 refuse threads and processes that tasks start after the main program has ended", False),
 )
 
 
 def _see_python(_case: _Case) -> Finding:
-    """What runs here. WARNING when this Python lacks something that a program may need.
+    """What runs here. WARNING when this Python lacks something that keeps it from peers, or from some of them.
 
-    Details: `lacking`, sentences.
+    Details: `lacking`, sentences; also of what peers do not notice.
     """
-    lacking = [text for missing, text in _LACKING if missing()]
+    lacking = [(text, grave) for missing, text, grave in _LACKING if missing()]
     seen = "%s %s, pycoslite %s in %s" % (sys.implementation.name, sys.version.split()[0], __version__, os.path.dirname(
         os.path.abspath(__file__)))
-    if lacking:
-        return Finding(_WARNING, seen + "; " + "; ".join(lacking), "use another Python, or do without", {
-            "lacking": lacking})
-    return Finding(_OK, seen, details={"lacking": []})
+    grave = any(grave for _, grave in lacking)
+    return Finding(_WARNING if grave else _OK, "; ".join([seen] + [text for text, _ in lacking]),
+                   "use another Python, or do without" if grave else "", {"lacking": [text for text, _ in lacking]})
 
 
 def _see_secret(case: _Case) -> Finding:
@@ -12683,7 +13196,8 @@ def _taken_port(case: _Case, port: int, error: OSError) -> Finding:
     if error.errno != errno.EADDRINUSE:
         return Finding(_FAILED, "%d cannot be used: %s" % (port, error.strerror), "choose another one: "
                        "PYCOSLITE_NET_PORT on all machines", details)
-    probe = _Probe(case.network, [Location("127.0.0.1", port)]).run()
+    hosts = dict.fromkeys(["127.0.0.1", "::1"] + [at.addr for at in case.network.locations])    # it may be at one only
+    probe = _Probe(case.network, [Location(host, port) for host in hosts]).run()
     seen = "%d is in use by " % port
     if probe.peer is not None:
         return Finding(_OK, seen + '"%s", the next program takes any other port' % probe.peer.name, "", details)
@@ -12764,6 +13278,9 @@ def _see_processes(case: _Case) -> Finding:
     """
     survey = case.survey
     time.sleep(case.wait_s)
+    for peer in list(case.network.peers.values()):          # one that an earlier step has met does not answer any more
+        if peer.online:
+            survey.found.setdefault(peer.process_id, peer.locations)
     case.meet(survey.found.values())
     trouble = [row for row in case.processes if row["problem"]]
     details = {"answered": len(survey.found), "unreachable": [row["location"] for row in trouble],
@@ -12822,7 +13339,7 @@ def _see_name(case: _Case) -> Finding:
     except OSError as error:
         return Finding(_FAILED, "the name %r cannot be resolved (%s)" % (case.at and case.at.addr, error.strerror),
                        "correct it, use the IP address instead, or add the name to DNS or to /etc/hosts")
-    case.addresses = list(dict.fromkeys(address[0] for _, _, _, _, address in found))
+    case.addresses = list(dict.fromkeys(address_text(address) for _, _, _, _, address in found))
     return Finding(_OK, "%s is %s" % (case.at.addr, ", ".join(case.addresses)), details={"addresses": case.addresses})
 
 
@@ -12878,14 +13395,12 @@ def _see_pings(case: _Case) -> Finding:
 def _ask_for_ports(case: _Case) -> List[int]:
     """TCP ports of the processes of this cluster that answer a search sent to the target's addresses."""
     survey = case.survey
-    asked = ["127.255.255.255" if is_loopback(address) else address
-             for address in case.addresses if ":" not in address]
-    if asked:
-        case.call(survey.search, sum(ROLES.values()), 0, asked)
-        until = time.monotonic() + case.wait_s / 2
-        while time.monotonic() < until and not survey.found:
-            time.sleep(0.01)
-        time.sleep(_ECHO_S)                         # several may answer
+    asked = [_EVERYBODY_HERE if is_loopback(address) else address for address in case.addresses]
+    case.call(survey.search, sum(ROLES.values()), 0, asked)
+    until = time.monotonic() + case.wait_s / 2
+    while time.monotonic() < until and not survey.found:
+        time.sleep(0.01)
+    time.sleep(_ECHO_S)                             # several may answer
     return sorted(places[0].port for places in survey.found.values())
 
 
@@ -13158,7 +13673,8 @@ _NETWORKED = ("pycos.netpycos", "asyncoro.disasyncoro")
 
 
 def _ours(name: str, wanted_as: str) -> types.ModuleType:
-    """Our module of that name, from where this one is. Raises ImportError with a sentence when it is not there."""
+    """Our module of that name, from where this one is: beside it, in its package, in the same zip file. Raises
+    ImportError, with a sentence that names what the program wanted (`wanted_as`), when it is not there."""
     if name == "pycoslite":
         return sys.modules[__name__]
     package = __name__.rpartition(".")[0]
@@ -13219,13 +13735,15 @@ class _OldNames:
 
     @staticmethod
     def exec_module(module: types.ModuleType) -> None:
-        """Those that are about networks have it start with the first task, or at `Pycos(...)` with its options."""
+        """Those that are about networks have it start with the first task, or at `Pycos(...)` with its options: not at
+        once, as the options that say how come later in the program."""
         if module.__name__ in _NETWORKED:
             Pycos.networked = True
 
 
 def install_old_names() -> None:
-    """From now on ``import pycos``, ``import asyncoro`` and their modules give this package's. Any thread."""
+    """From now on ``import pycos``, ``import asyncoro`` and their modules give this package's, in the whole process;
+    again changes nothing. `run_program` does so; a program of its own that imports some of old may, too. Any thread."""
     if _OldNames not in sys.meta_path:
         sys.meta_path.insert(0, _OldNames)              # type: ignore[arg-type]
 
@@ -13233,6 +13751,7 @@ def install_old_names() -> None:
 def run_program(path: str, source: bytes, arguments: Iterable[str] = ()) -> None:
     """Run the Python program that was read from the file `path` as ``__main__``, with the names of older modules
     installed. It stays ``__main__`` afterwards, for its tasks go on. Raises whatever it raises. Main thread."""
+    # This file's own `annotations` future must not become the program's.
     code = compile(source, path, "exec", dont_inherit=True)
     install_old_names()
     if "." not in __name__:                             # our other modules are found when they are imported later
@@ -13290,7 +13809,8 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _doctor(options: Any) -> int:
-    """Run the doctor; returns the exit status."""
+    """Run the doctor, with each step printed as soon as it is done; with --json nothing else than the report, and that
+    once. Returns the exit status: 0 nothing is wrong, 1 there are warnings, 2 a step failed, 130 after Ctrl-C."""
     def told(step: dict) -> None:
         for line in step_lines(step):
             print(line, flush=True)             # at once: a step may take seconds
@@ -13299,10 +13819,13 @@ def _doctor(options: Any) -> int:
         print("pycoslite %s, Python %s on %s: %s\n" % (
             __version__, sys.version.split()[0], socket.gethostname(),
             "the way to " + options.target if options.target else "this machine"))
-    report = examine(options.target, None if options.json else told, cluster=options.cluster, wait_s=options.wait,
-                     secret=False if options.no_auth else None, secret_file=options.secret_file,
-                     udp_port=options.udp_port,
-                     tls_files={name: getattr(options, name) for name in ("certfile", "keyfile", "cafile")})
+    try:
+        report = examine(options.target, None if options.json else told, cluster=options.cluster, wait_s=options.wait,
+                         secret=False if options.no_auth else None, secret_file=options.secret_file,
+                         udp_port=options.udp_port,
+                         tls_files={name: getattr(options, name) for name in ("certfile", "keyfile", "cafile")})
+    except KeyboardInterrupt:               # names and connections may take their time
+        return 130
     for line in [json.dumps(report, indent=2)] if options.json else summary_lines(report):
         print(line)
     return {_OK: 0, _WARNING: 1, _FAILED: 2}[report["status"]]

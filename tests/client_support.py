@@ -96,20 +96,20 @@ class Statuses:
         task.set_daemon()
         while True:
             self.messages.append((yield task.receive()))
-            for looking in self._looking:
+            waiting, self._looking = self._looking, []
+            for looking in waiting:
                 looking.resume()
 
     def wait(self, test: Callable, task: Any, timeout_s: float = 10.0) -> Iterator:
         """Wait until ``test(message)`` is true of a message, one that came already included; gives that. Use with
         yield."""
-        self._looking.append(task)
         seen = 0
         while True:
             for message in self.messages[seen:]:
                 seen += 1
                 if test(message):
-                    self._looking.remove(task)
                     return message
+            self._looking.append(task)
             if (yield task.suspend(timeout_s, "late")) == "late":
                 raise AssertionError("no such message among %s" % self.messages)
 

@@ -36,7 +36,8 @@ class CuttingProxy:
 
     def _run(self) -> None:
         while True:
-            ready = select.select([self._wake, self.listener] + ([] if self.dark else list(self._pairs)), [], [], 0.02)[0]
+            watched = [self._wake, self.listener] + ([] if self.dark else list(self._pairs))
+            ready = select.select(watched, [], [], 0.02)[0]
             if self._wake in ready:
                 return
             for sock in ready:

@@ -92,6 +92,7 @@ def unpickles(soak: bool) -> Iterator[Figure]:
             insider.say(pycoslite.encode_frame(pycoslite.MESSAGE, struct.pack(">Q", 1), CANARY))
             insider.ping()
         yield Figure("unpickled for one who has (the canary can sing)", victim.lines("CANARY LOADED"), "", "==", 1)
+        yield Figure("uses of pickle noticed then", victim.lines("UNPICKLED"), "", "==", 1)
     if shutil.which("openssl"):
         yield from unpickles_below_tls()
 
@@ -313,7 +314,8 @@ def churn(soak: bool) -> Iterator[Figure]:
             for thread in threads:
                 thread.join()
         yield Figure("connections of strangers who connect again and again", sum(count))
-        yield from probed(prober)
+        yield Figure("probes meanwhile that got no answer, of %d" % prober.count, len(prober.failures), "", "==", 0)
+        yield Figure("slowest probe, in the same queue as they", prober.worst_s * 1000, "ms")
 
 
 def probed(prober: Prober) -> Iterator[Figure]:

@@ -7,8 +7,6 @@ Its output has a line UNPICKLED for each use of pickle.
 import pickle
 import sys
 
-import network_peer
-
 
 def tell_of_pickles() -> None:
     """From now on each use of pickle prints a line."""
@@ -26,6 +24,7 @@ def tell_of_pickles() -> None:
 def main(words) -> None:
     """Limit the descriptors, then go on as network_peer.py does."""
     tell_of_pickles()
+    import network_peer                     # now, so that nothing has kept the functions of pickle as they were
     for word in [word for word in words if word.startswith("descriptors=")]:
         import resource                     # not on every platform; only who asks needs it
         words.remove(word)

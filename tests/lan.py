@@ -15,9 +15,11 @@ first address on to the second one, and knows nothing of what they carry.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
+import unittest
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple
 
@@ -97,6 +99,8 @@ class Machine(Host):
 def lan(*wires: Wire) -> Iterator[List[Machine]]:
     """The hosts of these wires, in the order of their letters, which begin with "a". Raises SkipTest, with the reason,
     where this cannot be had."""
+    if any(each.link_local for each in wires) and not os.path.exists("/proc/net/if_inet6"):
+        raise unittest.SkipTest("this kernel has no IPv6")
     letters = sorted(set("".join(each.hosts for each in wires)))
     with empty_hosts(len(letters) + 1) as spaces:
         hub = spaces.pop()                      # holds the wires

@@ -92,7 +92,7 @@ def on_peers(task=None):
 
 def main(words):
     """Start the network, and do what the lines say."""
-    options = {"tcp_port": 0, "secret": "s" * 32}
+    options = {"tcp_port": 0, "secret": "5e" * 32}          # a key, which does not go through scrypt
     for word in words:
         name, _, text = word.partition("=")
         try:

@@ -150,7 +150,15 @@ def main(words, begin=lambda: None):
     signal.signal(signal.SIGTERM, lambda *_: finished.set())        # an orderly end
     sys.stdout.write("READY %r\n" % node.location)              # in one write, as the log is being written, too
     sys.stdout.flush()
+    threading.Thread(target=_end_with_the_test, daemon=True).start()
     finished.wait()
+
+
+def _end_with_the_test():
+    """However the test ends, be it killed: its end of the pipe that is our standard input closes."""
+    while os.read(0, 1):
+        pass
+    finished.set()
 
 
 finished = threading.Event()

@@ -1,10 +1,12 @@
 """A process of the reliability rows: network_peer.py that is told what to do by lines at its standard input.
 
-    python3 reliability_peer.py [dialler] [log=FILE] [option=value ...]     then lines like ["exchange", "host:port", 1000, 0]
+    python3 reliability_peer.py [dialler] [log=FILE] [option=value ...]         then lines like
+    ["exchange", "host:port", 1000, 0]
 
-Each line is a JSON list, the name of one of the `do_` functions below and its arguments; it answers with lines of a word
-and JSON: ``DONE {...}``, ``EVENT {...}`` for each peer that comes or goes, ``BEAT {...}``. A `dialler` always dials first,
-and cannot be dialled itself. With `log` the number of each message is written to that file as it is put into the mailbox.
+Each line is a JSON list, the name of one of the `do_` functions below and its arguments; it answers with lines of a
+word and JSON: ``DONE {...}``, ``EVENT {...}`` for each peer that comes or goes, ``BEAT {...}``. A `dialler` always dials
+first, and cannot be dialled itself. With `log` the number of each message is written to that file as it is put into the
+mailbox.
 """
 import json
 import os
@@ -48,17 +50,19 @@ def do_watch(task=None):
     yield
 
 
-def do_exchange(at, count, size, task=None):
-    """Send `count` numbers each way at once, each with `size` bytes; say what arrived here and there."""
-    agent, got, most, filler = (yield found(at)), [], 0, bytes(size)
-    agent.send(("spawn", task, "flood", (task, count, size)))
+def do_exchange(at, count, size, back=None, task=None):
+    """Send `count` numbers, each with `size` bytes, and get `back` (None: as many) at the same time; say what arrived
+    here and there."""
+    agent, got, most, filler = (yield found(at)), [], 0, os.urandom(size)
+    back = count if back is None else back
+    agent.send(("spawn", task, "flood", (task, back, size)))
     session, began = agent.peer.session, time.monotonic()
     for number in range(count):
         agent.send(("number", number, filler))
         if not number % 20:
             most = max(most, session.unconfirmed_frames)
             yield
-    while len(got) < count:
+    while len(got) < back:
         message = yield task.receive(COME_S)
         if message is None:
             break
@@ -67,7 +71,7 @@ def do_exchange(at, count, size, task=None):
             got.append(number)
     agent.send(("report", task))
     there = yield task.receive(COME_S)
-    say("DONE", here=[len(got), got == list(range(count))], there=there, most=most, seconds=time.monotonic() - began)
+    say("DONE", here=[len(got), got == list(range(back))], there=there, most=most, seconds=time.monotonic() - began)
 
 
 def do_beat(at, task=None):

@@ -50,7 +50,10 @@ class Programs(support.TestCase):
         self.smoke(("L6a", "L6b", "L6c"), ("limit", "ours", "asyncio"))
 
     def test_ours_runs_with_other_processes(self) -> None:
-        self.smoke(("D1", "D3p", "J1"), ("ours",))
+        self.smoke(("D1", "D3p", "D4b", "D6b", "J1"), ("ours",))
+
+    def test_ours_runs_without_authentication(self) -> None:
+        self.smoke(("D2", "D3"), ("open",))
 
     def test_files_are_sent(self) -> None:
         self.smoke(("D5",), ("limit", "checked", "asyncio", "ours"))

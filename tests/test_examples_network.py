@@ -44,10 +44,10 @@ class PairsTest(TestCase):
 
     def test_channel_chat_server_and_channel_chat_client(self):
         env = {"PYCOSLITE_NET_PORT": str(free_port())}
-        program = [sys.executable, "-X", "dev", "-W", "error", str(ROOT / "examples" / "channel_chat_")]
-        with running(program[:-1] + [program[-1] + "server.py"], ready="chat is open", env=env) as server, \
-                running(program[:-1] + [program[-1] + "client.py", "ann"], ready="welcome", env=env) as ann, \
-                running(program[:-1] + [program[-1] + "client.py", "bob"], ready="welcome", env=env) as bob:
+        python, program = [sys.executable, "-X", "dev", "-W", "error"], str(ROOT / "examples" / "channel_chat")
+        with running(python + [program + "_server.py"], ready="chat is open", env=env) as server, \
+                running(python + [program + "_client.py", "ann"], ready="welcome", env=env) as ann, \
+                running(python + [program + "_client.py", "bob"], ready="welcome", env=env) as bob:
             bob.write("hello there\nBuy NOW!\nANYBODY?\n")
             for process in ann, bob:
                 process.wait_for("^bob: hello there\nbob: Anybody\\?$")

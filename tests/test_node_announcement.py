@@ -56,6 +56,19 @@ class PingsTest(support.TestCase):
             with self.subTest(before=before, after=after, quitting=quitting):
                 self.assertEqual(self.released(before, after, quitting), wanted)
 
+    def test_at_intervals_while_it_is_free(self) -> None:
+        later: List[Any] = []
+        driver: Any = SimpleNamespace(state=SimpleNamespace(holder=None), options=SimpleNamespace(ping_interval=60),
+                                      network=SimpleNamespace(call_later=lambda *call: later.append(call)),
+                                      announce=lambda: later.append("announced"))
+        driver.announce_regularly = lambda: dispycosnode_lite.NodeDriver.announce_regularly(driver)
+        for holder, interval, wanted in ((None, 60, ["announced", (60, driver.announce_regularly)]),
+                                         ("one", 60, [(60, driver.announce_regularly)]), (None, 0, ["announced"])):
+            driver.state.holder, driver.options.ping_interval = holder, interval
+            driver.announce_regularly()
+            self.assertEqual(later, wanted)
+            later.clear()
+
     @staticmethod
     def released(before: Any, after: Any, quitting: bool) -> List[str]:
         """What a node does when a client goes, which had it `before`, so that `after` has it then."""

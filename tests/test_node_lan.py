@@ -71,6 +71,12 @@ class NodeTest(LanTestCase):
         self.node(a)
         self.uses(b, a)
 
+    def test_found_by_ipv4_multicast(self) -> None:
+        """Neither end has a broadcast address; the client hears the node's announcement."""
+        a, b = self.enter(lan(wire("ab", ipv6=False, link_local=False, broadcast=False)))
+        self.node(a, "--ipv4_udp_multicast", "--ping_interval", "2")
+        self.uses(b, a)
+
     def test_named_where_udp_is_blocked(self) -> None:
         a, b = self.enter(lan(wire("ab")))
         a.block_udp()

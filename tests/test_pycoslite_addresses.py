@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pickle
 
+import pycoslite
 from pycoslite import Location
 from tests.support import TestCase
 
@@ -60,6 +61,35 @@ class LocationTest(TestCase):
         for location, text in ((Location("node7", 9705), "node7:9705"), (Location("::1", 9705), "[::1]:9705")):
             self.assertEqual(repr(location), text)
             self.assertEqual(Location.parse(text), location)
+
+    def test_every_spelling_of_an_ipv6_address_is_the_same(self) -> None:
+        for text in ("fd00:0:0:0:0:0:0:1", "FD00::0001", "[fd00:0::1]"):
+            self.assertEqual(Location(text, 1), Location("fd00::1", 1))
+        self.assertEqual(Location("::ffff:10.0.0.1", 1), Location("10.0.0.1", 1))       # an IPv4 address, wrapped
+        self.assertEqual(Location("FE80::0:1%eth0", 1).addr, "fe80::1%eth0")
+        with self.assertRaisesRegex(ValueError, "'a:b:c' is neither a host name nor an IPv6 address"):
+            Location.parse("a:b:c", 1)
+
+    def test_what_another_machine_can_be_told(self) -> None:
+        for host, bare in (("fe80::1%eth0", "fe80::1"), ("fd00::1", "fd00::1"), ("10.0.0.1", "10.0.0.1"), ("a", "a")):
+            self.assertEqual(Location(host, 1).bare, bare)
+
+    def test_kinds_of_addresses(self) -> None:
+        for host, loopback, link_local in (
+                ("127.0.0.1", True, False), ("127.9.9.9", True, False), ("::1", True, False), ("10.0.0.1", False, False),
+                ("fe80::1", False, True), ("febf::1%eth0", False, True), ("fec0::1", False, False),
+                ("fe80.example.com", False, False), ("localhost", False, False)):
+            with self.subTest(host):
+                self.assertEqual((pycoslite.is_loopback(host), pycoslite.is_link_local(host)), (loopback, link_local))
+
+    def test_same_network(self) -> None:
+        for one, other, prefix, same in (
+                ("10.0.0.1", "10.0.0.254", 24, True), ("10.0.0.1", "10.0.1.1", 24, False),
+                ("10.0.0.1", "10.0.1.1", 16, True), ("10.0.0.1", "10.0.0.1", 32, True), ("10.0.0.1", "8.8.8.8", 0, True),
+                ("fd00::1", "fd00::2", 64, True), ("fd00::1", "fd00:0:0:1::2", 64, False), ("10.0.0.1", "::1", 0, False),
+                ("fe80::1%eth0", "fe80::2%eth1", 64, True)):
+            with self.subTest(one=one, other=other):
+                self.assertIs(pycoslite.same_network(one, other, prefix), same)
 
     def test_survives_pickling(self) -> None:
         self.assertEqual(pickle.loads(pickle.dumps(Location("::1", 9705))), Location("::1", 9705))

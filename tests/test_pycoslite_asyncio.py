@@ -108,7 +108,7 @@ class AsyncioTest(SocketCase):
     def test_what_only_asyncio_can_wait_for_is_refused(self):
         """And the sentence says what to do instead."""
         async def confused(future):
-            with self.assertRaisesRegex(MisuseError, r"confused/\d+ .* another event loop: .* concurrent.futures.Future"):
+            with self.assertRaisesRegex(MisuseError, r"confused/\d+ .* event loop: .* concurrent.futures.Future"):
                 await future
             return "went on"
 

@@ -352,6 +352,23 @@ class RulesTest(TestCase):
         one.close()
         self.assertEqual((one._searches, one.network.timers), ({}, []))
 
+    def test_groups_are_joined_on_interfaces_that_come_later(self):
+        joined = []
+        self.addCleanup(setattr, pycoslite, "_join_group", pycoslite._join_group)
+        pycoslite._join_group = lambda sock, interface: joined.append((sock.family, interface))
+        one, four, six = self.discovery(), socket.AF_INET, socket.AF_INET6
+        one._answering = [SimpleNamespace(family=family) for family in (four, six)]
+        for found, wanted in (([LO], {(four, "127.0.0.1")}), ([LO], set()), ([LO, ETH, LINK], {(four, "10.0.0.5"), (six, 2)}),
+                              ([LO], set()), ([LO, ETH], {(four, "10.0.0.5")}),     # which has been away
+                              ([], {(four, "0.0.0.0"), *((six, index) for index, _ in socket.if_nameindex())})):
+            self.machine(found)
+            one._join()
+            self.assertEqual(set(joined), wanted)
+            joined.clear()
+            [(when, function, _)] = one.network.timers
+            self.assertEqual((when - self.clock(), function), (10.0, one._join))
+            one.network.timers.clear()
+
     def test_30_percent_loss_misses_nobody_in_ten_seconds(self):
         """A thousand starts of two processes, the second a while after the first. (Five pings would miss one in 29.)"""
         self.machine([LO, ETH])

@@ -96,7 +96,7 @@ class DoctorTestCase(TestCase):
         """Context manager: a process of the cluster, found by searching."""
         start = ["-c", program, AGENT] if program else [AGENT]
         words = ["discover_peers=True", "secret=", "udp_port=%d" % self.port, *options]
-        return running([python, *start, *words], ready=r"READY \S+:(\d+)", env=dict(self.environment, **env))
+        return running([python, *start, *words], ready=r"READY \S+:(\d+)$", env=dict(self.environment, **env))
 
     @contextlib.contextmanager
     def agent(self, *options: str, **how: str) -> Iterator[int]:
@@ -145,6 +145,15 @@ class HereTest(DoctorTestCase):
         self.assertEqual((details["answered"], details["other_clusters"], details["other_processes"]), (2, 1, 1))
         self.assertEqual(report["status"], "ok", report)
 
+    def test_a_node_of_a_cluster(self):
+        port = free_port()
+        command = [sys.executable, "dispycosnode_lite.py", "--cpus", "1", "--name", "worker", "--tcp_ports", port,
+                   "--udp_port", self.port, "--daemon", "--dest_path", self.temp_dir()]
+        with running(command, ready="listening at", env=self.environment):
+            row, = self.report()["processes"]
+            self.assertEqual((row["name"], row["role"], row["problem"]), ("worker", "node", ""))
+            self.assertEqual(row["location"].rpartition(":")[2], str(port))
+
     def test_another_secret_is_seen(self):
         other = self.file("other", "6" * 64)
         with self.agent(PYCOSLITE_SECRET_FILE=str(other)):
@@ -156,7 +165,9 @@ class HereTest(DoctorTestCase):
 
     def test_the_usual_port_is_in_use(self):
         with self.agent("name=first", "tcp_port=%d" % self.port):
-            step = self.report()["steps"]["TCP port"]
+            report = self.report()
+            self.assertEqual([row["name"] for row in report["processes"]], ["first"])
+            step = report["steps"]["TCP port"]
             self.assertEqual((step["status"], step["details"]["free"]), ("ok", False))
             self.assertIn('in use by "first"', step["seen"])
         with socket.create_server((HOST, self.port)):
@@ -263,6 +274,13 @@ class ThereTest(DoctorTestCase):
         self.assertEqual(report["steps"]["discovery"]["details"]["tcp_ports"], [port])
         self.assertEqual(report["steps"]["connection"]["details"]["location"], "localhost:%d" % port)
         self.assertEqual(report["status"], "ok", report)
+
+    @unittest.skipUnless(socket.has_ipv6 and pycoslite.source_address("::1"), "there is no IPv6 here")
+    def test_ipv6(self):
+        with self.agent("host=::1", "name=six") as port:
+            report = self.report("[::1]:%d" % port)
+            self.assertEqual(report["status"], "ok", report)
+            self.assertEqual(report["steps"]["connection"]["details"]["location"], "[::1]:%d" % port)
 
     def test_from_other_pythons(self):
         with self.agent() as port:
@@ -399,6 +417,16 @@ class ThereTest(DoctorTestCase):
         self.assertRegex(done.stdout, r"(?m)^FAILED  connection  127.0.0.1:\d+ refuses connections")
         self.assertEqual(lines[-3:-1], ["FAILED: connection", "WARNING: discovery"])
         self.assertTrue(lines[-1].startswith("not looked at: greeting, version, "))
+
+    def test_interrupted(self):
+        with socket.create_server((HOST, 0)) as listener:
+            place = "%s:%d" % listener.getsockname()
+            with running([sys.executable, "-m", "pycoslite", "doctor", "--wait", "0.2", place],
+                         ready="^.*discovery", env=dict(self.environment, PYCOSLITE_HANDSHAKE_S="60")) as process:
+                with listener.accept()[0]:          # it has connected, and would wait for a minute
+                    process.signal(signal.SIGINT)
+                    self.assertEqual(process.wait(), 130, process.output)
+                self.assertNotIn("Traceback", process.output)
 
     def test_wrong_calls(self):
         done = self.run_doctor("--secret", "abc")

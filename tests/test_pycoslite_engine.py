@@ -11,7 +11,7 @@ from typing import List
 import pycoslite
 from pycoslite import Location, Pycos, Task
 from tests.support import running
-from tests.test_pycoslite_network import COME_S, HOST, NetworkTestCase
+from tests.test_pycoslite_network import COME_S, HOST, SECRET, NetworkTestCase
 
 MIB = 1 << 20
 
@@ -90,7 +90,7 @@ class HandOverTest(NetworkTestCase):
 
     def test_a_network_can_be_closed_and_started_again(self):
         for _ in range(5):
-            node = Pycos(host=HOST, tcp_port=0, name="again", secret="tests", discover_peers=False)
+            node = Pycos(host=HOST, tcp_port=0, name="again", secret=SECRET, discover_peers=False)
             self.assertTrue(node.location.port)
             node.terminate()
         self.assertIsNone(pycoslite.running_network())
@@ -103,7 +103,7 @@ class HandOverTest(NetworkTestCase):
         self.addCleanup(pycoslite.stop_default)         # the kernel is there before the port is tried
         with self.agent() as process:
             with self.assertRaisesRegex(OSError, "cannot listen at port %d" % process.at.port):
-                Pycos(host=HOST, tcp_port=process.at.port, secret="tests", discover_peers=False)
+                Pycos(host=HOST, tcp_port=process.at.port, secret=SECRET, discover_peers=False)
 
 
 @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
@@ -117,7 +117,7 @@ def main(where, value, task=None):
     agent.send(("echo", task, value))
     return (yield task.receive(20))
 def talk(value):
-    Pycos(host="127.0.0.1", tcp_port=0, name=value, secret="tests", discover_peers=False)
+    Pycos(host="127.0.0.1", tcp_port=0, name=value, secret=sys.argv[2], discover_peers=False)
     return Task(main, Location("127.0.0.1", int(sys.argv[1])), value).value()
 print(talk("parent"), flush=True)
 child = os.fork()
@@ -131,7 +131,7 @@ print(Task(main, Location("127.0.0.1", int(sys.argv[1])), "parent again").value(
 
     def test_a_forked_child_has_a_network_of_its_own_and_spoils_no_other(self):
         with self.agent() as process:
-            with running([sys.executable, "-W", "ignore", "-c", self.PROGRAM, process.at.port]) as program:
+            with running([sys.executable, "-W", "ignore", "-c", self.PROGRAM, process.at.port, SECRET]) as program:
                 self.assertEqual(program.wait(), 0)
                 self.assertEqual(program.output.split("\n")[:3], ["parent", "child", "parent again"])
 

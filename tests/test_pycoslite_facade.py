@@ -327,6 +327,8 @@ lock = pycoslite.Lock()
 pycoslite.Task(owner, lock)
 pycoslite.Task(outer, lock)
 pycoslite.Task(awaits).send("a message that nobody receives")
+while not pycoslite.Pycos.status()["tasks"][2]["mailbox"]:
+    time.sleep(0.001)
 pycoslite.Task(main)
 """
 
@@ -380,7 +382,8 @@ class StatusTest(FacadeTestCase):
         waits = [
             (lambda task: task.receive(), "a message"), (lambda task: task.receive(99), "a message"),
             (lambda task: task.sleep(), r"resume\(\)"), (lambda task: task.sleep(99), r"resume\(\), or its time"),
-            (lambda task: owns.finish(), "the end of %r" % owns), (lambda task: lock.acquire(), "a lock that %r holds" % owns),
+            (lambda task: owns.finish(), "the end of %r" % owns),
+            (lambda task: lock.acquire(), "a lock that %r holds" % owns),
             (lambda task: notified(), r"notify\(\) of a Condition, or its lock, among 1 tasks"),
             (lambda task: event.wait(), "an Event to be set"),
             (lambda task: semaphore.acquire(), "a Semaphore at 0, among 1 tasks"),
@@ -431,8 +434,9 @@ class StatusTest(FacadeTestCase):
         self.wait_until(lambda: Pycos.status()["tasks"][0]["state"] == "waiting")
         file = io.StringIO()
         pycoslite.dump(file)
-        self.assertRegex(file.getvalue(), r"^1 tasks in process %d:\ntask proc/\d+ is waiting for a message, for [\d.]+ s"
-                         r"; messages in its mailbox: 0\n  File .*, in proc\n    yield task.receive\(\)  # here\n" % os.getpid())
+        self.assertRegex(file.getvalue(), r"^1 tasks in process %d:\ntask proc/\d+ is waiting for a message, for [\d.]+"
+                         r" s; messages in its mailbox: 0\n  File .*, in proc\n    yield task.receive\(\)  # here\n"
+                         % os.getpid())
         self.assertIn("thread MainThread:", file.getvalue())
 
     @unittest.skipUnless(hasattr(signal, "SIGQUIT"), "there is no SIGQUIT here")

@@ -1,4 +1,4 @@
-"""AsyncFile, AsyncPipe, Popen, pipe: every row of the feature list (F01-F17), with real files, terminals and children."""
+"""AsyncFile, AsyncPipe, Popen, pipe: every row of the feature list (F01-F17); real files, terminals and children."""
 from __future__ import annotations
 
 import errno
@@ -17,7 +17,7 @@ from typing import Any, Dict, Tuple
 from unittest import mock
 
 import pycoslite
-from pycoslite import AsyncFile, AsyncPipe, AsyncSocket, MisuseError, MonitorStatus, Popen, Task
+from pycoslite import AsyncFile, AsyncPipe, AsyncSocket, MisuseError, Popen, Task
 from tests.test_pycoslite_sockets import SocketCase
 
 ROWS: Dict[str, str] = {
@@ -459,7 +459,8 @@ class AsyncPipeTest(FileCase):
         self.task(body)
 
     def test_communicate_without_pipes(self):
-        pipe = AsyncPipe(self.child([sys.executable, "-c", "pass"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        nothing = subprocess.DEVNULL
+        pipe = AsyncPipe(self.child([sys.executable, "-c", "pass"], stdin=nothing, stdout=nothing))
 
         def body():
             with self.assertRaisesRegex(ValueError, "stdin of the process is not a pipe"):
@@ -516,7 +517,7 @@ class AsyncPipeTest(FileCase):
             "data = sys.stdin.read(); print(data); sys.stdin.close()")
 
     def test_communicate_in_time(self):
-        """What came before the time was up is told, and nothing is lost: not what came nor what was still to be sent."""
+        """What came before the time was up is told, and nothing is lost: what came, what was still to be sent."""
         pipe = AsyncPipe(self.child([sys.executable, "-c", self.SLOW], stderr=PIPE))
         near, far = socket.socketpair()
         source = AsyncFile(near)

@@ -11,7 +11,7 @@ from typing import Any, Iterator, List
 from tests import figures, lan as lan_module
 from tests.figures import Figure
 from tests.lan import Machine, lan, wire
-from tests.support import Host, TestCase
+from tests.support import Host, TestCase, empty_hosts
 from tests.switch import Line, switched_hosts
 
 PEER = Path(__file__).with_name("lan_peer.py")
@@ -28,9 +28,9 @@ class LanTestCase(TestCase):
         self.addCleanup(manager.__exit__, None, None, None)
         return value
 
-    def start(self, host: Machine, name: str, *options: str) -> Any:
-        """A process there, called `name`; `port` is its TCP port."""
-        process = self.enter(host.running([sys.executable, PEER, "name=" + name, *options], ready=r"READY (\d+)"))
+    def start(self, host: Host, name: str, *options: str, **how: Any) -> Any:
+        """A process there, called `name`; `port` is its TCP port. `how` is for `running`."""
+        process = self.enter(host.running([sys.executable, PEER, "name=" + name, *options], ready=r"READY (\d+)", **how))
         process.name, process.port = name, int(process.match.group(1))
         return process
 
@@ -96,6 +96,21 @@ class DiscoveryTest(LanTestCase):
         self.meets(one, two)
 
 
+class LonelyTest(LanTestCase):
+    """A machine that has a loopback interface and nothing else."""
+
+    def test_its_processes_find_each_other(self) -> None:
+        [host] = self.enter(empty_hosts(1))
+        host.ip("link", "set", "lo", "up")
+        one, two = self.start(host, "one"), self.start(host, "two")
+        one.wait_for(r"^LOCATIONS \[127.0.0.1:\d+\]$")
+        six = self.start(host, "six", "socket_family=10")
+        six.wait_for(r"^LOCATIONS \[\[::1\]:\d+\]$")
+        self.meets(one, two, "127.0.0.1")
+        self.meets(one, six, "::1")
+        self.quiet(one, two, six)
+
+
 class LossTest(LanTestCase):
     """Nobody is missed where datagrams, or whatever frames, are lost (reliability.md, J10)."""
 
@@ -156,6 +171,12 @@ class NamedTest(LanTestCase):
         self.assertEqual(self.do(three, "peer " + place.replace("%eth0", "")), "0")     # at whatever interface
         self.assertEqual(self.do(one, "peer " + place.replace("eth0", "eth7")), "-1")
         one.wait_for("WARNING no peer: cannot reach .*: this machine has no interface 'eth7'")
+
+    def test_a_host_that_is_off(self) -> None:
+        a, _ = self.enter(lan(wire("ab")))
+        one = self.start(a, "one", env={"PYCOSLITE_CONNECT_S": "0.2"})
+        self.assertEqual(self.do(one, "peer %s0:9705" % a.on[0].address), "-1")
+        one.wait_for("WARNING no peer: cannot reach 10.1.1.10:9705: no answer: the host is off, the address is wrong, or")
 
     def test_all_processes_of_a_host_on_another_network(self) -> None:
         for ipv4 in True, False:
@@ -255,8 +276,8 @@ class ClustersTest(LanTestCase):
 
     def test_clusters_of_several_names_and_secrets(self) -> None:
         a, b = self.enter(lan(wire("ab")))
-        clusters = {"red": "cluster='red'", "blue": "cluster='blue'", "own": "secret='%s'" % ("o" * 32),
-                    "else": "secret='%s'" % ("e" * 32)}
+        clusters = {"red": "cluster='red'", "blue": "cluster='blue'", "own": "secret='%s'" % ("0e" * 32),
+                    "else": "secret='%s'" % ("e0" * 32)}
         groups = {name: [self.start(host, name + host.letter, option) for host in (a, b)]
                   for name, option in clusters.items()}
         for one, two in groups.values():

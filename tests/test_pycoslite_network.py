@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 import pycoslite
-from pycoslite import Location, MonitorStatus, Pycos, Task
+from pycoslite import Handshake, Location, MonitorStatus, Pycos, Refusal, Task
 from tests.cutting import CuttingProxy
 from tests.support import TestCase, running
 
 HOST = "127.0.0.1"
+BEHIND = "127.0.0.3"                            # where agents listen that are to be reached through a proxy only
 SECRET = "7e57" * 16                            # that of network_peer.py: a key, which does not go through scrypt
 AGENT = Path(__file__).with_name("network_peer.py")
 QUICK = {"PYCOSLITE_HEARTBEAT_S": "0.2"}        # silent for 0.6 s is offline
@@ -309,7 +311,7 @@ class MonitorTest(NetworkTestCase):
 
 class FaultsTest(NetworkTestCase):
     def proxy(self, process: Any, budget: Callable[[], int], reset: Callable[[], bool]) -> CuttingProxy:
-        proxy = CuttingProxy(process.at, budget, reset)
+        proxy = CuttingProxy(Location(BEHIND, process.at.port), budget, reset)
         self.addCleanup(proxy.close)
         return proxy
 
@@ -321,7 +323,7 @@ class FaultsTest(NetworkTestCase):
 
     def hidden_agent(self, **how: Any) -> Any:
         """An agent that can only be reached through a proxy: it tells an address where nobody listens."""
-        return self.agent("host=127.0.0.3", "ext_host=127.0.0.8", **how)
+        return self.agent("host=" + BEHIND, "ext_host=127.0.0.8", **how)
 
     def exchange(self, process: Any, proxy: CuttingProxy, count: int) -> tuple:
         """Send `count` numbers each way at once; what arrived here and there."""
@@ -395,6 +397,58 @@ class FaultsTest(NetworkTestCase):
             with self.lost_messages():
                 process.signal(signal.SIGKILL)
                 self.wait_until(lambda: [event for event, _ in events][-1:] == ["lost"], timeout_s=5)
+
+    def outcome_of_a_dial(self, refusal: int) -> tuple:
+        """(error, gone) of dialling a peer at its address, where every connection is refused with that code."""
+        hello = Handshake("accept", bytes(32), b"b" * 16, {}, bytes(32), "pycoslite").data_to_send()
+        listener = socket.create_server((HOST, 0))
+
+        def refuse() -> None:                       # as often as it is tried
+            with contextlib.suppress(OSError), listener:
+                while True:
+                    with listener.accept()[0] as sock:
+                        sock.sendall(hello)
+                        sock.recv(4096)
+                        sock.sendall(b"R" + bytes((refusal,)))
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        at, outcome, ended = Location(HOST, listener.getsockname()[1]), [], threading.Event()
+
+        def done(_peer: Any, error: Any, gone: bool) -> None:
+            outcome.extend((error, gone))
+            ended.set()
+        network = self.node().network
+        dial = pycoslite._Dial(network, [at], done, b"b" * 16, at)
+        network.post(dial.next)
+        self.assertTrue(ended.wait(COME_S))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        return tuple(outcome)
+
+    def test_a_process_that_is_busy_is_not_gone(self):
+        error, gone = self.outcome_of_a_dial(Refusal.BUSY)
+        self.assertIsInstance(error, pycoslite.PeerBusy)
+        self.assertIn("try again in a moment", str(error))
+        self.assertFalse(gone)
+        error, gone = self.outcome_of_a_dial(Refusal.SECRET)
+        self.assertNotIsInstance(error, pycoslite.PeerBusy)
+        self.assertTrue(gone)                       # another process is there
+
+    def test_who_was_given_up_for_being_silent_is_found_again(self):
+        self.setting(heartbeat_s=0.1, give_up_s=0.3, handshake_s=0.3)
+        self.hidden_node()
+        with self.hidden_agent(env=dict(QUICK, PYCOSLITE_GIVE_UP_S="0.3")) as process:
+            proxy = self.proxy(process, lambda: 1 << 60, lambda: False)
+
+            def contact():
+                return (yield Task.locate("agent", proxy.at, timeout=COME_S))
+            agent, events = self.do(contact), self.peer_events()
+            proxy.dark = True
+            self.wait_until(lambda: [event for event, _ in events][-1:] == ["lost"])
+            self.assertEqual(agent.send("lost"), -1)
+            proxy.dark = False
+            self.wait_until(lambda: [event for event, _ in events][-1:] == ["online"])      # nobody has asked for it
+            self.assertEqual(self.ask(agent, "echo", 1), 1)
 
     def test_a_stopped_process_goes_offline_and_comes_back_with_everything(self):
         self.setting(heartbeat_s=0.2)

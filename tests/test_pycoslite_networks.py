@@ -8,7 +8,7 @@ from typing import Any, List
 import pycoslite
 from pycoslite import Location, MisuseError, Pycos
 from tests.support import free_port
-from tests.test_pycoslite_network import COME_S, NetworkTestCase
+from tests.test_pycoslite_network import COME_S, SECRET, NetworkTestCase
 
 HAS_IPV6 = bool(pycoslite.source_address("::1"))
 needs_ipv6 = unittest.skipUnless(HAS_IPV6, "this machine has no IPv6")
@@ -158,6 +158,23 @@ class ToldTest(NetworkTestCase):
         for nonsense in ({}, {"port": -1, "addresses": "abc"}, {"port": True, "addresses": {}}):
             self.assertIn(pycoslite._said_addresses(nonsense, "10.0.0.9"), ((0, []), (True, [])))
 
+    def test_where_a_peer_listens(self):
+        for hosts, seen, listens in (
+                (["0.0.0.0", "::"], "10.0.0.1", True), (["::"], "10.0.0.1", False), (["::"], "fd00::1", True),
+                (["10.0.0.1"], "10.0.0.1", True), (["10.0.0.1"], "127.0.0.1", False),
+                (["fe80::1"], "fe80::1%eth0", True), (None, "10.0.0.1", True), ("0.0.0.0", "10.0.0.1", True)):
+            with self.subTest(hosts=hosts, seen=seen):
+                self.assertIs(pycoslite._listens_at({"hosts": hosts}, seen), listens)
+
+    def test_a_peer_that_dialled_from_where_it_does_not_listen(self):
+        if not HAS_IPV6:
+            self.skipTest("this machine has no IPv6")
+        node = self.node()
+        with self.agent("host=::1", "peers=['127.0.0.1:%d']" % node.location.port):
+            self.wait_until(node.peers)
+            [peer] = node.network.peers.values()
+            self.assertEqual([at.addr for at in peer.locations], ["::1"])
+
     def test_addresses_of_sockets(self):
         for address, text in ((("10.0.0.1", 5), "10.0.0.1"), (("::ffff:10.0.0.1", 5, 0, 0), "10.0.0.1"),
                               (("fd00::1", 5, 0, 0), "fd00::1"), (("fe80::1", 5, 0, 0), "fe80::1"),
@@ -245,6 +262,20 @@ class PeersTest(NetworkTestCase):
         """Ping at other times."""
         self.addCleanup(setattr, pycoslite, "PING_TIMES_S", pycoslite.PING_TIMES_S)
         pycoslite.PING_TIMES_S = times
+
+    def test_a_process_that_did_not_start_with_discovery(self):
+        """As a server of a node, whose program decides that it wants peers."""
+        self.setting(net_port=free_port())
+        pycoslite.start_network("127.0.0.1", 0, "server", key=pycoslite.secret_key(SECRET), role="server")
+        self.addCleanup(lambda: Pycos().terminate())
+        options = "discover_peers=True", "udp_port=%d" % pycoslite.settings.net_port
+        with self.agent("name=sooner", *options):
+            self.assertEqual(Pycos().peers(), [])
+            Pycos().discover_peers()
+            self.wait_until(lambda: len(Pycos().peers()) == 1)
+            with self.agent("name=later", *options) as later:
+                later.wait_for('"server" @ .* is online')
+                self.wait_until(lambda: len(Pycos().peers()) == 2)
 
     def test_watchers_can_leave(self):
         node = self.node()

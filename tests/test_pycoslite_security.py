@@ -48,9 +48,13 @@ class SecurityTestCase(NetworkTestCase):
             raise AssertionError("something was unpickled")
         before = pickle.loads, pickle.load, pickle.Unpickler
         pickle.loads = pickle.load = pickle.Unpickler = forbidden        # type: ignore[assignment,misc]
+        defaults, pycoslite.deserialize.__defaults__ = pycoslite.deserialize.__defaults__, (forbidden,)
         try:
+            self.assertRaises(AssertionError, pycoslite.deserialize, b"N.")
+            used.clear()
             yield used
         finally:
+            pycoslite.deserialize.__defaults__ = defaults
             pickle.loads, pickle.load, pickle.Unpickler = before         # type: ignore[misc]
 
     def assert_serves(self, node: Pycos) -> None:

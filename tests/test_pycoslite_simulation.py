@@ -461,7 +461,7 @@ class SimulationTest(TestCase):
         self.assertGreater(interfered, 5 * self.SEEDS)
         self.assertGreater(crashed, self.SEEDS / 4)
 
-    # -- the checker itself: each of these is a session, or a codec, with a fault that it must find ---------------------
+    # -- the checker itself: each of these is a session, or a codec, with a fault that it must find
 
     def assert_found(self, session: Callable = Session, seeds: int = 60) -> None:
         for seed in range(1, seeds):

@@ -770,7 +770,7 @@ class SuspendTest(KernelTestCase):
             return (yield task.receive())
         task = self.spawn(receiver)
         self.kernel.settle()
-        with self.expect_log(r"^resume\('ignored'\) of task receiver/\d+ in .*test_pycoslite_tasks.py, line \d+, is ignored"):
+        with self.expect_log(r"^resume\('ignored'\) of task receiver/\d+ in .*tasks.py, line \d+, is ignored"):
             self.assertEqual(task.resume("ignored"), 0)
         self.kernel.settle()
         task.send("message")

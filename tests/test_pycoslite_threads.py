@@ -138,11 +138,11 @@ class AsyncThreadPoolTest(ThreadTestCase):
         pool = self.pool(1)
 
         def function():
-            try:
-                yield pool.join()
-            except MisuseError as error:
-                return "inside a task" in str(error)
-        self.assertTrue(Task(function).value(20))
+            for call in (pool.join, pool.terminate):
+                with self.assertRaisesRegex(MisuseError, r"was called inside task function/\d+.*: call it in the main"):
+                    call()
+            return (yield pool.async_task(len, "still usable"))
+        self.assertEqual(Task(function).value(20), 12)
 
     def test_wrong_sizes(self):
         for size in (0, -1):

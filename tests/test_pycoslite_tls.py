@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -20,6 +21,7 @@ import dispycos_lite
 import pycoslite
 from pycoslite import (CAN_ENCRYPT, DEMANDS_ENCRYPTION, HAS_CERTIFICATE, WANTS_ENCRYPTION, AuthenticationError,
                        Handshake, Location, Pycos, PycosError, Refusal, SecretError, Task)
+from tests.figures import SOAK
 from tests.support import ROOT, TestCase, free_port, interpreters, running, two_hosts
 from tests.test_pycoslite_network import AGENT, COME_S, HOST, SECRET, NetworkTestCase
 from tests.test_pycoslite_security import SecurityTestCase
@@ -590,6 +592,7 @@ class Relay:
         self.listener = socket.create_server((HOST, 0))
         self.at = Location(*self.listener.getsockname())
         self.target, self.seen = target, bytearray()
+        self.damage: Optional[Tuple[bool, int, int]] = None     # towards the target?, which byte, which bit; once
         self._socks: list = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -603,22 +606,34 @@ class Relay:
             far = socket.create_connection((self.target.addr, self.target.port))
             self._socks += [near, far]
             for source, sink in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._copy, args=(source, sink))
+                thread = threading.Thread(target=self._copy, args=(source, sink, source is near))
                 thread.start()
                 self._threads.append(thread)
 
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+    def _copy(self, source: socket.socket, sink: socket.socket, there: bool) -> None:
+        count = 0
         try:
             while True:
                 data = source.recv(65536)
                 if not data:
                     break
                 self.seen += data
-                sink.sendall(data)
+                sink.sendall(self._damaged(data, count) if self.damage and self.damage[0] is there else data)
+                count += len(data)
         except OSError:
             pass
         for sock in (source, sink):
             self._cut(sock)
+
+    def _damaged(self, data: bytes, position: int) -> bytes:
+        """`data`, which begins at that position of the stream, with one bit the other way round if it is there."""
+        _, byte, bit = self.damage
+        if not position <= byte < position + len(data):
+            return data
+        self.damage = None
+        changed = bytearray(data)
+        changed[byte - position] ^= 1 << bit
+        return bytes(changed)
 
     @staticmethod
     def _cut(sock: socket.socket) -> None:
@@ -663,6 +678,24 @@ class WireTest(CertificateCase):
         seen = self.through_a_relay("certfile=" + self.pair, certfile=self.pair)
         self.assertNotIn(MARKER, seen)
         self.assertNotIn(b"python", seen)           # of what both say of themselves
+
+    def test_a_file_goes_through_tls_too(self):
+        folder = self.temp_dir()
+        (folder / "file").write_bytes(MARKER * 200_000)
+        self.node(certfile=self.pair)
+        with self.agent("certfile=" + self.pair, "dest_path=%s" % (folder / "there")) as process:
+            relay = Relay(process.at)
+            try:
+                def main():
+                    yield Pycos().peer(relay.at)
+                    return (yield Pycos().send_file(process.at, str(folder / "file")))
+                self.assertEqual(self.do(main), 0)
+                Pycos().terminate()
+            finally:
+                relay.close()
+        self.assertEqual((folder / "there" / "file").read_bytes(), MARKER * 200_000)
+        self.assertGreater(len(relay.seen), len(MARKER) * 200_000)         # it went that way, and no other
+        self.assertNotIn(MARKER, relay.seen)
 
     def test_the_same_probe_reads_what_is_not_encrypted(self):
         seen = self.through_a_relay()
@@ -727,6 +760,40 @@ class InsiderTest(CertificateCase):
         other.feed(bytes(damaged))
         with self.assertRaises(ssl.SSLError):
             other.open(space)
+
+
+class DamageTest(CertificateCase):
+    """Somebody in between changes a bit."""
+
+    def test_whatever_is_changed_on_the_way(self):
+        """What OpenSSL does not mind (the old version number of a record) may pass; all else is refused, and nothing is
+        harmed."""
+        choose, refused, flips = random.Random(1), 0, 300 if SOAK else 15
+        self.setting(handshake_s=1.0)
+        node = self.node(certfile=self.pair)
+        with self.agent("certfile=" + self.pair, env={"PYCOSLITE_HANDSHAKE_S": "0.5"}) as process:
+            for _ in range(flips):
+                relay = Relay(process.at)
+                relay.damage = choose.random() < 0.5, choose.randrange(900), choose.randrange(8)
+                try:
+                    if self.contact_quietly(relay.at):
+                        refused += 1
+                    else:
+                        Pycos().network.post(PairTest.cut)
+                        self.wait_until(lambda: not node.network.links or node.network.peers)
+                finally:
+                    relay.close()
+                self.wait_until(lambda: not relay.damage)
+            self.assertEqual(self.contact(process.at), 0)
+            self.assertNotIn("Traceback", process.output)
+        self.assertGreaterEqual(refused, 0.8 * flips)
+
+    def contact_quietly(self, at: Location) -> int:
+        """`contact`, and no matter what is logged of its failure."""
+        result = self.contact(at)
+        with self.log.changed:
+            self.log.expected += [r for r in self.log.records if r.getMessage().startswith("no peer: ")]
+        return result
 
 
 class StrangersTest(CertificateCase, SecurityTestCase):
@@ -861,6 +928,17 @@ class SecretEncryptsTest(TestCase):
                 "import hmac; assert keys == [hmac.digest(key, b'pycoslite tls-psk', 'sha256')]; print('so it is')")
         done = subprocess.run([python((3, 13)), "-c", code], cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
         self.assertEqual(done.stdout, "so it is\n")
+
+    def test_what_openssl_says_becomes_a_sentence(self):
+        for channel, reason, sentence in (
+                ("psk", "BINDER_DOES_NOT_VERIFY", "another secret: copy"),
+                ("psk", "SSLV3_ALERT_ILLEGAL_PARAMETER", "another secret: copy"),
+                ("psk", "WRONG_VERSION_NUMBER", "TLS cannot begin: look at the log at the other end"),
+                ("certificates", "TLSV13_ALERT_CERTIFICATE_REQUIRED", "does not accept the certificate of this end"),
+                ("certificates", "TLSV1_ALERT_PROTOCOL_VERSION", "no version of TLS in common, which must be 1.2")):
+            error = ssl.SSLError(1, reason)
+            error.reason = reason
+            self.assertRegex(pycoslite.tls_trouble(error, channel), sentence)
 
     def test_a_server_that_shows_a_certificate_is_not_taken_for_one_that_knows_the_secret(self):
         class Shown:

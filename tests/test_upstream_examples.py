@@ -282,5 +282,20 @@ class RemoteTest(ExampleTest):
             self.quit(client)
 
 
+class ClusterTest(ExampleTest):
+    """Those that need a node."""
+
+    def test_dispycos_client4(self):
+        """A file goes to a server's working directory, and what its job makes of it comes back."""
+        node = [sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", 1, "--host", "127.0.0.1", "--daemon",
+                "--udp_port", self.port]
+        with running(node, ready="listening at"):
+            text = self.output("dispycos_client4", "1")
+        result = Path(re.search(r"job 0 output is in (.*)", text).group(1))
+        self.addCleanup(result.unlink)
+        lines = (Path(EXAMPLES) / result.name.replace("result-", "")).read_text().splitlines()
+        self.assertEqual(result.read_text().splitlines(), ["%d: %d" % (n, len(line)) for n, line in enumerate(lines, 1)])
+
+
 if __name__ == "__main__":
     unittest.main()

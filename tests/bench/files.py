@@ -1,9 +1,10 @@
 """D5: a file goes to another process, over the loopback interface, and is a file there.
 
-The child receives: all contestants but ours take what comes with `recv_into` and write it, and tell its size at the end.
-The limit and asyncio do no more than that. "checked" is the limit with what a transfer owes its user besides: SHA-256 at
-both ends, compared, and the file on the disk (fsync) before it is told to be there. Both machines of such a transfer
-have processors of their own; here sender and receiver share those of one, and hashing takes as long as all the rest.
+The child receives: all contestants but ours take what comes with `recv_into` and write it, and tell its size at the
+end. The limit and asyncio do no more than that. "checked" is the limit with what a transfer owes its user besides:
+SHA-256 at both ends, compared, and the file on the disk (fsync) before it is told to be there. Both machines of such a
+transfer have processors of their own; here sender and receiver share those of one, and hashing takes longer than all
+the rest.
 """
 from __future__ import annotations
 

@@ -1,0 +1,199 @@
+"""What is done in short for the usual case gives what the long way gives: sections 6, 8, 18."""
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import sys
+import unittest
+from collections import deque
+from typing import Any, List
+
+import pycoslite
+from pycoslite import Engine, FrameDecoder, Kernel, Session, Settings, encode_frame, frame_buffers
+from tests.support import TestCase
+
+MIB = 1 << 20
+LIMITS = Settings(record_bytes=4096, window_bytes=20_000, window_messages=60, queue_messages=60, ack_delay_s=0.2)
+
+
+def whole_frame(body: bytes) -> Any:
+    """What comes out of a decoder that was fed a frame in two pieces."""
+    frame = encode_frame(64, body)
+    decoder = FrameDecoder(1 << 30)
+    (_, came), = decoder.feed(frame[:7]) + decoder.feed(frame[7:])
+    return came
+
+
+class LongMessagesTest(TestCase):
+    """Long messages are neither joined to be sent nor kept beside what they are unpickled to."""
+
+    VALUES = (b"x" * (3 * MIB), bytearray(b"y" * (2 * MIB)), {"a": b"z" * 100_000, "b": [1, "two", b"w" * MIB]},
+              list(range(300_000)), "u" * (2 * MIB))
+
+    def test_parts_are_the_pickle(self) -> None:
+        for value in self.VALUES + (1, b"", {"short": 1}):
+            self.assertEqual(pickle.loads(b"".join(pycoslite.serialize_long(value))), value)
+
+    def test_bytes_are_not_copied_and_bytearrays_are(self) -> None:
+        fixed, changing = b"x" * (2 * MIB), bytearray(b"y" * (2 * MIB))
+        parts = pycoslite.serialize_long([fixed, changing])
+        self.assertTrue(any(part is fixed for part in parts))
+        changing[:] = bytes(len(changing))          # as a program may, once it has sent it
+        self.assertEqual(pickle.loads(b"".join(parts)), [fixed, bytearray(b"y" * (2 * MIB))])
+
+    def test_every_value_comes_out_of_a_long_frame(self) -> None:
+        for value in self.VALUES:
+            for protocol in (0, 2, 5):
+                body = whole_frame(b"head" + pickle.dumps(value, protocol))
+                self.assertEqual(pycoslite.deserialize_frame(body, 4), value)
+
+    def test_a_long_body_reads_as_its_bytes(self) -> None:
+        data = os.urandom(MIB + 1)
+        body = whole_frame(data)
+        self.assertEqual(body, data)
+        self.assertEqual(bytes(body[5:9]), data[5:9])
+
+    @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux gives single pages back")
+    def test_memory_is_given_back_while_the_message_is_unpickled(self) -> None:
+        body = whole_frame(pickle.dumps(b"x" * (4 * MIB), 5))
+        self.assertEqual(len(pycoslite.deserialize_frame(body, 0)), 4 * MIB)
+        self.assertEqual(bytes(body[MIB:3 * MIB]).strip(b"\0"), b"")
+
+    def test_where_no_memory_can_be_reserved_it_grows(self) -> None:
+        class Refused:
+            def __init__(self, size: int) -> None:
+                raise OSError("no memory")
+        self.addCleanup(setattr, pycoslite, "_Mapped", pycoslite._Mapped)
+        pycoslite._Mapped = Refused
+        data = os.urandom(2 * MIB)
+        self.assertEqual(whole_frame(data), data)
+
+
+class SessionTest(TestCase):
+    """`pass_on` and `push_all` against `push` and `next_batch`."""
+
+    @staticmethod
+    def opened() -> Session:
+        session = Session(1, LIMITS)
+        session.connected()
+        session.next_batch(4096, 0.0)
+        session.on_session(2, 0, 0)
+        return session
+
+    @staticmethod
+    def state(session: Session) -> tuple:
+        kept = [(list(frames), nbytes) for frames, _, nbytes in session._kept]
+        return (kept, session._sent, session._sent_most, session.unconfirmed_bytes, session.unconfirmed_frames,
+                session.below_window, session.has_more)
+
+    def send(self, plain: Session, fast: Session, frames: List[Any], now: float) -> None:
+        queued = deque((frame, len(b"".join(frame) if isinstance(frame, list) else frame)) for frame in frames)
+        for frame, nbytes in queued:
+            plain.push(frame, nbytes)
+        first = fast.pass_on(queued, 4096, now)
+        if first is None:
+            fast.push_all(queued)
+        self.assertFalse(queued)
+        slow_out = [b"".join(plain.next_batch(4096, now))]
+        fast_out = [b"".join(fast.next_batch(4096, now) if first is None else first)]
+        while slow_out[-1] or fast_out[-1]:
+            slow_out.append(b"".join(plain.next_batch(4096, now)))
+            fast_out.append(b"".join(fast.next_batch(4096, now)))
+        self.assertEqual(fast_out, slow_out)
+        self.assertEqual(self.state(fast), self.state(plain))
+
+    def test_both_ways_send_the_same(self) -> None:
+        rng = random.Random(9)
+        plain, fast = self.opened(), self.opened()
+        for round_number in range(400):
+            now = round_number * 0.01
+            frames: List[Any] = [encode_frame(64, bytes(rng.choice((0, 10, 900, 4090)))) for _ in range(
+                rng.choice((0, 1, 1, 1, 2, 12)))]
+            if rng.random() < 0.1:
+                frames.append(frame_buffers(64, b"head", bytes(9000)))
+            for session in (plain, fast):
+                if round_number % 3 == 0:
+                    session.note_received(1, 10, now)
+                if round_number % 11 == 0:
+                    session.control(encode_frame(3, b""))
+            self.send(plain, fast, frames, now)
+            confirmed = rng.randrange(plain.confirmed, plain._sent + 1)
+            self.assertEqual(fast.on_ack(confirmed), plain.on_ack(confirmed))
+
+    def test_nothing_is_passed_on_before_the_session_is_open(self) -> None:
+        session = Session(1, LIMITS)
+        queued = deque([(encode_frame(64, b""), 5)])
+        self.assertIsNone(session.pass_on(queued, 4096, 0.0))
+        self.assertEqual(len(queued), 1)
+
+    def test_what_was_passed_on_is_repeated_and_reported(self) -> None:
+        session, frame = self.opened(), encode_frame(64, b"text")
+        session.pass_on(deque([(frame, len(frame))]), 4096, 0.0)
+        session.disconnected()
+        session.connected()
+        session.next_batch(4096, 0.0)
+        session.on_session(2, 1, 0)
+        self.assertEqual(session.next_batch(4096, 0.0), [frame])
+        self.assertEqual([(item.frame, item.sent) for item in session.lost(3)], [(frame, True)])
+
+
+class _Line:
+    """In the place of a link: tells whether there was something to read."""
+
+    where = "nowhere"
+    sock = True
+
+    def __init__(self, found: bool) -> None:
+        self.found, self.luck, self.reads = found, 0, 0
+
+    def read(self) -> bool:
+        self.reads += 1
+        return self.found
+
+
+class PeekTest(TestCase):
+    """The engine looks for an answer before it asks the poller, where that was of use before."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = Kernel()
+        self.engine = Engine(self.host)
+        self.addCleanup(self.host.close)
+        self.addCleanup(self.engine.close)
+        self.engine.now = self.engine.polled = 100.0
+
+    def peek(self, link: _Line) -> bool:
+        self.engine.spoken = link
+        return self.engine._peek()
+
+    def test_a_link_whose_answers_are_late_is_left_to_the_poller(self) -> None:
+        link = _Line(False)
+        for _ in range(1000):
+            self.assertFalse(self.peek(link))
+        self.assertLess(link.reads, 25)
+        self.assertGreater(link.reads, 15)
+
+    def test_it_is_tried_again_and_then_believed(self) -> None:
+        link = _Line(False)
+        self.peek(link)
+        link.found = True
+        self.assertTrue(any(self.peek(link) for _ in range(60)))
+        self.assertTrue(self.peek(link))
+
+    def test_others_are_not_kept_waiting(self) -> None:
+        link = _Line(True)
+        self.engine.polled = self.engine.now - 0.01
+        self.assertFalse(self.peek(link))
+        self.assertEqual(link.reads, 0)
+
+    def test_a_host_that_stays_awake_tells_the_watcher_that_believed_it_sleeps(self) -> None:
+        self.engine._dozing = True              # the watcher came by between the host's two looks at its queues
+        self.host.stopping = True               # something to do
+        self.engine.visit()
+        self.assertFalse(self.host.sleeping)
+        self.assertTrue(self.engine._awake.is_set())
+
+
+if __name__ == "__main__":
+    unittest.main()
