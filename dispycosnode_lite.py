@@ -954,7 +954,7 @@ class JobServer:
         else:
             self._line.append(job)
             if len(self._line) == 1:
-                self._runner.resume()
+                self.kernel.call(self._wake)
 
     def _on_recall(self, body: Any) -> None:
         count = dispycos_lite.unpack_recall(body)
@@ -1010,11 +1010,16 @@ class JobServer:
             while self._full:
                 yield task.suspend()
 
+    def _wake(self) -> None:
+        """Have `_run_jobs` go on if it waits; otherwise it looks once more before it does."""
+        if type(self._runner.wait) is pycoslite.Suspend:
+            self._runner.resume()
+
     def _go_on_with_room(self) -> None:
         """Go on once the client has taken what was sent to it. Engine."""
         if self.client.session.below_window:
             self._full = False
-            self._runner.resume()
+            self.kernel.call(self._wake)
         else:
             self.client.held.append(self._go_on_with_room)
 
@@ -1126,7 +1131,7 @@ class JobServer:
 
     def _report(self, job: _Job, outcome: int, payload: bytes) -> None:
         """Send a result. Any thread."""
-        most = pycoslite.settings.frame_bytes - 1024
+        most = self.client.longest - 1024       # less than all, for what is not the payload
         if len(payload) > most:
             outcome, payload = dispycos_lite.UNPICKLABLE, (
                 "the result is %d bytes long when packed, more than the %d that a message may have "
@@ -2358,9 +2363,9 @@ def _memory_of_linux() -> Dict[str, Optional[float]]:
 class Ending:
     """Tells the main thread that the program is to end, and why.
 
-    The main thread waits at a socket that the interpreter writes to when a signal comes. A lock or a queue would not do:
-    a signal that comes while the thread lets go of the interpreter, just before it waits, interrupts neither, and its
-    handler then runs when the wait is over, which may be never (seen in one start of four with `spawn`).
+    The main thread waits at a socket that the interpreter writes to when a signal comes. A lock or a queue would not
+    do: a signal that comes while the thread lets go of the interpreter, just before it waits, interrupts neither, and
+    its handler then runs when the wait is over, which may be never (seen in one start of four with `spawn`).
     """
 
     def __init__(self) -> None:
@@ -2473,7 +2478,8 @@ class NodeDriver(_Carrier):
                             ("node.release", self._on_release), ("node.setup", self._on_node_setup),
                             ("node.avail", self._on_avail)):
             network.on_request(op, handler)
-        network.files.places[dispycos_lite.CLIENT_PLACE] = self._place_of_client
+        for place in (dispycos_lite.CLIENT_PLACE, ""):      # "": what its program sends with Pycos.send_file
+            network.files.places[place] = self._place_of_client
         network.on_peer(self._on_peer)
 
     def begin(self) -> None:

@@ -664,8 +664,9 @@ class _Parts(list):
     they cannot change until they are confirmed; of its long bytearrays, which can, copies."""
 
     def write(self, data: Any) -> None:
-        """Called by the pickler with bytes, or with the bytearrays of the value."""
+        """Called by the pickler with bytes, or with the bytearrays and PickleBuffers (numpy's arrays) of the value."""
         if type(data) is not bytes:
+            data = data if type(data) is bytearray else data.raw()
             data = bytes(data) if len(data) < _LONG_FRAME else _Mapped.copy_of(data)
         self.append(data)
 
@@ -2146,6 +2147,8 @@ class _Forgotten:
 
 
 class _ReceiveForEver(Request):
+    """Wait for a message, without a timeout. Holds nothing, so that one object (RECEIVE) does for all tasks."""
+
     __slots__ = ()
     receives = True
 
@@ -2192,6 +2195,8 @@ class Suspend(_Timed):
 
 
 class _Receive(_Timed):
+    """Wait for a message at most so long."""
+
     __slots__ = ()
     receives = True
 
@@ -2199,6 +2204,7 @@ class _Receive(_Timed):
         if task.mailbox:
             task.carried = task.mailbox.popleft()
             return True
+        task.carried = None             # as above
         return super().begin(kernel, task)
 
 
@@ -2217,7 +2223,8 @@ class Join(_Timed):
             task.carried = target.outcome
             return True
         if target is task:
-            raise MisuseError("task %r waits for its own end, which would never come" % task)
+            raise MisuseError("task %r waits for its own end, which would never come: let another task wait for it, or "
+                              "end with 'return'" % task)
         if super().begin(kernel, task):
             return True
         if target.kernel is kernel:
@@ -2244,7 +2251,8 @@ def _call(generator: Any, _kernel: "Kernel", task: "Task") -> bool:
     if callers is None:
         callers = task.callers = []
     elif len(callers) >= DEPTH:
-        raise RecursionError("task %r: %d generators deep" % (task, DEPTH))
+        raise RecursionError("task %r is %d generators deep: one that calls itself without end? A loop, or a task of "
+                             "its own for each part, needs no depth" % (task, DEPTH))
     callers.append(task.generator)
     task.generator = generator
     task.step = generator.send
@@ -2347,6 +2355,9 @@ def _signature(target: Any) -> Tuple[Optional[str], int]:
         function = function.func
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
+    if isinstance(target, (types.GeneratorType, _COROUTINE)):
+        raise TypeError("a task needs a function, %r is what one gave when it was called: write Task(function, *args)"
+                        % (target,))
     if code is None or not code.co_flags & _GENERATOR_FLAGS:
         raise TypeError("a task needs a generator function or an async function, %r is neither: use 'yield' or 'await' "
                         "in it, or call it directly" % (target,))
@@ -2657,7 +2668,8 @@ class Task(_Steps):
         MisuseError outside of the task, and TypeError at the yield for a timeout that is no number. (Row T12.)
         """
         if self.kernel.current is not self:
-            raise MisuseError("receive() of task %r was called outside of it: a task reads its own mailbox only" % self)
+            raise MisuseError("receive() of task %r was called outside of it: a task reads its own mailbox only, so let "
+                              "it send() here what is for others" % self)
         if timeout is None:
             return RECEIVE
         return _Receive(timeout, alarm_value)
@@ -2762,8 +2774,12 @@ class Task(_Steps):
 
     def terminate(self) -> int:
         """End the task: GeneratorExit is raised at its yield, so that its ``finally`` blocks run; its exit value is
-        None. The running task ends at its next yield; one that has not begun never does. Any thread. Returns 0, or -1
-        when it has ended already."""
+        None. Never waits; `finish` does, for its end. Any thread.
+
+        The ``finally`` blocks cannot wait for anything: a task that yields there, or swallows the exception, is dropped
+        where it is. The running task ends at its next yield, and so does one to which a message or a lock has just been
+        handed; one that has not begun never does. Returns 0, or -1 when it has ended already. (Row T19.)
+        """
         if self.generator is None:
             return -1
         if self.is_running():
@@ -2784,9 +2800,14 @@ class Task(_Steps):
         return 0
 
     def hot_swap(self, target: Callable, *args: Any, **kwargs: Any) -> int:
-        """Replace the task's code by ``target(*args, **kwargs)``: `HotSwapException` is raised in it as soon as it is
-        hot-swappable, at top level and not in the middle of I/O; unless it is caught, the new code begins, with the
-        same mailbox. An ended task begins anew. Any thread. Returns 0, or -1 when `target` is no generator function."""
+        """Replace the task's code by ``target(*args, **kwargs)``, which gets the task as parameter as usual.
+
+        `HotSwapException` is raised in it as soon as it is hot-swappable, at top level (not in a generator that it has
+        yielded) and not in the middle of I/O. Unless it is caught, the new code begins from its top, with the same
+        mailbox, names and monitors; it is not hot-swappable before it says so. A second offer takes the place of one
+        that still waits. An ended task begins anew. Any thread; never waits. Returns 0, or -1 (with a warning) when
+        `target` is no generator function or the arguments do not fit. (Rows T27-T29.)
+        """
         try:
             generator = self._generator(target, args, kwargs)
         except TypeError as error:
@@ -2805,14 +2826,18 @@ class Task(_Steps):
         return future
 
     def monitor(self, observe: "Task") -> Any:
-        """Have a `MonitorStatus` sent to this task when `observe` ends. Use with yield. Gives 0, or -1 when `observe`
-        has ended."""
+        """Have a `MonitorStatus` sent to this task when `observe`, a task of any process, ends. Use with yield.
+
+        Gives 0, or -1 when `observe` has ended or is not known where it lived. A task may observe any number of others
+        and be observed by any number; each end is told once. (Rows T14, T16.)
+        """
         answer = observe.notify(self)
         return answer if isinstance(answer, Request) else Value(answer)     # a task of another process must be asked
 
     def notify(self, monitor: "Task") -> int:
-        """Have a `MonitorStatus` sent to `monitor` when this task ends. Any thread. Returns 0, or -1 when this task has
-        ended."""
+        """Have a `MonitorStatus` sent to `monitor`, a task of any process, when this task ends: its `type` is
+        StopIteration and its `value` the exit value, or the exception's class and the traceback's text. Never waits.
+        Any thread. Returns 0, or -1 when this task has ended. (Row T15.)"""
         if self.generator is None:
             return -1
         self.kernel.call(self.watch, functools.partial(_tell_monitor, monitor))
@@ -2821,8 +2846,11 @@ class Task(_Steps):
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def register(self, name: Optional[str] = None) -> int:
-        """Let others find this task with `Task.locate(name)`; the default is its function's name. Any thread. Returns
-        0, or -1 when the name is taken, is no text, begins with '^', or the task has ended."""
+        """Let others, in this process and others, find this task with `Task.locate(name)`. Any thread; never waits.
+
+        `name`: None for that of its function; a task may have several. They are taken back when it ends. Returns 0, or
+        -1 when the name is taken, is no text, begins with '^', or the task has ended. (Row T24.)
+        """
         name = self.name if name is None else name
         if not isinstance(name, str) or name[:1] == "^" or self.generator is None:
             return -1
@@ -4301,7 +4329,8 @@ class _Watch:
 
     def _enter(self, kernel: Kernel, wants: int) -> None:
         if self.reader is not None or self.writer is not None:
-            raise MisuseError("descriptor %d is waited for in another kernel already" % self.fd)
+            raise MisuseError("descriptor %d is waited for by tasks of another kernel: use it in user tasks or in "
+                              "SysTasks, not in both" % self.fd)
         self.leave()
         kernel.poller.register(self.fd, wants, self.ready)
         self.kernel = kernel
@@ -5221,8 +5250,13 @@ class AsyncSocket(_Stream):
 
     @types.coroutine
     def sendfile(self, file: Any, offset: int = 0, count: Optional[int] = None) -> Generator:
-        """Send `count` bytes (None: the rest) of a binary file from `offset` on; gives the number of bytes sent. Use
-        with yield. Inside the system where it can do that, and in pieces otherwise. Timeout as for `sendall`."""
+        """Send `count` bytes (None: the rest) of a binary file from `offset` on; gives the number of bytes sent, fewer
+        if the file ends before. Use with yield.
+
+        `file`: an open file object on a disk; its position is not kept. Inside the system where it can do that (no
+        copy passes through Python), with TLS and elsewhere in pieces of 64 KiB, whose reading holds up other tasks if
+        the disk is slow. Timeout as for `sendall`. Raises OSError.
+        """
         file.seek(0, os.SEEK_END)
         size = max(0, file.tell() - offset)
         left = size if count is None else min(size, count)
@@ -5248,9 +5282,13 @@ class AsyncSocket(_Stream):
 
     @types.coroutine
     def connect(self, address: Any) -> Generator:
-        """Connect, with TLS up to the end of its handshake; gives 0. Use with yield. Host names are looked up without
-        holding up other tasks, and every address found is tried. Raises ConnectionRefusedError and other OSErrors,
-        socket.timeout, ssl.SSLError."""
+        """Connect, with TLS up to the end of its handshake; gives 0. Use with yield.
+
+        `address`: what the family wants, for IP (host, port). Host names are looked up in a thread, without holding up
+        other tasks, and every address found is tried in turn; `settimeout` counts for each of them. With TLS the host
+        is told to the other end (SNI). Raises ConnectionRefusedError and other OSErrors (socket.gaierror for an unknown
+        name), socket.timeout, ssl.SSLError; close the socket then. (Row A02.)
+        """
         addresses = [address]
         if _is_name(self.sock.family, address):
             addresses = yield _look_up(self.sock, address)
@@ -6459,11 +6497,11 @@ class Secrecy:
 #
 # Where pollers do not nest (Windows) the watcher drives it all the time.
 #
-# A round trip between two tasks is three system calls at each end: send, epoll_wait, recv; with both ends on one core it
-# is two and a half, see `Engine._peek`. What is left, some 85 us of one core for a request and its answer, is three
-# quarters interpreter. So the way of one short message that finds nothing else to be sent is written out in a few places
-# (`Session.pass_on`, the first lines of `RecordSealer.seal`, `RecordOpener.feed` and `FrameDecoder.feed`), each of which
-# does exactly what the general way behind it does: 1,730 bytecodes for each end of a round trip became 1,450.
+# A round trip between two tasks is three system calls at each end: send, epoll_wait, recv; with both ends on one core
+# it is two and a half, see `Engine._peek`. What is left, some 85 us of one core for a request and its answer, is three
+# quarters interpreter. So the way of one short message that finds nothing else to be sent is written out in a few
+# places (`Session.pass_on`, the first lines of `RecordSealer.seal`, `RecordOpener.feed` and `FrameDecoder.feed`), each
+# of which does exactly what the general way behind it does: 1,730 bytecodes at each end of a round trip became 1,450.
 #
 # Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that
 # each time it takes the lock, so nothing it reads itself can overtake it.
@@ -6914,7 +6952,9 @@ class _Cipher:
 
 
 class Link:
-    """One connection, from its first byte to its last."""
+    """One connection, from its first byte to its last: a socket, the handshake, then the codecs of its records. It
+    belongs to a `_Dial` until it is authenticated, if this end has dialled, and to a `Peer` afterwards; whichever it is
+    hears of its end, by `fail`, once. A socket of None means that it is closed. Engine only."""
 
     __slots__ = ("network", "engine", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener",
                  "decoder", "unsent", "interest", "connecting", "last_in", "last_out", "timer", "leftover",
@@ -7326,9 +7366,17 @@ class _Ask(Request):
 
 
 class Peer:
-    """Another process of the cluster; made by `Network`. Read `name`, `info`, `location`, `process_id`, `online`, and
-    `security`, which tells how its last connection was protected: 'tls 1.3, certificates', 'tls-psk' (by the secret),
-    'authenticated, not encrypted (WHY)' or 'open'; '' before the first one."""
+    """Another process of the cluster, from the first message for it to its loss; made by `Network`.
+
+    Read `name`, `info` (what it said of itself), `location`, `process_id`, `online`, `state` and `reason` (why it is
+    down or lost), and `security`, which tells how its last connection was protected: 'tls 1.3, certificates', 'tls-psk'
+    (by the secret), 'authenticated, not encrypted (WHY)' or 'open'; '' before the first one.
+
+    Any thread may send (`send_frame`, `send_request`, `notify`), which never blocks and never fails for want of a
+    connection: what is sent to a peer that is down waits for it, what is sent to one that is lost is reported as never
+    sent. A False from `send_frame` says that the window is full; who goes on all the same makes it grow. Everything
+    else is for the engine.
+    """
 
     def __init__(self, network: "Network", process_id: bytes) -> None:
         self.network = network
@@ -8493,7 +8541,7 @@ address of its network or None, name and number of the interface, and how many o
 
 # Linux tells its interfaces over a netlink socket (rtnetlink(7)), to any user. A question is a header and a structure
 # of zeros; the answer comes as one or more datagrams of messages, each a header, a structure of the kind that was asked
-# for, and attributes, until a message says that this was all, or that it went wrong. All is in the machine's byte order.
+# for, and attributes, until a message says that this was all, or that it went wrong. All is in native byte order.
 _NETLINK = struct.Struct("=IHHII")      # header: length of the message, type, flags, sequence, sender
 _OF_ADDRESS = struct.Struct("=BBBBI")   # family, prefix, flags, scope, interface
 _OF_LINK = struct.Struct("=BxHiII")     # family, type, interface, flags, changes
@@ -9423,8 +9471,9 @@ class _Deliver(_Timed):
         peer = target.peer
         try:
             data = serialize(self.message) if not peer.bulky else _serialize_again(peer, self.message)
-            size = len(data) + 12 if type(data) is bytes else sum(map(len, data)) + 12
-            if size >= _UNCOPIED:
+            size = len(data) + 12
+            if size >= _UNCOPIED or type(data) is not bytes:
+                size = 12 + (len(data) if type(data) is bytes else sum(map(len, data)))
                 peer.check_size(size)
         except Exception as error:      # pickling runs code of the user's
             log.error("message to %r was not delivered: %s", target, _unsendable(error))
@@ -13809,8 +13858,19 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _doctor(options: Any) -> int:
+    """The command; returns the exit status: that of the report, 130 after Ctrl-C, 2 when nobody reads it to its end."""
+    try:
+        return _report_of_doctor(options)
+    except KeyboardInterrupt:               # names and connections may take their time
+        return 130
+    except BrokenPipeError:                 # as in `doctor | head`: what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+
+
+def _report_of_doctor(options: Any) -> int:
     """Run the doctor, with each step printed as soon as it is done; with --json nothing else than the report, and that
-    once. Returns the exit status: 0 nothing is wrong, 1 there are warnings, 2 a step failed, 130 after Ctrl-C."""
+    once. Returns the exit status: 0 nothing is wrong, 1 there are warnings, 2 a step failed."""
     def told(step: dict) -> None:
         for line in step_lines(step):
             print(line, flush=True)             # at once: a step may take seconds
@@ -13819,15 +13879,13 @@ def _doctor(options: Any) -> int:
         print("pycoslite %s, Python %s on %s: %s\n" % (
             __version__, sys.version.split()[0], socket.gethostname(),
             "the way to " + options.target if options.target else "this machine"))
-    try:
-        report = examine(options.target, None if options.json else told, cluster=options.cluster, wait_s=options.wait,
-                         secret=False if options.no_auth else None, secret_file=options.secret_file,
-                         udp_port=options.udp_port,
-                         tls_files={name: getattr(options, name) for name in ("certfile", "keyfile", "cafile")})
-    except KeyboardInterrupt:               # names and connections may take their time
-        return 130
+    report = examine(options.target, None if options.json else told, cluster=options.cluster, wait_s=options.wait,
+                     secret=False if options.no_auth else None, secret_file=options.secret_file,
+                     udp_port=options.udp_port,
+                     tls_files={name: getattr(options, name) for name in ("certfile", "keyfile", "cafile")})
     for line in [json.dumps(report, indent=2)] if options.json else summary_lines(report):
         print(line)
+    sys.stdout.flush()
     return {_OK: 0, _WARNING: 1, _FAILED: 2}[report["status"]]
 
 

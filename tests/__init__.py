@@ -42,7 +42,7 @@ def _make_home() -> None:
 # Test modules that talk to nodes and peers of whole machines, which must not meet those of another test.
 ON_THE_NETWORK = ("node_program", "node_server", "dispycos_cluster", "dispycos_client", "pycoslite_discovery",
                   "pycoslite_network", "pycoslite_networks", "node_announcement", "pycoslite_rps", "pycoslite_doctor",
-                  "pycoslite_mixed", "example_word_count",
+                  "pycoslite_mixed", "pycoslite_undelivered", "example_word_count",
                   "readme", "examples_network", "upstream_examples")
 
 

@@ -1,8 +1,8 @@
 """Every kind of message between two processes, whatever their Pythons: both run this program.
 
     python3 every_kind.py serve FOLDER          offers what the kinds need, and prints ``READY host:port``
-    python3 every_kind.py try HOST:PORT FOLDER  runs all kinds with that process, and prints ``ok NAME`` for each, or
-                                                ``FAILED NAME`` and why
+    python3 every_kind.py try HOST:PORT FOLDER  runs all kinds with that process, and prints ``ok NAME`` for each, until
+                                                one has ``FAILED NAME``, and why
 
 A kind is a task that checks what it gets by value. FOLDER is where received files go. See test_pycoslite_mixed.py.
 """
@@ -38,8 +38,8 @@ class Point:
 
 
 VALUES = (None, True, 0, -1, 2 ** 200, 1.5, float("inf"), 3 + 4j, "text \u20ac \U0001f40d \0", b"\0\xff",
-          bytearray(b"b"), (), [1, [2]], {"a": {1, 2}, None: frozenset((3,))}, Point(7), range(3), slice(1, None, 2), Ellipsis, int, len,
-          Location("h", 1), Location("fe80::1", 9705), array.array("d", (1.0, 2.0)))
+          bytearray(b"b"), (), [1, [2]], {"a": {1, 2}, None: frozenset((3,))}, Point(7), range(3), slice(1, None, 2),
+          Ellipsis, int, len, Location("h", 1), Location("fe80::1", 9705), array.array("d", (1.0, 2.0)))
 FAILURES = (ValueError("wrong", 3), KeyError("k"), OSError(2, "No such file", "f"), StopIteration(5),
             UnicodeDecodeError("utf8", b"\xff", 0, 1, "r"), pycoslite.PeerLost("gone"),
             pycoslite.OperationTimeout("late"))
@@ -329,16 +329,17 @@ def told(location, task):
 
 
 def run_all(location: Location, folder: str) -> None:
-    """Run the kinds one after the other."""
+    """Run the kinds one after the other, until one fails."""
     for name, function in KINDS.items():
         task = Task(function, location, folder)
-        result = task.value(3 * COME_S)
+        result = task.value(2 * COME_S)
         if task.is_alive():
             print("FAILED %s\nit has not ended" % name)
-        elif isinstance(result, MonitorStatus) and result.info is task:     # and not what it has looked at last
+            return
+        if isinstance(result, MonitorStatus) and result.info is task:       # and not what it has looked at last
             print("FAILED %s\n%s" % (name, result.value))
-        else:
-            print("ok %s" % name, flush=True)
+            return
+        print("ok %s" % name, flush=True)
 
 
 def main(role: str, *words: str) -> None:

@@ -135,8 +135,9 @@ def agent(task=None):
         globals()["on_" + message[0]](*message[1:], task)
 
 
-def main(words, begin=lambda: None):
-    """Start the network with the options given, call `begin`, and wait for the end."""
+def main(words, begin=lambda: None, listen=None):
+    """Start the network with the options given, call `begin`, and wait for the end. `listen()` is what reads the
+    standard input, if that is to be read."""
     options = {"host": "127.0.0.1", "tcp_port": 0, "name": "agent", "secret": SECRET, "discover_peers": False}
     for word in words:
         name, _, text = word.partition("=")
@@ -150,7 +151,7 @@ def main(words, begin=lambda: None):
     signal.signal(signal.SIGTERM, lambda *_: finished.set())        # an orderly end
     sys.stdout.write("READY %r\n" % node.location)              # in one write, as the log is being written, too
     sys.stdout.flush()
-    threading.Thread(target=_end_with_the_test, daemon=True).start()
+    threading.Thread(target=listen or _end_with_the_test, daemon=True).start()
     finished.wait()
 
 

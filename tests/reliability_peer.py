@@ -11,7 +11,6 @@ mailbox.
 import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -125,7 +124,7 @@ tasks = []
 
 
 def listen():
-    """Do what the lines of standard input say."""
+    """Do what the lines of standard input say, and end with them."""
     for line in sys.stdin:
         name, *args = json.loads(line)
         if name == "go":
@@ -133,6 +132,7 @@ def listen():
         else:
             tasks.append(Task(globals()["do_" + name], *args))
             tasks[-1].set_daemon()
+    network_peer.finished.set()
 
 
 def log_messages(path):
@@ -157,8 +157,7 @@ def main(words):
             Pycos().network.process_id = FIRST
         for path in log:
             log_messages(path)
-        threading.Thread(target=listen, daemon=True).start()
-    network_peer.main([word for word in words if word != "dialler" and not word.startswith("log=")], begin)
+    network_peer.main([word for word in words if word != "dialler" and not word.startswith("log=")], begin, listen)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,8 @@ COVERED: Dict[str, str] = {
 }
 
 NOT_YET: Dict[str, str] = {
-    "U14": "Location resolves no names, as that may block: who connects does; the rest is in test_pycoslite_addresses.py",
+    "U14": "by decision Location resolves no names, as a look-up blocks and its answer may change: who connects "
+           "resolves, and names what it could not; the rest is in test_pycoslite_addresses.py",
     "V10": "zombie_period is taken and checked, and ends nothing: an idle client keeps its turn until it closes or ends",
     "V21": "a rule for the web monitor, which is not built",
 }

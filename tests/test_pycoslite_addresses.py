@@ -76,7 +76,8 @@ class LocationTest(TestCase):
 
     def test_kinds_of_addresses(self) -> None:
         for host, loopback, link_local in (
-                ("127.0.0.1", True, False), ("127.9.9.9", True, False), ("::1", True, False), ("10.0.0.1", False, False),
+                ("127.0.0.1", True, False), ("127.9.9.9", True, False),
+                ("::1", True, False), ("10.0.0.1", False, False),
                 ("fe80::1", False, True), ("febf::1%eth0", False, True), ("fec0::1", False, False),
                 ("fe80.example.com", False, False), ("localhost", False, False)):
             with self.subTest(host):
@@ -85,8 +86,10 @@ class LocationTest(TestCase):
     def test_same_network(self) -> None:
         for one, other, prefix, same in (
                 ("10.0.0.1", "10.0.0.254", 24, True), ("10.0.0.1", "10.0.1.1", 24, False),
-                ("10.0.0.1", "10.0.1.1", 16, True), ("10.0.0.1", "10.0.0.1", 32, True), ("10.0.0.1", "8.8.8.8", 0, True),
-                ("fd00::1", "fd00::2", 64, True), ("fd00::1", "fd00:0:0:1::2", 64, False), ("10.0.0.1", "::1", 0, False),
+                ("10.0.0.1", "10.0.1.1", 16, True), ("10.0.0.1", "10.0.0.1", 32, True),
+                ("10.0.0.1", "8.8.8.8", 0, True),
+                ("fd00::1", "fd00::2", 64, True), ("fd00::1", "fd00:0:0:1::2", 64, False),
+                ("10.0.0.1", "::1", 0, False),
                 ("fe80::1%eth0", "fe80::2%eth1", 64, True)):
             with self.subTest(one=one, other=other):
                 self.assertIs(pycoslite.same_network(one, other, prefix), same)

@@ -358,8 +358,9 @@ class RulesTest(TestCase):
         pycoslite._join_group = lambda sock, interface: joined.append((sock.family, interface))
         one, four, six = self.discovery(), socket.AF_INET, socket.AF_INET6
         one._answering = [SimpleNamespace(family=family) for family in (four, six)]
-        for found, wanted in (([LO], {(four, "127.0.0.1")}), ([LO], set()), ([LO, ETH, LINK], {(four, "10.0.0.5"), (six, 2)}),
-                              ([LO], set()), ([LO, ETH], {(four, "10.0.0.5")}),     # which has been away
+        for found, wanted in (([LO], {(four, "127.0.0.1")}), ([LO], set()),
+                              ([LO, ETH, LINK], {(four, "10.0.0.5"), (six, 2)}), ([LO], set()),
+                              ([LO, ETH], {(four, "10.0.0.5")}),        # which has been away
                               ([], {(four, "0.0.0.0"), *((six, index) for index, _ in socket.if_nameindex())})):
             self.machine(found)
             one._join()

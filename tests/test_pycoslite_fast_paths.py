@@ -42,6 +42,20 @@ class LongMessagesTest(TestCase):
         changing[:] = bytes(len(changing))          # as a program may, once it has sent it
         self.assertEqual(pickle.loads(b"".join(parts)), [fixed, bytearray(b"y" * (2 * MIB))])
 
+    def test_buffers_of_other_libraries(self) -> None:
+        """As numpy's arrays are pickled."""
+        for size in (10, 100_000, 2 * MIB):
+            data = bytearray(b"n" * size)
+            parts = pycoslite.serialize_long([pickle.PickleBuffer(data)])
+            data[:] = bytes(size)
+            self.assertEqual(pickle.loads(b"".join(parts)), [bytearray(b"n" * size)])
+
+    def test_a_report_of_what_was_lost_has_the_message_that_was_sent_in_parts(self) -> None:
+        value = [b"x" * (2 * MIB), "between", bytearray(b"y" * MIB)]
+        frame = frame_buffers(pycoslite.MESSAGE, b"8 bytes.", *pycoslite.serialize_long(value))
+        self.assertGreater(len(frame), 3)
+        self.assertEqual(pickle.loads(pycoslite._behind_head(frame, 8)), value)
+
     def test_every_value_comes_out_of_a_long_frame(self) -> None:
         for value in self.VALUES:
             for protocol in (0, 2, 5):

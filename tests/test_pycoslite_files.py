@@ -523,7 +523,7 @@ class AsyncPipeTest(FileCase):
         source = AsyncFile(near)
 
         def body():
-            while not pipe.stdout.buffer:       # the child has begun: then the time cannot be up before it speaks
+            while not pipe.stdout.buffer.endswith(b"\n"):       # until the child has spoken
                 with self.assertRaises(subprocess.TimeoutExpired) as caught:
                     yield pipe.communicate(None if pipe._feeder else source, timeout=0.02)
             self.assertEqual((caught.exception.output, caught.exception.timeout), (b"first\n", 0.02))
@@ -542,8 +542,8 @@ class AsyncPipeTest(FileCase):
         pipe = AsyncPipe(self.child([sys.executable, "-c", stays]))
 
         def body():
-            said = None
-            while not said:
+            said = b""
+            while not said.endswith(b"\n"):
                 with self.assertRaises(subprocess.TimeoutExpired) as caught:
                     yield pipe.communicate(timeout=0.1)
                 said = caught.exception.output

@@ -21,6 +21,8 @@ def pythons() -> Dict[Tuple[int, int], str]:
 
 
 class MixedTest(TestCase):
+    timeout_s = 120.0
+
     def check(self, serving: str, trying: str, *options: str) -> None:
         """All kinds, from `trying` to `serving`."""
         folder = self.temp_dir()

@@ -67,6 +67,15 @@ class ConstructionTest(KernelTestCase):
             with self.subTest(wrong), self.assertRaisesRegex(TypeError, "generator function or an async function"):
                 self.spawn(wrong)
 
+    def test_a_function_that_was_called_already(self):
+        async def awaits():
+            pass
+        coroutine = awaits()
+        for wrong in (parked(), coroutine):
+            with self.subTest(wrong), self.assertRaisesRegex(TypeError, r"was called: write Task\(function, \*args"):
+                self.spawn(wrong)
+        coroutine.close()
+
     def test_arguments_that_do_not_fit_raise_at_once(self):
         with self.assertRaises(TypeError):
             self.spawn(parked, 1, 2, 3)
