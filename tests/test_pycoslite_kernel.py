@@ -673,7 +673,7 @@ class ProgramTest(TestCase):
         status, output = self.interrupted("""
         pycoslite.HURRY_S = 0.2
         def hog(task=None):
-            while not task.kernel.inbox:            # the main program has not ended yet
+            while not (task.kernel.inbox or task.kernel.idle_events):       # the main program has not ended yet
                 time.sleep(0.01)
             print("ready", flush=True)
             time.sleep(60)
