@@ -2668,8 +2668,8 @@ class Task(_Steps):
         MisuseError outside of the task, and TypeError at the yield for a timeout that is no number. (Row T12.)
         """
         if self.kernel.current is not self:
-            raise MisuseError("receive() of task %r was called outside of it: a task reads its own mailbox only, so let "
-                              "it send() here what is for others" % self)
+            raise MisuseError("receive() of task %r was called outside of it: a task reads its own mailbox only, so "
+                              "let it send() here what is for others" % self)
         if timeout is None:
             return RECEIVE
         return _Receive(timeout, alarm_value)
