@@ -27,6 +27,11 @@ class UndeliveredTest(ServiceTestCase):
         process.signal(signal.SIGKILL)
         self.wait_until(lambda: not Pycos().network.peers)
 
+    def let_go(self, agent: Any) -> None:
+        """Wait until all that is sent to it has left this process, and so may arrive."""
+        peer, session = agent.peer, agent.peer.session
+        self.wait_until(lambda: not (peer.outbox or session._frames or session._ready))
+
     def settled(self, process: Any) -> Any:
         """Its agent, once all that was sent to it so far is confirmed."""
         def settle():
@@ -45,6 +50,7 @@ class UndeliveredTest(ServiceTestCase):
         sent = [("number", 0), ("number", 1, bytes(200_000)), ("number", 2)]        # short ones, and one uncopied
         for message in sent:
             self.assertEqual(agent.send(message), 0)
+        self.let_go(agent)
         self.kill(process)
         self.wait_until(lambda: len(got) == len(sent))
         self.assertEqual([report.message for report in got], sent)
@@ -116,6 +122,7 @@ class UndeliveredTest(ServiceTestCase):
         self.stop(process)
         for number in range(5):
             agent.send(("number", number))
+        self.let_go(agent)
         with self.expect_log(r"5 messages were not confirmed, 5 of them may have arrived: its process has ended .*"
                              r"; they were for task/%d@%s$" % (agent.id, process.at)):
             self.kill(process)
