@@ -31,6 +31,7 @@ COVERED: Dict[str, str] = {
     "U11": "logging: LoggerTest.test_the_modules_own_logger_shows_its_own_lines_too",
     "U12": "tasks: HotSwapTest.test_the_old_code_can_look_and_pass",
     "U13": "tasks: ExitValueTest.test_monitor_status_is_an_exception_too",
+    "U14": "networks: PeersTest.test_a_name_is_resolved_by_who_connects",   # not by Location: a look-up may block
     "U15": "channels: CategorizeTest.test_by_category_in_order",
     "U16": "channels: CategorizeTest.test_the_latest_function_is_asked_first",
     "U17": "channels: CategorizeTest.test_remove",
@@ -209,8 +210,6 @@ COVERED: Dict[str, str] = {
 }
 
 NOT_YET: Dict[str, str] = {
-    "U14": "by decision Location resolves no names, as a look-up blocks and its answer may change: who connects "
-           "resolves, and names what it could not; the rest is in test_pycoslite_addresses.py",
     "V10": "zombie_period is taken and checked, and ends nothing: an idle client keeps its turn until it closes or ends",
     "V21": "a rule for the web monitor, which is not built",
 }

@@ -6,7 +6,7 @@ import unittest
 from typing import Any, List
 
 import pycoslite
-from pycoslite import Location, MisuseError, Pycos
+from pycoslite import Location, MisuseError, Pycos, Task
 from tests.support import free_port
 from tests.test_pycoslite_network import COME_S, SECRET, NetworkTestCase
 
@@ -251,6 +251,22 @@ class PeersTest(NetworkTestCase):
             self.assertEqual(self.peer("[0:0::0:1]:%d" % process.at.port), 0)
             self.assertEqual(node.peers(), [Location("::1", process.at.port)])
             self.assertEqual(self.ask(self.find(process), "echo", 1), 1)
+
+    def test_a_name_is_resolved_by_who_connects(self):
+        """A Location keeps the name it was given, so that making one never waits for a look-up."""
+        node = self.node()
+        with self.agent() as process:
+            named = Location("localhost", str(process.at.port))
+            self.assertEqual((named.addr, named.port), ("localhost", process.at.port))
+            self.assertEqual(self.peer(named), 0)
+            self.assertEqual(self.peer(process.at), 0)
+            self.assertEqual(len(node.peers()), 1)
+
+            def find():
+                return (yield Task.locate("agent", location=named, timeout=5))
+            self.assertEqual(self.do(find), self.find(process))
+        with self.expect_log("the host name 'no.such.host.invalid' cannot be resolved"):
+            self.assertEqual(self.peer(Location("no.such.host.invalid", 9705)), -1)
 
     def test_a_host_where_nobody_answers(self):
         self.setting_times((0.0,))

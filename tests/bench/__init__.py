@@ -10,6 +10,10 @@ Contestants of a workload run alternately (A B A B ...), every run in a fresh pr
 checks that its work was really done before it tells a rate. Judge by the ratio to `limit`, taken in one sitting:
 absolute figures follow the machine. `limit` is code written by hand for just that workload.
 
+Shares also follow the interpreter: the limits spend their time in the system and in C, ours in the interpreter's loop,
+which is up to twice as slow in a Python that was built without --enable-optimizations (many that pyenv builds are). The
+goals are for an optimised one, as distributions ship it.
+
     catalogue.py       the workloads: sizes, units, goals (the only table of them)
     harness.py         what a measured process needs: the registry of contestants, child processes, checks
     one.py             main program of a measured process
@@ -19,6 +23,7 @@ absolute figures follow the machine. `limit` is code written by hand for just th
     local.py           L1-L5, D6a: tasks, switches, messages, timers, memory, a channel, within one process
     streams.py         L6a-L6c: TCP connections over the loopback interface
     messages.py        D1-D3p: two processes that talk over the loopback interface
+    files.py           D5: a file to another process
     bulk.py            D4, D4b, D6b: large messages, and one channel for several processes
     jobs.py            J1-J2: jobs for two worker processes
     startup.py         J3: a client's time to its first result (its client program: first_result.py)

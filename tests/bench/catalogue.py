@@ -131,8 +131,10 @@ _TABLE: Tuple[Workload, ...] = (
              (Share(0.85), AtMost("peer_peak_x", 2.1))),
     Workload("D4b", "messages of 64 MiB, a bytearray (n: messages)", "MiB/s", 8, 1,
              (Share(0.85), AtMost("peer_peak_x", 1.1))),
+    # The limit neither looks at the bytes nor has them written out. Who does both, with SHA-256 at both ends, is at about
+    # a quarter of it on two cores, however it is written ("checked" is); so that is what ours is held against.
     Workload("D5", "a file to another process", "MiB/s", 256, 1,
-             (Share(0.90), Ahead("checked", 0.90))),
+             (Ahead("checked", 0.90),)),
     Workload("D6a", "a channel with 50 subscribers (n: messages)", "deliveries/s", 10_000, 20,
              (Share(0.45), Ahead("asyncio"))),
     Workload("D6b", "a channel with subscribers in 4 processes (n: messages)", "deliveries/s", 20_000, 20,
