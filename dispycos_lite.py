@@ -11,6 +11,25 @@ Sections (the banners below carry the same numbers and titles):
      7. Client (Computation)
      8. Cluster (Executor)
      9. Scheduler program
+
+Processes, and who calls whom (each arrow is one `pycoslite` peer: what is sent arrives once and in order):
+
+    client  ---- node.*, files ------>  node program (dispycosnode_lite.py), which starts the server processes
+    client  ---- server.*, frames --->  server process: jobs and results go directly, not through the node
+    client  ---- scheduler.* -------->  scheduler program (section 9), only where a client names one
+
+A client process is `Client` (7) or `Cluster` (8) on top of one `SchedulerDriver` (6), which carries out what one
+`ClusterState` (5) decides. Section 5 is the only place that decides; 6 to 8 carry, ask and tell. The server's half of
+sections 3 and 4 is here too, so that both ends of each format stand side by side; dispycosnode_lite.py uses it.
+
+Where code of a client process runs:
+
+    engine         drivers and the cluster state. Never blocks, never runs code of the user
+    user kernel    tasks of the program, methods of `Client`, results being unpickled, futures being settled
+    any thread     `Cluster`, `ClusterFuture`, `Packer`; they reach the engine by `network.post` and `network.spawn`
+
+A *system task* is a generator that the engine runs (`network.spawn`); where a docstring says so, it is to be yielded
+from another one, or spawned, and does nothing when it is merely called.
 """
 from __future__ import annotations
 
@@ -71,6 +90,12 @@ class ClusterSettings:
     """Defaults of the cluster; units are in the names. An instance, `settings`, is what the code reads.
 
     As with `pycoslite.Settings`, an environment variable ``PYCOSLITE_`` plus the name in capitals overrides a field.
+    Fields are read when they are needed, so a change counts for what is decided from then on. What a change does:
+
+    credit_*        more work held by servers hides a longer way to them; less leaves fewer jobs behind a long one
+    recall_*        sooner and wider searches balance better at the end of a batch, and cost the engine time
+    max_runs        the bound on how many servers one job can take along; a job is sent alone from the last run but one
+    grace_s         also how long a job may take to react to `cancel` or to its timeout
     """
 
     credit_min: int = 2                 # jobs a server may hold: the one that runs and the one that is next ...
@@ -88,8 +113,21 @@ class ClusterSettings:
 
 settings = ClusterSettings()
 
-MinPulseInterval = 10                   # seconds; both may be assigned before a scheduler starts
+# Limits of the option pulse_interval of `Client`, in seconds. Names and meaning are those of older programs, which
+# assign to them; both are read when a client is made. Without the option a client takes five times the lower one.
+MinPulseInterval = 10
 MaxPulseInterval = 100
+
+# How a job can end without a result, as the caller sees it. `Cluster` raises these from the future; `Client` gives a
+# MonitorStatus instead, whose `error` is one of them (see `_Jobs._status_of`).
+#
+#   Cancelled       before it began, or TERMINATED by its server after it was asked to stop
+#   TimedOut        like Cancelled, the wish being that of ``timeout=``
+#   WorkerDied      its server process ended, and the job may not run again
+#   NodeLost        the same for its node; also jobs that waited when no node was left
+#   ResultError     it ran; made at the client for outcome UNPICKLABLE, or when a result does not unpickle here
+#   JobExit         made at the server: SystemExit and the like must not end the client when they are raised there
+#   ClusterClosed   never accepted
 
 
 class JobError(pycoslite.PycosError):
@@ -136,8 +174,15 @@ class ClusterClosed(JobError):
 # ======================================================================================================================
 
 
+# These records are what programs see of the cluster; their names and fields are those of older programs. Section 5
+# emits the codes, `Client` sends them on to its status task, in the user kernel and in the order in which things
+# happened. A node's record is one object for as long as the client has the node; its `avail_info` is replaced.
+
+
 class SchedulerStatus:
     """Codes of `DispycosStatus`, as attributes; compare by name. `Scheduler` inherits them.
+
+    A server's code is its node's plus ten; section 5 relies on that (`_NODE_CODES`).
 
     Per entity they come in this order: NodeDiscovered, NodeInitialized, ServerDiscovered, ServerInitialized,
     TaskStarted, the result (a `pycoslite.MonitorStatus`), ServerClosed, NodeClosed, ClientClosed.
@@ -170,7 +215,8 @@ class SchedulerStatus:
 class DispycosStatus(NamedTuple):
     """A change in the cluster, as status tasks receive it: `status` is a code of `SchedulerStatus`, `info` its subject.
 
-    Also a plain tuple: ``status, info = message``.
+    Also a plain tuple: ``status, info = message``. A status task gets it by ``message = yield task.receive()``, among
+    `pycoslite.MonitorStatus` (how jobs ended) and `DispycosNodeAvailInfo` (what nodes have free) messages.
     """
 
     status: int
@@ -179,7 +225,11 @@ class DispycosStatus(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class DispycosTaskInfo:
-    """A job that started: its task (remote), its arguments, and when it started (seconds since the epoch)."""
+    """A job that started: its task (remote), its arguments, and when it started (seconds since the epoch).
+
+    `start_time` is taken at the client when the news arrives, by the client's clock. `args` and `kwargs` are the
+    caller's own objects, not copies. Compared by identity.
+    """
 
     task: Any
     args: tuple = ()
@@ -259,6 +309,9 @@ class DispycosNodeAllocate:
     rejects nodes with fewer, a negative one leaves that many free. `memory` and `disk` are bytes that must be free.
 
     The older form without a port, ``(node, platform, cpus, memory, disk)``, is told by its second argument.
+
+    `Client` asks its rules in the user kernel, before a node is reserved; a rule of the user's that raises counts as
+    a 0. Raises MisuseError when `node` or `platform` is no regular expression.
     """
 
     def __init__(self, node: str, port: Union[int, str, None] = None, platform: Any = "", cpus: Optional[int] = None,
@@ -282,7 +335,8 @@ class DispycosNodeAllocate:
                  disk: Optional[int]) -> int:
         """Return how many of the node's `cpus` to use: 0 rejects the node, a negative number asks the next rule.
 
-        `memory` and `disk` are the free bytes, None where unknown (which passes).
+        `memory` and `disk` are the free bytes, None where unknown (which passes). `name` and `platform` are what the
+        node says of itself. Called in the user kernel, once per node and reservation; it must not block.
         """
         if not (self._match_node(ip_addr) or self._match_node(name)) or not self._search_platform(platform):
             return -1
@@ -298,7 +352,8 @@ class DispycosNodeAllocate:
 def allocate_node(rules: Iterable[DispycosNodeAllocate], info: DispycosNodeInfo) -> int:
     """Return how many CPUs of the node to use: what the first rule that has an opinion says, all when none has.
 
-    To restrict a computation to the nodes it names, end its rules with ``DispycosNodeAllocate('*', cpus=0)``.
+    To restrict a computation to the nodes it names, end its rules with ``DispycosNodeAllocate('*', cpus=0)``. What a
+    rule asks for beyond what the node has is cut to that. Pure; raises what a rule raises.
     """
     for rule in rules:
         cpus = rule.allocate(info.addr, info.name, info.platform, info.cpus, info.memory, info.disk)
@@ -307,6 +362,7 @@ def allocate_node(rules: Iterable[DispycosNodeAllocate], info: DispycosNodeInfo)
     return info.cpus
 
 
+# The same records under the names of discoro and of early dispycos, which programs in use still import.
 DiscoroStatus = DispycosStatus
 TaskInfo = CoroInfo = DiscoroCoroInfo = DispycosTaskInfo
 DiscoroNodeInfo = DispycosNodeInfo
@@ -353,10 +409,32 @@ NodeAllocate = DiscoroNodeAllocate = DispycosNodeAllocate
 #   imports  submodules to be imported                     package  what relative imports in __main__ are relative to
 # and functions: name, qualname, module, home (the module whose globals it has), cells {variable: reference}. Parts:
 # code, text, state, and the pickled globals. In source form `shape` tells what part of a file the text is.
+#
+# The way of a function, step by step (client above the line, server below it):
+#
+#   Packer.function    looks it up; a new one goes through _Graph.declare, the _FILLERS, close (digest), link (key)
+#   Packer.closure_of  keys of all it needs, itself last
+#   Packer.blob        the wire form that the server's Python reads
+#   ---------------------------------------------------------------------------------------------------------
+#   Namespace.define   stores the blob; import hooks know modules from here on; nothing has run yet
+#   Namespace.function at the first job: the _BUILDERS make the object and what it needs, then globals are bound
+#
+# What holds:
+#   - A refused round leaves no trace at the client (`forget_round`), a failed building none at the server (`_whole`),
+#     so the same submit, or the next job, meets the same error and not a half-made object.
+#   - Nothing is unpickled, unmarshalled or run for a peer that did not prove the secret: `define` and `loads` are only
+#     called for what comes from the client that has the server, or (node_setup) the node.
+#   - Circles are allowed everywhere (recursion, classes that name each other, modules that import each other): a key
+#     covers the whole graph as seen from its definition, and an object is registered before its state is filled in.
+#   - A payload never depends on the order in which definitions arrived, only on their being there.
 
 
 class CannotShip(pycoslite.PycosError):
-    """Something cannot travel to the servers; the sentence names it, where it stands, why, and what to change."""
+    """Something cannot travel to the servers; the sentence names it, where it stands, why, and what to change.
+
+    Raised in the thread that submits, before anything is sent; only what depends on a server's Python (no source text
+    for another version) ends the job later, with this as its error.
+    """
 
 
 class RemoteError(pycoslite.PycosError):
@@ -381,8 +459,10 @@ class RemoteTraceback(Exception):
         return "\n\nat the server:\n" + self.text
 
 
-_MAGIC = importlib.util.MAGIC_NUMBER
+_MAGIC = importlib.util.MAGIC_NUMBER    # equal at both ends: bytecode can be exchanged
 _PICKLE_PROTOCOL = 5                    # the highest that Python 3.8, the oldest supported, has
+# 128 bits: keys name content across all jobs of a client, who is trusted with running code anyway, so that only chance
+# collisions count. Part of the JOB frame and of each payload's tail: a change is a change of the protocol.
 _KEY_BYTES = 16
 _STOP, _WORDS = ord("."), ord("W")      # last byte of a payload: plain pickle, or one that holds words
 _TAIL = struct.Struct(">HB")            # end of such a payload: number of keys before it, _WORDS
@@ -440,7 +520,11 @@ def _own_word(name: str) -> str:
 
 
 def _own_module(word: str) -> types.ModuleType:
-    """This process's copy of the module of ours that `word` stands for."""
+    """This process's copy of the module of ours that `word` stands for.
+
+    Client and server may have us under different names (vendored in a package, or side by side), hence the word. The
+    two that run already are never imported a second time.
+    """
     loaded = {"pycoslite": pycoslite.__name__, "dispycos_lite": __name__}
     package = pycoslite.__name__.rpartition(".")[0]
     return importlib.import_module(loaded.get(word) or (package + "." + word if package else word))
@@ -470,7 +554,11 @@ def _find_spec(name: str) -> Optional[importlib.machinery.ModuleSpec]:
 
 
 def _user_spec(name: str) -> Any:
-    """The spec of a module of the user's own tree, None for any other module."""
+    """The spec of a module of the user's own tree, None for any other module.
+
+    This is the line between what is sent and what servers must have installed. A namespace package counts as the
+    user's only if all its folders are.
+    """
     if name.partition(".")[0] in _STANDARD_NAMES or name == "__main__" or _own_word(name):
         return None
     spec = _find_spec(name)
@@ -581,6 +669,11 @@ class _Unpickler(pickle.Unpickler):
         return _attribute(_own_module(word), name) if word else super().find_class(module, name)
 
     def _meaning(self, word: str) -> Any:
+        """What a word means here; stands in for importlib.import_module while this pickle is read.
+
+        A pickle of the user's that really calls import_module comes here too, and gets what it asked for: a module's
+        name has none of the marks.
+        """
         mark, rest = word[:1], word[1:]
         if mark == "#":
             return self._codec.referred(self._references[int(rest)])
@@ -593,7 +686,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _is_plain(obj: Any, deep: int = 2) -> bool:
-    """True for scalars and small containers of them, two levels deep: what pickle handles without our help."""
+    """True for scalars and small containers of them, two levels deep: what pickle handles without our help.
+
+    It decides whether pickle.dumps may be called directly, which is much faster than a `_Pickler`, whose callback is
+    Python. False is always safe: it only costs time. A dictionary with a key that is no scalar counts as not plain.
+    """
     kind = type(obj)
     if kind in _SCALARS:
         return True
@@ -612,7 +709,11 @@ def _is_plain(obj: Any, deep: int = 2) -> bool:
 
 
 class _Codec:
-    """What `Packer` and `Namespace` share: payloads, and exceptions on their way back. One thread at a time."""
+    """What `Packer` and `Namespace` share: payloads, and exceptions on their way back. One thread at a time.
+
+    The two ends differ in what a name means, and in what may be referred to; that is `main_attribute`, `module`,
+    `referred` and `refer`. What `refer` adds to `references` are definitions at the client, and keys at the server.
+    """
 
     def main_attribute(self, dotted: str) -> Any:
         """The object of that (dotted) name in this end's __main__."""
@@ -691,7 +792,10 @@ class _Codec:
 
 
 def _traceback_text(error: BaseException) -> str:
-    """The traceback as Python prints it, without our own frames at its start."""
+    """The traceback as Python prints it, without our own frames at its start.
+
+    The last frame is kept even if it is ours: an empty traceback would say nothing of an error in our own code.
+    """
     frames = error.__traceback__
     while frames is not None and frames.tb_next:
         name = os.path.basename(frames.tb_frame.f_code.co_filename)
@@ -702,6 +806,15 @@ def _traceback_text(error: BaseException) -> str:
 
 
 # ---- wire form ----
+
+# One envelope for definitions, exceptions and the payload of node.setup; `_encode` and `_decode` are its only users:
+#
+#   offset      size    content
+#   0           4       bytes of the header, n
+#   4           4       number of parts, p
+#   8           8 * p   bytes of each part
+#   8 + 8p      n       header, a JSON object in ASCII
+#   8 + 8p + n  ...     the parts, one after the other; they end where the message ends, or it is refused
 
 _COUNTS = struct.Struct(">II")          # bytes of the header, number of parts; then the length of each part
 
@@ -753,7 +866,9 @@ def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
 class _Names:
     """What code, with all the code inside it, takes from outside.
 
-    The bytecode tells: co_names alone would not do, as a global `lock` is not meant by ``self.lock``.
+    The bytecode tells: co_names alone would not do, as a global `lock` is not meant by ``self.lock``. Names that are
+    only reached through globals(), getattr with a computed text, or eval are not seen; such code must say what it
+    needs in another way (an import, a default, the components of a `Client`).
     """
 
     def __init__(self, code: types.CodeType, now: bool) -> None:
@@ -891,7 +1006,11 @@ def _renamed(code: types.CodeType, old: str, new: str) -> types.CodeType:
 
 
 def _same_code(one: types.CodeType, two: types.CodeType) -> bool:
-    """Whether two code objects do the same, whatever their lines, file and nesting."""
+    """Whether two code objects do the same, whatever their lines, file and nesting.
+
+    This guards the source form: what is sent as text must compile to what runs here. Types of constants are compared
+    too, as 1 == 1.0 == True.
+    """
     def outline(code: types.CodeType) -> Tuple[Any, ...]:
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         counts = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags & ~inspect.CO_NESTED)
@@ -1022,7 +1141,10 @@ class _SourceFile:
 
 
 def _remember_lines(filename: str, first: int, text: str) -> None:
-    """Let tracebacks show these lines: `text` stands from line `first` on in the client's file."""
+    """Let tracebacks show these lines: `text` stands from line `first` on in the client's file.
+
+    Several definitions of one file fill in their own lines of the same entry; lines nobody sent stay empty.
+    """
     known = linecache.cache.get(filename)
     lines = list(known[2]) if known and len(known) == 4 else []
     new = io.StringIO(text).readlines()
@@ -1045,7 +1167,11 @@ def _index(items: List[Any], item: Any) -> int:
 
 
 class _Definition:
-    """One thing that servers have to know: its header, its parts, and the definitions it needs."""
+    """One thing that servers have to know: its header, its parts, and the definitions it needs.
+
+    Declared (kind, subject, title) -> filled by its `_FILLERS` entry -> `close` -> `link`, after which it never changes
+    but for `blobs`, a cache. `source` is called only when a server has another Python: to find text costs a parse.
+    """
 
     __slots__ = ("kind", "subject", "title", "head", "parts", "references", "code", "text", "source", "notes", "digest",
                  "key", "order", "blobs")
@@ -1097,6 +1223,7 @@ class _Definition:
         return self.blobs[same]
 
     def _source_form(self) -> Tuple[str, Shape]:
+        """Text and shape for another Python; the refusal names both ways out: a file, or the same Python there."""
         found = self.source()
         if found is None:
             raise CannotShip(
@@ -1152,7 +1279,11 @@ def _entries(cls: Any) -> Dict[str, Any]:
 
 
 def _maker(definition: _Definition) -> Callable[[], type]:
-    """The call, as a partial, that makes a class again which has no class statement to run."""
+    """The call, as a partial, that makes a class again which has no class statement to run.
+
+    namedtuple, Enum and dataclass are made by their own makers, as a copy of what those generated would not do; any
+    other class by its metaclass from its dictionary, so without its class body's side effects.
+    """
     cls, entries = definition.subject, _entries(definition.subject)
     if cls.__bases__ == (tuple,) and "_fields" in entries:
         return functools.partial(collections.namedtuple, cls.__name__, cls._fields, module=cls.__module__,
@@ -1195,6 +1326,10 @@ class _Graph(_Codec):
     """The client's definitions while they are found: `declare` notes one, `finish` completes it with all it needs.
 
     What is found is first only noted and then worked off from a list, so that long chains of functions do not recurse.
+
+    A *round* is what is declared between two calls of `finish`. It is all or nothing: when anything in it cannot
+    travel, `_known` is as before, so a later submit is refused for the same reason and not sent incomplete. Definitions
+    that are complete stay for the life of the graph, and so do their subjects, whose ids are the keys of `_known`.
     """
 
     def __init__(self) -> None:
@@ -1550,11 +1685,16 @@ class Packer:
             return definition.key
 
     def _finish(self) -> None:
+        """Complete what was declared, and keep it; of equal content the first one stays. With the lock held."""
         for definition in self._graph.finish():
             self._definitions.setdefault(definition.key, definition)
 
     def closure_of(self, key: bytes) -> List[bytes]:
-        """Keys of all definitions that one needs, itself last: to be sent in this order."""
+        """Keys of all definitions that one needs, itself last: to be sent in this order.
+
+        No more of an order is promised, or needed: `Namespace` builds nothing before a job asks for it. Any thread, as
+        the table only grows. KeyError for a key this packer did not give.
+        """
         return list(dict.fromkeys(item.key for item in reversed(self._definitions[key].order)))
 
     def blob(self, key: bytes, magic: bytes) -> bytes:
@@ -1667,7 +1807,11 @@ def _run(code: types.CodeType, namespace: Dict[str, Any]) -> None:
 
 
 class _Finder:
-    """Import hook for the modules a client sent, and their loader: import does packages, circles, relative names."""
+    """Import hook for the modules a client sent, and their loader: import does packages, circles, relative names.
+
+    It stands first in sys.meta_path, so what the client sent goes before what this machine's disk has. One module of
+    ours inside a package of the client's is put there by `add_own`, as the package's code may import it relatively.
+    """
 
     def __init__(self) -> None:
         self._modules: Dict[str, _Received] = {}
@@ -1734,6 +1878,14 @@ class Namespace(_Codec):
 
     Globals are shared by all jobs of a server, which may change them. So a value that was set once is not set again
     when another function brings the same one, and a name that jobs assign (``global x``) keeps what it has.
+
+    How something is built (`_whole` is the frame around it, with the lock held):
+
+    begun       its key is in `_building`; who needs it meanwhile gets _ABSENT, or a cell that is filled later
+    registered  it is in `_objects` under its key, so that circles close; its name in __main__ is set
+    complete    state, cells and the globals its code names are set (`_bind_all`, after the outermost building)
+
+    When anything fails, all that the outermost call registered is forgotten again.
     """
 
     def __init__(self, install: bool = True) -> None:
@@ -1889,6 +2041,7 @@ class Namespace(_Codec):
         return obj
 
     def _assign(self, name: str, value: Any, mark: str) -> None:
+        """Set a global of the client's; `mark` tells this value from a later one, and spares setting it again."""
         vars(self.main)[name] = value
         self._marks[name] = mark
         self._set.append(name)
@@ -1913,6 +2066,7 @@ class Namespace(_Codec):
             self._bind_all()
 
     def _bind_all(self) -> None:
+        """Set all globals that wait for it. To build one may add more to the list, hence no for loop."""
         while self._unbound:
             self._bind_one(*self._unbound.pop())
 
@@ -2020,6 +2174,34 @@ _BUILDERS: Dict[str, Callable[[Namespace, _Received], Any]] = {
 #
 # A definition always precedes the first JOB that needs it. A job that was RETURNED has not started at that server,
 # and never will under that attempt; the server gives back those that would have started last.
+#
+# Every JOB is answered by exactly one of RESULT and RETURNED, unless its server dies, which the node reports. An
+# attempt number makes answers of an earlier run recognisable; they are counted (`stale`) and otherwise ignored.
+#
+#   a job that ...               client           server
+#   is a plain function          JOB              RESULT (VALUE, EXCEPTION or UNPICKLABLE)
+#   is a task, or does I/O       JOB              STARTED, RESULT; no STARTED if it could not begin
+#   waits and is taken back      JOB, RECALL      RETURNED, with it among others
+#   waits and is cancelled       JOB, CANCEL      RESULT TERMINATED
+#   runs and is cancelled        JOB, CANCEL      a task gets KeyboardInterrupt: RESULT TERMINATED, or its own end;
+#                                                 a plain function runs on: its server is killed after `grace_s`
+#
+# Requests (see `OPS` below for their fields). A reply that is an error is a refusal, with its sentence.
+#
+#   step          client                                     node or server
+#   choosing      node.avail, if it has allocation rules     what is free
+#   reserving     node.reserve                               granted, with the servers that are up; or waiting, with
+#                                                            a place, then node.waiting as it changes, and node.granted
+#   node set-up   its files, then node.setup                 error ('': none); the servers are made anew
+#   servers       (connects to each that is up)              node.server for each that comes or goes, from then on
+#                 server.attach; DEFINEs; server.setup       error ('': none); then the server gets jobs
+#   in use        node.restart                               node.server 'down', and 'up' for the next one
+#                 node.avail, every pulse_interval           what is free
+#   the end       node.release                               an empty reply; the processes are killed
+#   at any time                                              node.refused: the node is lost for this client
+#
+# Jobs of a client can close their server or node by client.close_server and client.close_node, which the client then
+# carries out with node.restart or node.release. The node frees itself, too, when its client's process is lost.
 
 DEFINE, JOB, STARTED, RESULT, RECALL, RETURNED, CANCEL = range(64, 71)
 
@@ -2044,6 +2226,7 @@ Bytes = Union[bytes, bytearray, memoryview]
 
 
 def _unpack(layout: struct.Struct, name: str, body: Bytes) -> tuple:
+    """The fixed fields at the start of a frame. What follows them is the caller's; a body too short is refused here."""
     try:
         return layout.unpack_from(body)
     except struct.error:
@@ -2101,7 +2284,9 @@ CLIENT_PLACE = "client"                 # a node's place for files of its client
 class Op(NamedTuple):
     """A control request: who sends it, the type of each argument and of each field of the reply (None: one-way).
 
-    A name that ends in ``?`` may be left out. Arguments are JSON; ``float`` takes whole numbers too.
+    A name that ends in ``?`` may be left out. Arguments are JSON; ``float`` takes whole numbers too. One-way requests
+    are sent with `Peer.notify`, the others with `Peer.request`, from a system task. Receivers check what they get by
+    `checked` before they look at it: a peer that proved the secret may still run another version.
     """
 
     sender: str
@@ -2120,7 +2305,8 @@ OPS = {
     "node.waiting": Op("node", {"position": int, "holder": str}, None),
     # The client does not get the node, or has it no longer. final: it need not ask again.
     "node.refused": Op("node", {"reason": str, "final?": bool}, None),
-    # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that).
+    # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that;
+    # the node of this version does not, and leaves it out).
     "node.server": Op("node", {"n": int, "state": str, "pid?": int, "port?": int, "process?": str, "reason?": str,
                                "begun?": int}, None),
     # Kill server n and, unless again is false, start a fresh one in its place.
@@ -2217,6 +2403,33 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 # wrong: a job that went down with `max_runs` - 1 servers is next sent alone to an idle one, so that the third time
 # decides, and a job that kills its server cannot go round for ever.
 #
+# Four classes, each the base of the next: `_Dispatch` (which job goes where), `_Lives` (what becomes of a job), `_Fleet`
+# (steps of what happens to nodes and servers), `ClusterState` (the events). `_Dispatch` and `_Lives` call up only
+# through `_emptied`, `_restart` and `_close_if_done`, which `_Fleet` has.
+#
+# A job (`JOB_MOVES`):
+#
+#   from             event     to         when, and where in the code
+#   queued           send      sent       a server of its place has room: `_send`, `_send_io`
+#   sent             start     started    STARTED came, which only tasks send: `started`
+#   sent             requeue   queued     the server gave it back: `returned`
+#   sent, started    requeue   queued     the server is gone, and the job may run again: `_lose`
+#   sent, started    stop      stopping   it may have begun and is to end: `_stop`, for cancel, timeout or close
+#   sent             drop      ghost      it has not begun and is to end: its caller is told at once, the server later
+#   stopping         drop      ghost      it did not stop within `grace_s`: `_expire`, which has the server killed
+#   any              end       ended      a result, or a loss that is final: `_finish`; for ghosts `_lay`
+#
+# A node or server (`PLACE_MOVES`), where "takes jobs" is `Server.serves`:
+#
+#   state        takes jobs    how it gets there
+#   discovered   no            node_up, server_up: it is being set up
+#   up           yes           ready, resume
+#   suspended    no            suspend; what it holds runs on, what it has not begun is recalled
+#   closing      no            close_server, close_node; then RESTART_SERVER or RELEASE_NODE once it is empty
+#   restarting   no            its process is being killed; what it holds is settled by server_down
+#   gone         no            server_down, node_down, released
+#   A node that is silent keeps its state, and its servers take no jobs until it is heard.
+#
 # What holds after every event (`validate` checks it, the tests call that each time):
 #   - A job is in exactly one place: a backlog, `_suspects`, a server's `held` or its `io`. `jobs` has them all until
 #     their server has let go of them, even when their caller has been told (ghosts), because until then they take up
@@ -2234,6 +2447,7 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 #   - ... a window in seconds as told by the server: results arrive in batches, so what matters here is how fast they
 #     arrive, the way back included; a server that runs dry looks slow, but its window still doubles turn by turn.
 
+# The first item of an instruction; the driver looks its method up by it.
 SEND_JOB, RECALL_JOBS, CANCEL_JOB, JOB_DONE, STATUS, RESTART_SERVER, RELEASE_NODE = (
     "send", "recall", "cancel", "done", "status", "restart", "release")
 
@@ -2282,6 +2496,10 @@ class Terms:
 
     `where`: None for anywhere, or a node's id, name or address, or a server's location. `retries`: how often a run that
     was lost with its server may be repeated. `timeout`: seconds a run may take, None for any. `priority`: higher first.
+
+    A timeout counts from when the run begins, as far as that is known here: an I/O job's from when it is sent, a CPU
+    job's from when it is the first one its server holds. `where` may name what is not there yet; the job then waits.
+    Not to be changed once a job has them.
     """
 
     __slots__ = ("where", "retries", "timeout", "priority", "plain")
@@ -2295,7 +2513,8 @@ class Terms:
 class Job:
     """One job: `id` (whole, larger than any before it), `key` of its function, `kind`, `terms`; `load` is the driver's.
 
-    `attempt` numbers its runs from 1; `server` is where it is, or was last.
+    `attempt` numbers its runs from 1; `server` is where it is, or was last. `runs` and `doubts` count only runs that
+    were lost with their server: what was given back, or ran to an end, is no reason for suspicion.
     """
 
     __slots__ = ("id", "key", "kind", "terms", "load", "plain", "state", "attempt", "runs", "doubts", "server", "fate",
@@ -2323,7 +2542,10 @@ class Job:
 
 
 class Node:
-    """One node: `id`, `info` (DispycosNodeInfo), `servers` by number, `state`; `silent` while it is out of reach."""
+    """One node: `id`, `info` (DispycosNodeInfo), `servers` by number, `state`; `silent` while it is out of reach.
+
+    Silence is no state of its own, because a node can be suspended, or closing, and silent at the same time.
+    """
 
     __slots__ = ("id", "info", "state", "silent", "servers")
 
@@ -2340,6 +2562,10 @@ class Server:
     `held` has its CPU jobs by id in the order sent (the first one runs), `io` the others. `limit` is how many it may
     hold now: its `window`, 1 while it runs a suspect, 0 while it takes no jobs. `rtt_s` may be set to the round-trip
     time to it, which the window then covers too.
+
+    A server record stands for one process: the next process of the same number gets a record of its own. Tickets: each
+    entry in a heap carries one, and only that with the server's current ticket counts, so an entry is taken back by
+    giving the server a new ticket (or 0) and not by searching the heap.
     """
 
     __slots__ = ("node", "n", "id", "location", "link", "state", "held", "io", "limit", "window", "solo",
@@ -2403,7 +2629,11 @@ class Server:
 
 
 class Backlog:
-    """Jobs that wait, by priority, then by age. Those cancelled meanwhile stay until they are met, or too many."""
+    """Jobs that wait, by priority, then by age. Those cancelled meanwhile stay until they are met, or too many.
+
+    "Too many" is more than twice those that live, plus 64: so dropping them costs each job a constant number of steps,
+    and short queues are never rebuilt. The heaps of `Place` are kept small by the same rule.
+    """
 
     __slots__ = ("fresh", "ranked", "live")
 
@@ -2508,7 +2738,11 @@ class Place:
 
 
 class _Dispatch:
-    """Which job goes to which server, and when one comes back. The lower half of `ClusterState`."""
+    """Which job goes to which server, and when one comes back. The lower half of `ClusterState`.
+
+    CPU jobs: the server of the job's place that holds the fewest, if it has room. I/O jobs: the one with the fewest of
+    these. When servers are idle while others hold jobs behind a long one, `_look` has half of those given back.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -3059,6 +3293,7 @@ class _Lives(_Dispatch):
         return "job %d is at %s, behind %d others" % (job_id, job.server, ahead)
 
     def _why_queued(self, job: Job) -> str:
+        """The rest of that sentence for a job that no server has."""
         if job.id in self._suspects:
             return "%d servers died with it, so it runs alone on the next one that is idle" % (job.runs + job.doubts)
         place = self._place(job.terms.where)
@@ -3134,6 +3369,7 @@ class _Fleet(_Lives):
         return True
 
     def _reopen(self, entity: Union[Node, Server]) -> None:
+        """Whether these servers take jobs has to be found out anew. Suspects come last: a reserved one may be gone."""
         for server in list(entity.servers.values()) if isinstance(entity, Node) else [entity]:
             self._open(server)
         if self._suspects:
@@ -3166,6 +3402,7 @@ class _Fleet(_Lives):
             self._out.append((RESTART_SERVER, server, "it was closed", server.again))
 
     def _release_if_empty(self, node: Node) -> None:
+        """A closing node is released as a whole: its servers' processes end with it, so none is ended by itself."""
         if node.state == _CLOSING and not any(server.held or server.io for server in node.servers.values()):
             self._release(node)
 
@@ -3209,6 +3446,11 @@ class ClusterState(_Fleet):
     Events: node_up, node_ready, node_silent, node_heard, node_down; server_up, server_ready, server_down; submit,
     started, ended, returned, cancel; suspend, resume, restart_server, close_server, close_node, close; tick.
     Questions: next_deadline, why, servers_at, validate. One thread at a time.
+
+    `now` is in seconds of any monotonic clock, the same for all events. Ids of nodes and servers may be anything that
+    can be a key; the driver takes process ids. An event about a server or node that is not there (any more) raises
+    KeyError where the caller must know better (node_ready, server_up), and does nothing where news may come late
+    (node_down, server_down, ended, started, returned, cancel).
     """
 
     def take(self) -> List[tuple]:
@@ -3217,7 +3459,7 @@ class ClusterState(_Fleet):
         return out
 
     def servers_at(self, where: Any) -> List[Server]:
-        """Return the servers that a job's `where` names."""
+        """Return the servers that a job's `where` names; [] for what is not known (yet). All states are among them."""
         return list(self.anywhere.servers if where is None else self._by_key.get(where, ()))
 
     def node_up(self, node_id: Any, info: DispycosNodeInfo, now: float, ready: bool = True) -> Node:
@@ -3341,10 +3583,7 @@ class ClusterState(_Fleet):
     def validate(self) -> None:
         """Raise AssertionError if anything contradicts anything else. For tests: it looks at everything."""
         places = [self.anywhere] + list(self.places.values())
-        waiting = collections.Counter(
-            self._queue(job) for job in self.jobs.values() if job.state == _QUEUED and job.id not in self._suspects)
-        queues = [queue for place in places for queue in (place.queue, place.io_queue)]
-        assert waiting == {queue: queue.live for queue in queues if queue.live}
+        self._validate_waiting(places)
         assert self.ghosts == sum(job.state == _GHOST for job in self.jobs.values())
         known = [server for node in self.nodes.values() for server in node.servers.values()]
         assert set(known) == set(self.anywhere.servers) and set(known) >= set(self._reserved)
@@ -3354,7 +3593,15 @@ class ClusterState(_Fleet):
             for subject in subjects:
                 check(subject)
 
+    def _validate_waiting(self, places: List[Place]) -> None:
+        """Each backlog counts just the queued jobs of its place; those that are counted elsewhere are suspects."""
+        waiting = collections.Counter(
+            self._queue(job) for job in self.jobs.values() if job.state == _QUEUED and job.id not in self._suspects)
+        queues = [queue for place in places for queue in (place.queue, place.io_queue)]
+        assert waiting == {queue: queue.live for queue in queues if queue.live}
+
     def _validate_suspect(self, job: Job) -> None:
+        """One that waits could not be sent now, and will be: some server is kept for it, if any serves."""
         servers = self._place(job.terms.where).servers
         assert job.state == _QUEUED and self.jobs[job.id] is job and job.suspect, job.id
         assert not any(server in self.idle for server in servers), "suspect %d could be sent" % job.id
@@ -3363,6 +3610,7 @@ class ClusterState(_Fleet):
             "no server will be idle for suspect %d" % job.id)
 
     def _validate_sent(self, job: Job) -> None:
+        """It is where it says, and something will end it: its server, a timer, or that server's end."""
         server = job.server
         assert (server.io if job.kind == IO else server.held).get(job.id) is job, (job.id, job.state)
         timed = job.timer or server.state == _RESTARTING or self.closing and job.kind == IO
@@ -3373,6 +3621,7 @@ class ClusterState(_Fleet):
 
     @staticmethod
     def _validate_place(place: Place) -> None:
+        """Each server with room is listed once, as loaded as it is; the best is found; no job waits in vain."""
         listed = [entry[3::-3] for entry in place.free if entry[2] == entry[3].ticket]
         listed_io = [entry[3::-3] for entry in place.io_free if entry[2] == entry[3].io_ticket]
         for server in place.servers:
@@ -3386,6 +3635,7 @@ class ClusterState(_Fleet):
         assert place.best_io() is None or place.io_queue.peek() is None, "an I/O job could be sent to %r" % place.where
 
     def _validate_server(self, server: Server) -> None:
+        """What is kept of a server, in it and in the sets it may be in, is what can be computed from its jobs."""
         held, limit = server.held, server.limit
         server.reckon()
         assert limit == server.limit and server.reserved == (server in self._reserved), str(server)
@@ -3408,6 +3658,31 @@ class ClusterState(_Fleet):
 #
 # A node is in `nodes` from before it is asked (so that what it says finds its driver) until `_leave`; a server is in
 # `servers` from when it is attached until `_drop_server`. What comes later from either is nobody's.
+#
+# The way of a node and its servers, by the system tasks that wait for them (-> means: spawns):
+#
+#   use_node          connect, choose, node.reserve; `granted` in the reply or by node.granted leads to _grant
+#   _grant            tells the cluster state of the node -> _set_up_node
+#   _set_up_node      prepare_node, then the node is `ready` -> _use_server for each server that is up
+#   _use_server       connect, server.attach, tells the cluster state of the server; _set_up_server
+#   _set_up_server    prepare_server, then the server gets jobs
+#   _bury             after node.server 'down': waits for results on their way, then server_down
+#   _on_silence       after a link broke for good: a server that hangs is killed by its node
+#   _await_release    node.release; when all have answered, `when_given_back` makes its calls
+#
+# Each of them may find after any yield that what it works for is gone, and then another may have come in its place. So
+# they compare objects, not ids (`is link`, `is facts`, `_is_current`), and leave quietly when they differ.
+#
+# How a job crosses threads:
+#
+#   any thread     `submit` appends to `_submitted`, and posts `carry_out` when the engine is `_hungry`
+#   engine         `_take_in` gives it to the state; `carry_out` sends it; a RESULT frame goes to `state.ended`, whose
+#                  JOB_DONE appends a call to `_done`
+#   user kernel    `_hand_over` makes the calls of `_done` in order: unpickles, settles, tells
+#
+# `_submitted` and `_done` are deques, and the flags beside them (`_hungry`, `_handing_over`) are written before the
+# deque is looked at by its reader, and read after it was appended to by its writers. So no entry is overlooked, and a
+# call too many is the worst that can happen.
 
 _RESERVE_TIMEOUT_S = 10.0               # a node answers a reservation at once, with its servers or a place in the queue
 _LAST_WORDS_S = 0.5                     # results a dead server had sent may still be on their way for so long
@@ -3427,7 +3702,11 @@ class _Load:
 
 
 class _NodeLink:
-    """A node that was reserved, or is waited for."""
+    """A node that was reserved, or is waited for.
+
+    Before `granted` it is only asked for, or in the node's queue; `ready` once prepare_node is done. One link stands
+    for one reservation: a node that is taken again gets a new one.
+    """
 
     __slots__ = ("peer", "granted", "ready", "servers", "arriving", "place", "final", "reason", "told")
 
@@ -3461,9 +3740,21 @@ def _magic_of(peer: Any) -> bytes:
         return b""
 
 
+def _check_is_node(peer: Any) -> None:
+    """Raise a sentence, for people, when a peer that is to be reserved is no node that could be used."""
+    if peer.info.get("role") != "node":
+        raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py "
+                                    "prints" % (peer, peer.info.get("role")))
+    if peer.location is None:
+        raise pycoslite.PycosError("%s says nothing of where its servers could be reached" % peer)
+
+
 class _Hub:
     """Of one network: brings what nodes and servers say to the driver that uses them, as several drivers may share it.
-    The engine's, but for `_hub_of`."""
+
+    The engine's, but for `_hub_of`. What comes from a peer that no driver uses is dropped here; only a node that grants
+    itself too late is answered, with a release, as it would wait for this process for ever.
+    """
 
     def __init__(self, network: Any) -> None:
         self.drivers: Dict[bytes, SchedulerDriver] = {}         # by process id of the nodes and servers they use
@@ -3478,6 +3769,10 @@ class _Hub:
         network.on_peer(self._on_peer)
 
     def _on_result(self, peer: Any, body: Bytes) -> None:
+        """A RESULT frame came. Runs once per job: `_route` and a method of the driver would be two calls more.
+
+        All frames that one look at the sockets brought carry the same time, as `ClusterState.ended` wants it.
+        """
         driver = self.drivers.get(peer.process_id)
         if driver is not None:
             driver.state.ended(*unpack_result(body), driver.network.engine.polled)
@@ -3485,6 +3780,7 @@ class _Hub:
                 driver.plan()
 
     def _route(self, take: Callable, peer: Any, *what: Any) -> None:
+        """Call a method of the driver that uses a peer; if none does, what it says is nobody's."""
         driver = self.drivers.get(peer.process_id)
         if driver is not None:
             take(driver, peer, *what)
@@ -3507,6 +3803,7 @@ class _Hub:
         yield
 
     def _on_peer(self, peer: Any, event: str, detail: str) -> None:
+        """`event` is 'online', 'offline' or 'lost'. Watchers hear of all peers: those found by a search, above all."""
         driver = self.drivers.get(peer.process_id)
         if driver is not None:
             driver.on_peer(peer, event, detail)
@@ -3549,7 +3846,10 @@ class _JobDriver:
     # -- from any thread -----------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Take a job. Any thread."""
+        """Take a job. Any thread, but ids must arrive in growing order, so submitters hold a lock of theirs.
+
+        Does not wait and does not fail: a job that comes too late is settled with ClusterClosed.
+        """
         self._submitted.append(job)
         if self._hungry or not job.plain:
             self.network.post(self.carry_out)
@@ -3586,6 +3886,7 @@ class _JobDriver:
                     self._job_done(job, ERROR, error)
 
     def _event(self, event: Callable, *args: Any) -> None:
+        """Tell the state machine of something else than a frame. Jobs come first: the event may be about one of them."""
         self._take_in()
         event(*args, self.network.engine.clock())
         self.plan()
@@ -3618,10 +3919,12 @@ class _JobDriver:
             self._timer = deadline, self.network.call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
+        """The timer has run out, perhaps early; `carry_out`, which follows, sets the next one."""
         self._timer = None
         self._event(self.state.tick)
 
     def _send_job(self, server: Server, job: Job, attempt: int) -> None:
+        """SEND_JOB: first what the server lacks of definitions, then the job; frames of a peer stay in order."""
         link: _ServerLink = server.link
         load: _Load = job.load
         try:
@@ -3637,6 +3940,7 @@ class _JobDriver:
         link.peer.send_frame(JOB, pack_job(job.id, attempt, job.kind, job.key), load.data)
 
     def _define(self, link: _ServerLink, digests: Iterable[bytes]) -> None:
+        """Send a server those of these definitions that it has not got. Raises CannotShip; what went before stays."""
         for digest in digests:
             if digest not in link.defined:
                 link.peer.send_frame(DEFINE, self.packer.blob(digest, link.magic))
@@ -3644,13 +3948,16 @@ class _JobDriver:
 
     @staticmethod
     def _recall(server: Server, count: int) -> None:
+        """RECALL_JOBS."""
         server.link.peer.send_frame(RECALL, pack_recall(count))
 
     @staticmethod
     def _cancel_job(server: Server, job: Job, attempt: int) -> None:
+        """CANCEL_JOB."""
         server.link.peer.send_frame(CANCEL, pack_run(job.id, attempt))
 
     def _job_done(self, job: Job, outcome: int, payload: Any) -> None:
+        """JOB_DONE: the payload stays packed until the user kernel has it."""
         self._done.append((self.settle, (job, outcome, payload)))       # as _for_user, without the call
         if not self._handing_over:
             self._rouse_user()
@@ -3710,7 +4017,10 @@ class _ServerDriver(_JobDriver):
             self.plan()
 
     def _record(self, link: _ServerLink) -> Optional[Server]:
-        """The state's record of a server; None when it is not there (any more)."""
+        """The state's record of a server; None when it is not there (any more).
+
+        Looked up each time, and compared with the link: the record of its successor has the same node and number.
+        """
         node = self.state.nodes.get(link.node.peer.process_id)
         server = node.servers.get(link.n) if node is not None else None
         return server if server is not None and server.link is link else None
@@ -3723,12 +4033,17 @@ class _ServerDriver(_JobDriver):
         yield
 
     def _server_came(self, link: _NodeLink, facts: dict) -> None:
+        """A server is up. Until its node is set up it is only noted: node_setup replaces the servers anyway."""
         link.servers[facts["n"]] = facts
         if link.ready:
             self.network.spawn(self._use_server, link, facts)
 
     def _use_server(self, link: _NodeLink, facts: dict) -> Iterator:
-        """Connect to a server process and put it to work. A system task."""
+        """Connect to a server process and put it to work. A system task.
+
+        It is dialled at all addresses of its node. That the right process answers is checked, as a port may have been
+        taken over by another one meanwhile. A server that cannot be reached is logged and left to its node.
+        """
         locations = [pycoslite.Location(location.addr, facts["port"]) for location in link.peer.locations]
         peer = None
         try:
@@ -3785,7 +4100,11 @@ class _ServerDriver(_JobDriver):
             self.network.spawn(self._bury, server, reason, begun)
 
     def _bury(self, server: Server, reason: str, begun: Optional[int]) -> Iterator:
-        """Take a dead server out, after its last results. A system task."""
+        """Take a dead server out, after its last results. A system task.
+
+        The node's report and the results come by different connections. The end of the server's own link says that
+        all it sent is here; without it (another host, say) half a second has to do.
+        """
         peer, clock = server.link.peer, self.network.engine.clock
         deadline = clock() + _LAST_WORDS_S
         while peer.link is not None and clock() < deadline:
@@ -3806,6 +4125,7 @@ class _ServerDriver(_JobDriver):
             link.peer.lost("its process has ended", expected=True)
 
     def _restart(self, server: Server, reason: str, again: bool) -> None:
+        """RESTART_SERVER. Its death comes back as node.server 'down', as if it had died by itself."""
         link: _ServerLink = server.link
         link.node.peer.notify("node.restart", {"n": server.n, "reason": reason, "again": again})
 
@@ -3835,16 +4155,16 @@ class SchedulerDriver(_ServerDriver):
 
     def use_node(self, locations: List[Any], peer: Any = None) -> Iterator:
         """Connect to a node, reserve it, and use its servers when its turn comes. A system task; returns 'granted',
-        'waiting' or 'rejected' (by `choose`), or raises PycosError with a sentence."""
+        'waiting' or 'rejected' (by `choose`), or raises PycosError with a sentence.
+
+        `locations` are tried in order; they are not needed with a `peer` that is connected. A node that is in use
+        already gives what it gave then. MisuseError when it is no node, or another driver of this process has it.
+        """
         if peer is None:
             peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
         if peer.process_id in self.nodes:
             return "granted" if self.nodes[peer.process_id].granted else "waiting"
-        if peer.info.get("role") != "node":
-            raise pycoslite.MisuseError("%s is no node program but a %s: name the port that dispycosnode_lite.py "
-                                        "prints" % (peer, peer.info.get("role")))
-        if peer.location is None:
-            raise pycoslite.PycosError("%s says nothing of where its servers could be reached" % peer)
+        _check_is_node(peer)
         if self.state.closing:
             return "rejected"                       # too late: nothing would give it back
         if self.hub.drivers.setdefault(peer.process_id, self) is not self:
@@ -3886,6 +4206,7 @@ class SchedulerDriver(_ServerDriver):
 
     @staticmethod
     def _say_place(link: _NodeLink, facts: dict) -> None:
+        """Log that a node is waited for, once for each change: the reply and the news may say the same."""
         place, holder = facts["position"], facts["holder"]
         if (place, holder) != link.place:
             link.place = place, holder
@@ -3985,6 +4306,7 @@ class SchedulerDriver(_ServerDriver):
             self.network.spawn(self._on_silence, link, event, detail)
 
     def _on_node_peer(self, link: _NodeLink, event: str, detail: str) -> None:
+        """Out of reach is not lost: jobs go on there. Lost is what `pycoslite` gave up, after `give_up_s`, or saw end."""
         process_id = link.peer.process_id
         if event == "lost":
             self._node_gone(link, detail)
@@ -3994,6 +4316,7 @@ class SchedulerDriver(_ServerDriver):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _release(self, node: Node) -> None:
+        """RELEASE_NODE: forget it first, so that what it still says is nobody's, then tell it."""
         link = self.nodes.get(node.id)
         if link is not None:
             self._leave(link)
@@ -4005,6 +4328,7 @@ class SchedulerDriver(_ServerDriver):
         self.network.spawn(self._await_release, peer)
 
     def _await_release(self, peer: Any) -> Iterator:
+        """Release a node and count its answer, whatever that is. A system task."""
         try:
             yield peer.request("node.release", {}, timeout=_RESERVE_TIMEOUT_S)
         except pycoslite.PycosError:
@@ -4061,7 +4385,11 @@ def _client_name() -> str:
 
 
 def _outcome(packer: Packer, outcome: int, payload: Any) -> Tuple[Any, Optional[BaseException]]:
-    """Value and exception of a job that has ended. Unpickles, so not in the engine."""
+    """Value and exception of a job that has ended. Unpickles, so not in the engine. Never raises.
+
+    Outcome ERROR carries an exception made at the client; any other was packed by the server. TERMINATED is left for
+    the last line: a server says it only of a job that it was asked to stop.
+    """
     try:
         if outcome == VALUE:
             return packer.loads(payload), None
@@ -4091,7 +4419,13 @@ def _module_name(sibling: str) -> str:
 class LocalNode:
     """A node program for the cores of this machine (`cpus` of them, None: all) that serves this process alone and ends
     with it, or at `end`. `found(peer)` is called in the engine when it can be used. It can be reserved `serve` times
-    (-1: any number). Any thread."""
+    (-1: any number). Any thread.
+
+    The first line of the program's standard input is a JSON object; it carries the key, which so is never in an
+    argument or a file: key (hex or null), tls (arguments of `pycoslite.certificates`), cluster, serve, and dial, the
+    [host, port] pairs where this process listens. The node connects to us, so nobody has to find it. The pipe stays
+    open; its end tells the node that this process is gone, however it ended. Raises OSError when it cannot be started.
+    """
 
     def __init__(self, network: Any, cpus: Optional[int], found: Callable, serve: int = 1) -> None:
         program = _module_name("dispycosnode_lite")
@@ -4117,6 +4451,7 @@ class LocalNode:
             pass
 
     def _watch(self, peer: Any, event: str) -> None:
+        """Of all peers, ours is the one that says it has the process id of what was started here. Engine."""
         if event == "online" and self._found is not None and peer.info.get("pid") == self._process.pid:
             pycoslite.log.warning("no node was named or found: using %s cores of this machine", peer.info.get("cpus"))
             found, self._found = self._found, None

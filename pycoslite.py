@@ -580,6 +580,7 @@ _FEW = 16                       # likewise, number of buffers
 _ASSEMBLED = 64 * 1024          # longer frames that came in pieces are handed out as the bytearray they grew in, ...
 _LONG_FRAME = 1 << 20           # ... from here on in memory that is had at once, see `_space_for`
 _HUGE = 4 << 20                 # memory this long is worth asking for large pages, see `_in_large_pages`
+_SEARCHED = 256                 # first bytes of a frame among which its message must begin for that to be seen
 _BYTEARRAY = b"\x80\x05\x96"    # a bytearray is pickled, in protocol 5, to this, the u64 number of its bytes (the one
 _BYTEARRAY_END = b"\x94."       # number here that is little-endian), its bytes, and this
 
@@ -977,7 +978,7 @@ class FrameDecoder:
     def __init__(self, cap: int) -> None:
         self._cap = cap
         self._head = b""                            # begun header, less than 5 bytes
-        self._body: Any = None                      # begun body: bytearray that grows, or view of _Mapped; of it ...
+        self._body: Any = None                      # begun body, see `_space_for`; of it ...
         self._missing = 0                           # ... so much has not come yet
         self._code = 0
 
@@ -1090,13 +1091,23 @@ class FrameDecoder:
 # Keys: HKDF (extract with all that was said as salt, expand once per direction); none below TLS, which has its own.
 # JSON is read only after its MAC holds.
 
+# What this section does not do: open or close connections, keep time, begin TLS, choose what to offer. That is for the
+# link (section 19), the deadline of `Settings.handshake_s` included; the secret and the certificates are section 17's.
+# An object serves one connection and one thread. Its state is `_step`, the method that takes the next message: it looks
+# at what has come (`_inbox`), gives 0 while that is less than a message, else the message's length, and has set the
+# next step by then; None when it is over, by `result` or by an exception. `_said` is M. A message is added to it when
+# it has been checked, the own ones when they are queued: both ends add the same bytes in the same order.
+#
+# A REFUSE is not under a MAC, as the ends may have no key in common. So whoever sits in between can forge one: he can
+# prevent a connection, which he can do anyway, and nothing that is believed follows from it.
+
 _MAGIC = b"PYCL"
 _HELLO = struct.Struct(">4sBBB32s")
 _START = struct.Struct(">cB")
 _AUTH = struct.Struct(">cBB32s16sH")
 _ACCEPT = struct.Struct(">c16sH")
-_INFO_BYTES = 2048              # longest info
-_PROOF_BYTES = 32
+_INFO_BYTES = 2048              # longest info: some twenty addresses and names; strangers make us keep no more than that
+_PROOF_BYTES = 32               # HMAC-SHA-256
 
 _AUTHENTICATED, HAS_CERTIFICATE, CAN_ENCRYPT, WANTS_ENCRYPTION, DEMANDS_ENCRYPTION = 1, 2, 4, 8, 16     # flags
 PLAIN, BY_CERTIFICATES, BY_SECRET = "", "certificates", "psk"           # channels
@@ -1112,7 +1123,11 @@ def _agreed(one: int, other: int) -> str:
 
 
 class Refusal:
-    """Codes of REFUSE; `Handshake.refusal` has the one a handshake ended with."""
+    """Codes of REFUSE; `Handshake.refusal` has the one a handshake ended with.
+
+    They are on the wire: a number keeps its meaning for ever, new ones are added at the end. Each has its sentence in
+    `_REFUSALS`, which must be true at both ends: it is raised at the one that refuses and at the one that is refused.
+    """
 
     SECRET = 1
     CLUSTER = 2
@@ -1243,7 +1258,9 @@ class Handshake:
         return data
 
     def receive(self, data: bytes) -> None:
-        """Take what came, cut anyhow. Raises AuthenticationError or ProtocolError; the handshake is over then."""
+        """Take what came, cut anyhow. Raises AuthenticationError (PeerBusy for the code BUSY) or ProtocolError; the
+        handshake is over then, and what `data_to_send` still has is the last word. Raises MisuseError after the end. At
+        most `Settings.handshake_bytes` are kept of what is not a whole message yet."""
         if self._step is None:
             raise MisuseError("this handshake is over: what comes now belongs to RecordOpener")
         self._inbox += data
@@ -1262,11 +1279,13 @@ class Handshake:
             raise
 
     def refuse(self, code: int) -> AuthenticationError:
-        """End the handshake with a code of `Refusal`: REFUSE is queued; returns the error for this end."""
+        """End the handshake with a code of `Refusal`: REFUSE is queued; returns the error for this end, which the caller
+        raises or reports. Also for reasons that lie outside: no room (BUSY), a certificate that does not do."""
         self._outbox += b"R" + bytes((code,))
         return self._refused(code)
 
     def _refused(self, code: int) -> AuthenticationError:
+        """The error of a refusal, by either end, with what this end has and wants filled in."""
         self._step, self.refusal = None, code
         kind = PeerBusy if code == Refusal.BUSY else AuthenticationError
         return kind(_REFUSALS.get(code, _UNKNOWN_REFUSAL) % dict(
@@ -1275,6 +1294,7 @@ class Handshake:
             certificate="has one" if self._flags & HAS_CERTIFICATE else "has none"))
 
     def _say(self, message: bytes) -> None:
+        """Queue a message of this end, its proof included: from here on it has been said."""
         self._outbox += message
         self._said += message
 
@@ -1404,6 +1424,8 @@ class Handshake:
         return info
 
     def _finish(self, peer_id: bytes, peer_info: dict) -> None:
+        """All is checked: make the keys and the result. The keys are HKDF-SHA-256 (RFC 5869) with all that was said as
+        salt, so that no two connections have the same, and one block of output for each direction, by its label."""
         send_key = receive_key = None
         if self._key is not None and self.channel == PLAIN:
             extracted = hmac.digest(self._said, self._key, "sha256")
@@ -1414,12 +1436,15 @@ class Handshake:
 
 
 def keyed_digest(key: Optional[bytes], data: bytes) -> bytes:
-    """HMAC-SHA-256 of `data`, for messages that are no connection's; without a key it proves nothing."""
+    """HMAC-SHA-256 of `data`, 32 bytes, for messages that are no connection's (datagrams of discovery) and for keys
+    that are made from the cluster's; without a key it proves nothing. What is signed must say what it is for, or it
+    could be used in another place. Any thread."""
     return hmac.digest(key or b"", data, "sha256")
 
 
 def same_digest(one: bytes, other: bytes) -> bool:
-    """Whether two digests are equal, in a time that does not tell where they differ."""
+    """Whether two digests are equal, in a time that does not tell where they differ: with ``==`` somebody who measures
+    could find a valid one byte by byte. Any thread."""
     return hmac.compare_digest(one, other)
 
 
@@ -1866,6 +1891,16 @@ class Session:
 # A poller maps descriptors to handlers, level triggered: `poll` tells what is ready, as often as it is asked, until
 # somebody reads or writes it. It belongs to the thread that runs its kernel; only the `Waker` is for others. Pollers
 # can be nested (`nests`): the one of the network engine is watched by that of the kernel that drives it.
+#
+# Level triggered, because a handler may then read as much as is fair and come back later, and because what was there
+# before a descriptor was registered is reported, too. The price: whoever registers a descriptor for something must take
+# it, or ask for less (`modify`), else the poller never sleeps again.
+#
+# Asking (`poll`) and calling (`handle`) are two steps, so that a kernel can note in between that it no longer sleeps.
+# A descriptor has one handler. What a handler raises is logged and ends nothing: the loop belongs to all.
+#
+# Waking: the byte that `wake` sends makes the poller return, and nothing else; what there is to do lies in an inbox.
+# However many threads wake a sleeping kernel, one byte is under way, and one system call is paid for.
 
 READ, WRITE = 1, 4                      # event bits; epoll's own, so that the fast poller need not translate
 _BOTH = READ | WRITE
@@ -1903,7 +1938,8 @@ class EpollPoller(_Handlers):
         self.poll = self._epoll.poll
 
     def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Watch `fd`, which must not be watched yet."""
+        """Watch `fd`, which must not be watched yet, for `events` (READ, WRITE or both): `handle` calls
+        ``handler(events)`` with those that are due. Raises OSError, PermissionError for a file on a disk."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
 
@@ -1930,7 +1966,11 @@ class EpollPoller(_Handlers):
 
 
 class SelectorPoller(_Handlers):
-    """The same over `selectors`, for platforms without epoll (kqueue on macOS, select on Windows)."""
+    """The same over `selectors`, for platforms without epoll (kqueue on macOS, select on Windows).
+
+    It tells no errors of its own: these platforms report a broken connection as one that can be read or written. With
+    select there is no descriptor to watch it by (`nests` is false), and the number of descriptors is limited (512).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -1938,6 +1978,7 @@ class SelectorPoller(_Handlers):
         self.nests = hasattr(self._selector, "fileno")
 
     def _mask(self, events: int) -> int:
+        """READ and WRITE in the numbers of `selectors`."""
         return (selectors.EVENT_READ if events & READ else 0) | (selectors.EVENT_WRITE if events & WRITE else 0)
 
     def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
@@ -1977,7 +2018,11 @@ Poller = EpollPoller if hasattr(select, "epoll") else SelectorPoller
 
 
 class Waker:
-    """Ends another thread's wait in a poller: one end of a socket pair is watched there, the other written to."""
+    """Ends another thread's wait in a poller: one end of a socket pair is watched there, the other written to.
+
+    A socket pair and not a pipe, as Windows can wait for sockets only. `wake` is for any thread, all else for the one
+    that owns the poller. Two threads may both find nothing under way and send a byte each, which does no harm.
+    """
 
     def __init__(self, poller: Any) -> None:
         self._near, self._far = socket.socketpair()
@@ -2044,6 +2089,8 @@ class _Requests(dict):
     _MOST = 1000                        # plain classes are remembered only while there are few: programs make new ones
 
     def __missing__(self, kind: type) -> Optional[Callable]:
+        """Decide about a class when it is first yielded, by its bases; what only other event loops can await is given
+        `_refuse`. Kernel thread."""
         futures = sys.modules.get("concurrent.futures")     # who has none need not pay for importing it
         if futures is not None:
             self.setdefault(futures.Future, _wait_for_future)
@@ -2066,21 +2113,26 @@ class Request:
     does_nothing = True                 # unless it is begun: dropping it is a mistake
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Enter the class into REQUESTS: the kernel finds `begin` there with one look-up. So `begin` must be defined in
+        the class body, and not assigned later."""
         super().__init_subclass__(**kwargs)
         REQUESTS[cls] = cls.begin
         if _Forgotten.watching:
             _Forgotten.watch_kind(cls)
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
-        """Start to wait, or answer at once."""
+        """Start to wait, or answer at once: True with the result in ``task.carried``, or False with ``task.wait`` set
+        to this request, and to be unparked later, once. Called by the kernel, in its thread, while `task` runs. What it
+        raises is raised at the task's yield; a timer that it has pushed is taken back then."""
         raise NotImplementedError
 
     def expired(self, task: "Task") -> Any:
-        """The task's timer ran out: what the yield gives."""
+        """The task's timer ran out: what the yield gives, or an exception for it. The request must have forgotten the
+        task when this returns."""
         return None
 
     def abandon(self, task: "Task") -> None:
-        """The task no longer waits: an exception is thrown into it."""
+        """The task no longer waits: an exception is thrown into it. From here on the request must not unpark it."""
 
     def __iter__(self) -> Generator:
         return (yield self)
@@ -2151,6 +2203,8 @@ class _Forgotten:
 
     @classmethod
     def _watch(cls) -> None:
+        """Watch all requests from now on. Once, and never undone: it patches the classes, so that programs without a
+        suspicion pay nothing. RECEIVE, which all tasks share, cannot tell who forgot it; each gets its own then."""
         cls.watching = True
         Request.__del__ = cls._reporting()                  # type: ignore[attr-defined]
         for kind in list(REQUESTS):
@@ -2188,6 +2242,7 @@ class _Forgotten:
 
     @classmethod
     def _note(cls, request: Request) -> None:
+        """Note where a request was made: the innermost frame outside of this module, and the method it called."""
         frame, call = sys._getframe(1), ""
         while frame.f_back is not None and frame.f_globals is globals():
             frame, call = frame.f_back, frame.f_code.co_name
@@ -2208,6 +2263,8 @@ class _Forgotten:
 
     @classmethod
     def _report(cls, place: Tuple[str, str, int]) -> None:
+        """Log that a call was dropped, once for each place. The frames tell which task it was, as a rule: requests are
+        dropped while their task runs. Those dropped in a ``finally`` block of a terminated task are passed over."""
         frame: Any = sys._getframe(1)
         while frame is not None and (frame.f_code.co_name != "run_ready" or frame.f_globals is not globals()):
             if frame.f_code is _Steps.closing.__code__:     # its end is no time to wait, with or without yield
@@ -2243,7 +2300,8 @@ HANDED = Request()                      # as task.wait: not parked any more, its
 
 
 class _Timed(Request):
-    """A wait with an optional timer and the value that its expiry gives."""
+    """A wait with an optional timer and the value that its expiry gives. `timeout` in seconds: None for ever, 0 or less
+    not at all. Yielded by itself it is a pause, which nothing ends but its timer."""
 
     __slots__ = ("timeout", "alarm_value")
 
@@ -2266,7 +2324,8 @@ class _Timed(Request):
 
 
 class Suspend(_Timed):
-    """Wait for `Task.resume`, at most `timeout` seconds."""
+    """Wait for `Task.resume`, at most `timeout` seconds: what `Task.suspend` gives. ``yield Suspend(s)`` works without
+    the Task at hand, in system tasks as well. Gives the update, or `alarm_value`."""
 
     __slots__ = ()
 
@@ -2286,7 +2345,11 @@ class _Receive(_Timed):
 
 
 class Join(_Timed):
-    """Wait until another task of the same process has ended; gives its exit value, or None when time is up."""
+    """Wait until another task of the same process has ended; gives its exit value, or None when time is up.
+
+    What `Task.finish` gives. The other task may belong to another kernel (a user task and a system task): then its end
+    is noticed there and posted here, and this task is not parked a second time by it (`joined` compares the request).
+    """
 
     __slots__ = ("target",)
 
@@ -2295,6 +2358,7 @@ class Join(_Timed):
         self.target = target
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        """See `Request.begin`. Raises MisuseError for a task that would wait for itself."""
         target = self.target
         if target.generator is None:
             task.carried = target.outcome
@@ -2311,6 +2375,7 @@ class Join(_Timed):
         return False
 
     def expired(self, task: "Task") -> Any:
+        """Time is up: None, which a task may have returned as well; `Task.is_alive` tells."""
         self.abandon(task)
         return None
 
@@ -2359,7 +2424,8 @@ class _Sequence(Request):
 class FutureResult(Request):
     """Wait for a `concurrent.futures.Future`, done in another thread: gives its result, or raises its exception.
 
-    ``yield future`` does the same; where an async function awaits, it is ``await FutureResult(future)``.
+    ``yield future`` does the same; where an async function awaits, it is ``await FutureResult(future)``. A task that is
+    interrupted leaves the future as it is, uncancelled: others may wait for it.
     """
 
     __slots__ = ("future",)
@@ -2368,6 +2434,7 @@ class FutureResult(Request):
         self.future = future
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        """See `Request.begin`. The future's callback runs in the thread that completes it, hence `Kernel.call`."""
         if self.future.done():
             task.carried = self.future.result()
             return True
@@ -2499,7 +2566,8 @@ class _Steps:
                  "outcome", "interruption", "swap", "timer", "daemon", "_name", "__weakref__")
 
     def unpark(self, value: Any) -> None:
-        """What the task waited for is there: it goes on with `value`."""
+        """What the task waited for is there: it goes on with `value`. For a parked task, and once: requests call it
+        from their event, and see to it that they do not when the task has left them."""
         if self.timer:
             self.kernel.timers.cancel(self)
         self.wait = HANDED
@@ -2664,11 +2732,14 @@ class Task(_Steps):
         self._start(default_kernel(), target, args, kwargs)
 
     def _start(self, kernel: "Kernel", target: Callable, args: tuple, kwargs: dict) -> None:
+        """The rest of `__init__`, for a kernel of choice (`Kernel.spawn`)."""
         self.kernel = kernel
         self.id = next(_task_ids)
         self._begin(self._generator(target, args, kwargs), target)
 
     def _begin(self, generator: Any, target: Callable) -> None:
+        """Give all slots their first values and have the kernel schedule it; again when an ended task is swapped. The
+        last step is `adopt`: from there on the kernel's thread may run it."""
         self.generator = generator
         self.step = generator.send
         self._name = target
@@ -2707,7 +2778,12 @@ class Task(_Steps):
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def send(self, message: Any) -> int:
-        """Put `message` into the task's mailbox; never waits. Any thread. Returns 0, or -1 when the task has ended."""
+        """Put `message` into the task's mailbox; never waits. Any thread. Returns 0, or -1 when the task has ended.
+
+        The message itself is handed over, no copy: leave it alone then. Messages of one sender keep their order. From
+        another thread 0 says that the task had not ended yet; should it end before the message gets to it, that is
+        lost. A mailbox has no limit: who sends faster than the task reads waits for an answer now and then.
+        """
         kernel = self.kernel
         if get_ident() != kernel.owner:
             if self.generator is None:
@@ -2823,7 +2899,8 @@ class Task(_Steps):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def set_daemon(self, flag: bool = True) -> int:
-        """Let the program end without waiting for this task. Returns 0, or -1 when called outside of the task."""
+        """Let the program end without waiting for this task, which is terminated then; with False, not any more. Never
+        waits; in this task only. Returns 0, or -1 when called outside of the task."""
         if self.kernel.current is not self:
             return -1
         self.kernel.count_daemon(self, bool(flag))
@@ -2846,7 +2923,7 @@ class Task(_Steps):
         return 0
 
     def is_running(self) -> bool:
-        """Whether it is this task itself that asks."""
+        """Whether it is this task itself that asks. Any thread: from all others the answer is False."""
         return self.kernel.current is self and self.kernel.owner == get_ident()
 
     def terminate(self) -> int:
@@ -2939,7 +3016,8 @@ class Task(_Steps):
         return 0
 
     def unregister(self, name: Optional[str] = None) -> int:
-        """Take a name back. Any thread. Returns 0, or -1 when the task does not have it."""
+        """Take a name back (None: that of its function). Any thread; never waits. Returns 0, or -1 when the task does
+        not have it. References that others have found by it stay good."""
         return _forget_name(("task", self.name if name is None else name), self)
 
 
@@ -2976,7 +3054,8 @@ def _tell_monitor(monitor: Task, task: Task) -> None:
 
 
 class Value(Request):
-    """A result that is there already, for calls that must be yielded only sometimes."""
+    """A result that is there already, for calls that wait only sometimes: their caller yields in any case. Dropping one
+    loses nothing, so it is not reported."""
 
     __slots__ = ("value",)
     does_nothing = False
@@ -2985,6 +3064,7 @@ class Value(Request):
         self.value = value
 
     def begin(self, kernel: "Kernel", task: Task) -> bool:
+        """See `Request.begin`: never parks."""
         task.carried = self.value
         return True
 
@@ -3026,7 +3106,13 @@ POLL_EVERY_S = 0.006                    # a busy kernel looks at its descriptors
 
 
 class Kernel:
-    """Runs tasks, timers and descriptor handlers. `clock` and `poller` can be replaced, so that tests need not wait."""
+    """Runs tasks, timers and descriptor handlers. `clock` and `poller` can be replaced, so that tests need not wait.
+
+    It runs nothing by itself: `start` gives it a thread, `loop` takes the calling one, and the network engine (section
+    18), which is one too, is driven turn by turn from elsewhere. `clock` gives seconds and never goes back. Methods are
+    for its own thread, unless they say "any thread". Between two turns: a task that is in `tasks` has not ended; it is
+    in `ready` once, or parked in `wait`, and then the request, a timer or both know it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, poller: Any = None) -> None:
         self.clock = clock
@@ -3044,13 +3130,14 @@ class Kernel:
         self.waker = Waker(self.poller)
         self.thread: Optional[threading.Thread] = None
         self.stopping = False
-        self.guest: Any = None              # the network engine, when this kernel drives it (section 13)
+        self.guest: Any = None              # the network engine, when this kernel drives it (section 18)
         self.rounds = 0                     # grows while the loop comes round; the engine's watcher looks at it
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
     def post(self, function: Callable, *args: Any) -> None:
-        """Call `function(*args)` in the kernel soon. Any thread."""
+        """Call `function(*args)` in the kernel soon, in the order of the posts of one thread; what it raises is logged.
+        Never waits. Any thread."""
         self.inbox.append((function, args))
         if self.sleeping:
             self.waker.wake()
@@ -3063,7 +3150,8 @@ class Kernel:
             self.post(function, *args)
 
     def spawn(self, target: Callable, *args: Any, **kwargs: Any) -> Task:
-        """Start a task in this kernel. Any thread."""
+        """Start a task in this kernel and return it; `Task(...)` always takes the default one. Arguments and exceptions
+        are those of Task. Any thread."""
         task = Task.__new__(Task)
         task._start(self, target, args, kwargs)
         return task
@@ -3078,7 +3166,8 @@ class Kernel:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run_inbox(self) -> None:
-        """Make the calls that other threads have posted."""
+        """Make the calls that other threads have posted: those that are there now. What they post in turn comes next
+        time, so that a call which posts itself again cannot hold up everything else."""
         inbox = self.inbox
         for _ in range(len(inbox)):
             function, args = inbox.popleft()
@@ -3177,7 +3266,8 @@ class Kernel:
         return None if deadline is None else min(max(0.0, deadline - self.clock()), LONGEST_SLEEP_S)
 
     def poll(self, timeout: Optional[float]) -> None:
-        """Wait for descriptors and call their handlers."""
+        """Wait for descriptors, at most `timeout` seconds (None: until one is ready, or somebody wakes it), and call
+        their handlers. `sleeping` is set before the last look for work; the section's head says why."""
         if timeout != 0:
             self.sleeping = True
             if self.ready or self.inbox:    # came in before `sleeping` was set, so nobody woke us
@@ -3266,13 +3356,14 @@ class Kernel:
         self._check_idle()
 
     def _check_idle(self) -> None:
+        """Tell those who wait for the last task that is no daemon. Looked at whenever one of the two counts changes."""
         if self.idle_events and len(self.tasks) == self.daemons:
             events, self.idle_events = self.idle_events, []
             for event in events:
                 event.set()
 
     def notify_idle(self, event: threading.Event) -> None:
-        """Set `event` once only daemon tasks are left."""
+        """Set `event` once only daemon tasks are left; at once if that is so. Others may be started right after."""
         self.idle_events.append(event)
         self._check_idle()
 
@@ -3284,7 +3375,8 @@ class Kernel:
         self.thread.start()
 
     def loop(self) -> None:
-        """Run until `stop`, in the calling thread."""
+        """Run until `stop`, in the calling thread, which is the owner meanwhile; then end the tasks that are left. With
+        a guest the sleeping is done by `Engine.visit`, which waits for the descriptors of both."""
         self.owner = get_ident()
         self.stopping = False
         while not self.stopping:
@@ -3327,7 +3419,8 @@ class Kernel:
         self.poller.close()
 
     def join(self, timeout: Optional[float] = None) -> bool:
-        """Block this thread until only daemon tasks are left. True, or False when `timeout` seconds were not enough."""
+        """Block this thread until only daemon tasks are left. True, or False when `timeout` seconds (None: no limit)
+        were not enough. Any thread but the kernel's own, which would wait for itself."""
         idle = threading.Event()
         self.post(self.notify_idle, idle)
         return idle.wait(timeout)
@@ -3351,6 +3444,8 @@ STARTERS: List[Callable[[], None]] = []     # called by the thread that has just
 
 
 def _start_default() -> Kernel:
+    """The slow half of `default_kernel`: two threads may come here at once, and the second finds the first one's. The
+    STARTERS are called without the lock, as they may make tasks. Any thread."""
     global _default
     with _default_lock:
         if _default is not None:
@@ -3365,7 +3460,8 @@ def _start_default() -> Kernel:
 
 def main_kernel() -> Kernel:
     """A kernel for this program's tasks that the calling thread runs itself, with `Kernel.loop`. Before the first
-    task."""
+    task: raises MisuseError when there is a kernel already. Nothing waits for its tasks at the end of the program, nor
+    calls STARTERS: who runs it decides."""
     global _default
     with _default_lock:
         if _default is not None:
@@ -3409,6 +3505,8 @@ def _wait_at_exit() -> None:
 
 
 def _stop_at_exit(timeout: Optional[float] = None) -> None:
+    """The last act, by `atexit` or after Ctrl-C: end everything. With a `timeout` there is no waiting for tasks, and a
+    kernel whose task does not yield is left behind after so many seconds."""
     try:
         if timeout is None:
             _wait_at_exit()             # for what the last threads have started
@@ -4405,6 +4503,9 @@ class _Watch:
             self.writer = operation
 
     def _enter(self, kernel: Kernel, wants: int) -> None:
+        """Move to the poller of another kernel. That happens when user tasks hand a socket to SysTasks, or when the
+        kernel was ended and started anew. While somebody waits it is refused: the old kernel's poller would wake them
+        from another thread."""
         if self.reader is not None or self.writer is not None:
             raise MisuseError("descriptor %d is waited for by tasks of another kernel: use it in user tasks or in "
                               "SysTasks, not in both" % self.fd)
@@ -4420,7 +4521,11 @@ class _Watch:
             kernel.poller.unregister(self.fd)
 
     def ready(self, events: int) -> None:
-        """The poller's handler."""
+        """The poller's handler: `events` are the READ and WRITE of it that are due.
+
+        An error or a hang-up of the descriptor comes as both, so that whoever waits tries and meets it. What nobody
+        waits for is left out of the mask from then on: level-triggered pollers report it for ever.
+        """
         reader = self.reader
         writer = self.writer
         if writer is None and reader is not None and reader.wants == events:
@@ -4455,7 +4560,13 @@ def _fail(task: Task, error: BaseException) -> bool:
 
 
 class _Operation(Request):
-    """A system call on a stream (an AsyncSocket or AsyncFile); subclasses define `attempt`, which makes it."""
+    """A system call on a stream (an AsyncSocket or AsyncFile); subclasses define `attempt`, which makes it.
+
+    It is made once for one call of a method. Until it is yielded nothing happens, so that a forgotten `yield` does
+    no harm but is told of (`_Forgotten`). `stream` and `timeout` (seconds; 0 or None: no limit) are set by the
+    subclass, `task` and `wants` only when it must wait. `attempt` may be called any number of times: what it has
+    done so far it keeps in the operation. An operation that restarts its timeout has a `late` with a partial result.
+    """
 
     __slots__ = ("stream", "timeout", "wants", "task")
     reads = True                        # takes the reader's place, else the writer's
@@ -4471,6 +4582,8 @@ class _Operation(Request):
         raise socket.timeout("timed out")
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """Try at once. A second reader or writer is refused here, and not by `wait`: the attempt itself would take
+        bytes that the first one waits for."""
         watch = self.stream.watch
         if (watch.reader if self.reads else watch.writer) is not None:
             raise self._taken()
@@ -4488,6 +4601,8 @@ class _Operation(Request):
                            "Lock" % ("reading from" if self.reads else "writing to", self.stream))
 
     def _park(self, kernel: Kernel, task: Task, wants: int) -> bool:
+        """Wait: in the watch, in the timers, and as the task's `wait`. `wants` is 0 when the error named no direction:
+        then it is the operation's own (TLS alone may want the other one)."""
         self.task = task
         self.wants = wants or (READ if self.reads else WRITE)
         self.stream.watch.wait(kernel, self)
@@ -4522,6 +4637,7 @@ class _Operation(Request):
             kernel.timers.push(kernel.clock() + self.timeout, self.task)
 
     def _leave(self) -> None:
+        """Give the place back. The poller keeps the descriptor: the next wait is likely to want it there."""
         if self.reads:
             self.stream.watch.reader = None
         else:
@@ -4544,7 +4660,11 @@ class _Operation(Request):
 
 
 def _call_owner(kernel: Optional[Kernel], function: Callable[[], None]) -> None:
-    """Call `function` in the thread that runs `kernel`; here if nobody does (any more, or in this forked process)."""
+    """Call `function` in the thread that runs `kernel`; here if nobody does (any more, or in this forked process).
+
+    For closing: a poller must not lose a descriptor while its thread is about to use it, and the waits that end with
+    it belong to that thread. Any thread.
+    """
     if kernel is None or kernel.owner is None or kernel in _inherited:
         function()
     else:
@@ -4552,6 +4672,8 @@ def _call_owner(kernel: Optional[Kernel], function: Callable[[], None]) -> None:
 
 
 def _closed_meanwhile() -> OSError:
+    """What a writer gets. ECONNABORTED makes it a ConnectionAbortedError, which `except OSError` of programs that send
+    is ready for; EBADF would speak of a mistake."""
     return OSError(errno.ECONNABORTED, "closed by another task while this one waited for it")
 
 
@@ -4600,7 +4722,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def _run_operation(operation: _Operation) -> Any:
-    """Make an operation's call in this thread, which waits for it: what a blocking socket does."""
+    """Make an operation's call in this thread, which waits for it: what a blocking socket does.
+
+    The socket itself stays non-blocking, for its timeout. The guard is held for the call alone and not for the wait,
+    so that one thread can write while another waits to read: TLS objects must not be entered by two at once.
+    """
     while True:
         try:
             with operation.stream.guard:
@@ -4629,7 +4755,11 @@ _IN_A_THREAD: Dict[type, Callable] = {  # how a thread that is no task does what
 
 
 def _run_here(request: Any) -> Any:
-    """Run an operation, or a generator of operations, in this thread."""
+    """Run an operation, or a generator of operations, in this thread; gives its result.
+
+    It drives the generators of `connect`, `sendfile` ... as a kernel does, so that blocking sockets need no second copy
+    of them. They may yield operations and what `_IN_A_THREAD` names, nothing else.
+    """
     if not isinstance(request, types.GeneratorType):
         _Forgotten.begun(request)
         return _IN_A_THREAD.get(request.__class__, _run_operation)(request)
@@ -4646,7 +4776,8 @@ def _run_here(request: Any) -> Any:
 
 
 class _Call(_Operation):
-    """One system call that needs nothing but its arguments."""
+    """One system call that needs nothing but its arguments: `function` raises BlockingIOError until it can be done.
+    `at_close` is its result when another task closes the stream, unless that is to raise."""
 
     __slots__ = ("function", "args", "at_close")
 
@@ -4720,7 +4851,11 @@ _CHUNK_BYTES = 1 << 20                  # most asked for at once: memory follows
 
 
 class _RecvAll(_Operation):
-    """So many bytes and no fewer; `chunks` has what came so far, which an exception gives back to the stream."""
+    """So many bytes and no fewer; `chunks` has what came so far, which an exception gives back to the stream.
+
+    The end of the stream gives b"" and drops what came: half a record is of no use, and the caller has one test to
+    make. It never sets `drained`: what it asks for is what is left, which says nothing about what is there.
+    """
 
     __slots__ = ("left", "chunks")
     restarts = True
@@ -4762,7 +4897,11 @@ class _RecvAll(_Operation):
 
 
 class _RecvMsg(_RecvAll):
-    """Length and body of one message; running out of time gives what came of it back to the stream, too."""
+    """Length and body of one message; running out of time gives what came of it back to the stream, too.
+
+    It is a `_RecvAll` twice: of the four bytes of the length, then, when these are there (`in_body`), of the body. What
+    goes back has the length field in front, made anew, so that the next call begins where a message begins.
+    """
 
     __slots__ = ("limit", "in_body")
 
@@ -4796,7 +4935,11 @@ class _RecvMsg(_RecvAll):
 
 
 class _SendAll(_Operation):
-    """All of `rest`; `sent` counts what has gone."""
+    """All of `rest`; `sent` counts what has gone.
+
+    Data that is no bytes object is taken as a view and not copied: who yields it leaves it alone until then. Running
+    out of time gives `sent` if that is not 0, and raises otherwise.
+    """
 
     __slots__ = ("rest", "sent")
     reads = False
@@ -4840,7 +4983,7 @@ class _SendAll(_Operation):
 
 
 class _SendParts(_SendAll):
-    """Several buffers end to end, uncopied."""
+    """Several buffers end to end, uncopied (`sendmsg`): a long message and the length in front of it."""
 
     __slots__ = ()
     begin = _Operation.begin
@@ -4868,7 +5011,10 @@ def _beyond(parts: list, count: int) -> list:
 
 
 class _SendFile(_Operation):
-    """From a file's descriptor to the socket inside the system."""
+    """From a file's descriptor to the socket inside the system: `left` bytes from `offset` on; gives how many went.
+
+    At most 1 GiB is asked for in one call, as some systems take the count for a signed number of 32 bits.
+    """
 
     __slots__ = ("source", "offset", "left", "sent")
     reads = False
@@ -4900,7 +5046,10 @@ _CONNECTING = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY}
 
 
 class _SockConnect(_Operation):
-    """Connect to a numeric address; gives 0, or EAGAIN for a Unix socket whose listener's queue is full."""
+    """Connect to a numeric address; gives 0, or EAGAIN for a Unix socket whose listener's queue is full.
+
+    The first attempt starts it, those that follow only ask how it ended (SO_ERROR, once the descriptor is writable).
+    """
 
     __slots__ = ("address", "started")
     reads = False
@@ -4946,7 +5095,11 @@ class _Accept(_Operation):
 
 
 class _AcceptTLS(_Accept):
-    """The next connection whose handshake is done; handshakes run side by side in tasks of their own."""
+    """The next connection whose handshake is done; handshakes run side by side in tasks of their own.
+
+    An attempt that finds none takes all that the listener's queue holds. The operation ends when a handshake does,
+    whose end retries it (`_Greeter._ended`). Handshakes go on while nobody is in accept(), but no new ones begin then.
+    """
 
     __slots__ = ()
 
@@ -4982,6 +5135,8 @@ class _Greeter:
         task.watch(self._ended)
 
     def _greet(self, conn: "AsyncSocket", address: Any) -> Generator:
+        """Task of one handshake, a daemon: gives True when the connection is in `done`. A failure is the other end's
+        doing and only logged; the listener goes on."""
         timeout = conn.gettimeout()
         conn.settimeout(settings.handshake_s)
         try:
@@ -4994,6 +5149,7 @@ class _Greeter:
         return True
 
     def _ended(self, task: Task) -> None:
+        """A handshake's task is over, in whatever way: close what came to nothing, wake who waits in accept()."""
         conn = self.pending.pop(task)
         if task.outcome is not True:
             conn.close()
@@ -5028,6 +5184,8 @@ def _load_ssl() -> Any:
 
 
 def _tls_version(version: Any) -> Any:
+    """The ssl.TLSVersion that is meant by what users of several generations write: None, one of these, or one of the
+    ssl.PROTOCOL_ constants. They are known by their names: not every Python has each of them, nor the same numbers."""
     ssl = _load_ssl()
     name = "TLSv1_2" if version is None else _TLS_VERSIONS.get(getattr(version, "name", ""))
     if name is None:
@@ -5062,7 +5220,12 @@ def _refuse_password(path: str) -> bytes:
 
 
 class _Tls:
-    """What a socket needs for TLS, as both kinds of end."""
+    """What a socket needs for TLS, as both kinds of end: whether it connects or listens shows only later.
+
+    A context is made when first needed and kept, as that reads files and takes milliseconds. But that the files can
+    be read is tested when the socket is made: the mistake is told where it was made. A listener and the connections
+    it accepts share one.
+    """
 
     __slots__ = ("given", "make")
 
@@ -5099,7 +5262,8 @@ class _Stream:
             self.plain = self.drained = False
 
     def again(self, size: int) -> bytes:
-        """The socket's recv while something is kept."""
+        """The socket's recv while something is kept: gives that first, at most `size` bytes of it and of one piece.
+        With the last of it the stream is plain again, if it was before."""
         kept = self.kept
         if kept is None:
             return self.sock.recv(size)
@@ -5120,6 +5284,8 @@ class _Stream:
         return len(data)
 
     def _is_plain(self) -> bool:
+        """Whether the short cuts may be taken: of a stream without TLS only it is true that a recv that got less than
+        it asked for took everything (TLS keeps bytes of its own, and a datagram says nothing about the next)."""
         return self.sock.type == socket.SOCK_STREAM and not hasattr(self.sock, "unwrap")
 
     def _check_unused(self, what: str) -> None:
@@ -5140,6 +5306,8 @@ class _Stream:
         _call_owner(self.watch.kernel, self._close)
 
     def _close(self) -> None:
+        """The poller first, then the socket, then the waits: its number may be another file's as soon as it is closed,
+        and a task that is woken must find it closed."""
         if self.sock.fileno() < 0:
             return
         self.watch.leave()
@@ -5240,6 +5408,8 @@ class AsyncSocket(_Stream):
             self.setblocking(True)
 
     def _use_tls(self, tls: _Tls) -> None:
+        """TLS for what will be connected or accepted. A socket that is connected already is refused: nobody could
+        tell which end of the handshake it is."""
         if not self.plain or _is_connected(self.sock):
             raise MisuseError("TLS begins with connect() or accept() of a stream socket; one that is connected already "
                               "takes 'yield sock.start_tls(context, server_side)'")
@@ -5255,9 +5425,10 @@ class AsyncSocket(_Stream):
         return _Recv(self, bufsize)
 
     def recvall(self, size: int) -> Any:
-        """Exactly `size` bytes; b"" when the stream ends before. Use with yield. The timeout begins anew with every
-        piece; when it runs out what has come is the result, and socket.timeout is raised if that is nothing. When the
-        task is interrupted by an exception, what has come stays here: the next read gets it first."""
+        """Receive exactly `size` bytes; b"" when the stream ends before. Use with yield. The timeout begins anew with
+        every piece; when it runs out what has come is the result, and socket.timeout is raised if that is nothing. When
+        the task is interrupted by an exception, what has come stays here: the next read gets it first. Raises
+        ValueError for a negative size at once, else as `recv`."""
         if size < 0:
             raise ValueError("recvall(%d): a size cannot be negative" % size)
         return _RecvAll(self, size)
@@ -5297,7 +5468,8 @@ class AsyncSocket(_Stream):
     def sendall(self, data: Any) -> Any:
         """Send all of `data` (bytes-like, not copied: leave it alone until then); gives None. Use with yield. The
         timeout begins anew whenever some of it went; when it runs out the number of bytes that went is the result, and
-        socket.timeout is raised if there were none."""
+        socket.timeout is raised if there were none. That the system took it does not mean that the other end has it.
+        Raises as `send`."""
         return _SendAll(self, data)
 
     def sendto(self, data: Any, address: Any) -> Any:
@@ -5434,12 +5606,13 @@ class AsyncSocket(_Stream):
 
     @staticmethod
     def setdefaulttimeout(timeout: Optional[float]) -> None:
-        """The timeout of sockets made from now on."""
+        """The timeout of AsyncSockets made from now on, those that `accept` gives included: seconds as for
+        `settimeout`, 0 or None: no limit. Any thread. (That of the socket module counts for none of them.)"""
         AsyncSocket._default_timeout = timeout
 
     @staticmethod
     def getdefaulttimeout() -> Optional[float]:
-        """The timeout of new sockets."""
+        """The timeout of new sockets: what `setdefaulttimeout` was given, 0 (no limit) at first."""
         return AsyncSocket._default_timeout
 
     @staticmethod
@@ -5489,7 +5662,12 @@ def _here(name: str) -> Callable:
 
 
 class _BlockingSocket(AsyncSocket):
-    """What `AsyncSocket.setblocking` makes of a socket."""
+    """What `AsyncSocket.setblocking` makes of a socket.
+
+    Its methods are those of AsyncSocket through `_here`, and `accept`, which without a kernel has no tasks to run
+    handshakes in. A class of its own costs the asynchronous calls nothing. Both have the same slots, so that an object
+    can change from one to the other.
+    """
 
     __slots__ = ()
 
@@ -5517,6 +5695,8 @@ for _name in ("recv", "recvall", "recv_into", "recvfrom", "recv_msg", "send", "s
 
 
 def _check_wrappable(sock: Any) -> None:
+    """Refuse what cannot become an AsyncSocket. An SSLSocket makes its handshake within connect(), blocking: it is
+    taken only after that."""
     if not isinstance(sock, socket.socket):
         raise ValueError("%r is not a socket: AsyncSocket takes a socket.socket" % (sock,))
     if hasattr(sock, "unwrap"):
@@ -5553,6 +5733,8 @@ def _is_name(family: int, address: Any) -> bool:
 
 
 def _look_up(sock: socket.socket, address: tuple) -> Request:
+    """The request for the addresses of a host name, as a list. `getaddrinfo` blocks, for many seconds if no server
+    of names answers, and so runs in a helper thread. A task that gives up leaves it there."""
     return _helper_threads().async_task(_addresses, sock.family, sock.type, address)
 
 
@@ -5590,7 +5772,12 @@ _AT_ONCE_S = 1e-6                       # a timeout that is over: 0 would be non
 
 
 class _DiskCall:
-    """os.read or os.write of one disk file, in a helper thread; called like the function without its descriptor."""
+    """os.read or os.write of one disk file, in a helper thread; called like the function without its descriptor.
+
+    The first call notes what is wanted and raises BlockingIOError; `_Disk.wait` has the call made; the next one gives
+    its answer. So an operation's `attempt` is written as for a descriptor that does not block. `run` belongs to the
+    helper thread, all else to the kernel's.
+    """
 
     __slots__ = ("function", "fd", "report", "argument", "answer", "starter")
 
@@ -5623,7 +5810,11 @@ class _DiskCall:
 
 
 class _Disk:
-    """Stands in for the watch of a file on a disk: "ready" is when a helper thread has made the call."""
+    """Stands in for the watch of a file on a disk: "ready" is when a helper thread has made the call.
+
+    One read and one write may be under way at a time, each with its `_DiskCall`. A call that is under way cannot be
+    taken back: the descriptor is closed only after it.
+    """
 
     __slots__ = ("fd", "kernel", "reader", "writer", "receive", "transmit", "closing")
     closed = _Watch.closed
@@ -5649,9 +5840,12 @@ class _Disk:
             _helper_threads().put(call)
 
     def _report(self, call: _DiskCall, answer: Any) -> None:
+        """The helper thread: hand the answer to the kernel's."""
         self.kernel.post(self._done, call, answer)
 
     def _done(self, call: _DiskCall, answer: Any) -> None:
+        """A call is made. What was read is for whoever reads next, as the file's position has moved on; what was
+        written is told only to who asked for it."""
         starter, call.starter = call.starter, None
         operation = self.reader if call is self.receive else self.writer
         if call is self.receive or operation is starter:
@@ -5661,7 +5855,7 @@ class _Disk:
         self.leave()
 
     def leave(self, closing: Optional[Callable] = None) -> None:
-        """Call `closing` once no helper thread uses the descriptor."""
+        """Call `closing` once no helper thread uses the descriptor; without one, that of an earlier call, if any."""
         self.closing = closing or self.closing
         if self.closing is not None and self.receive.starter is None and self.transmit.starter is None:
             self.closing()
@@ -5683,7 +5877,10 @@ class _FileOperation(_Operation):
 
 
 class _Read(_FileOperation):
-    """Until there are `size` bytes (all: with 0, the end of file comes first), or any if `full` is not asked for."""
+    """Until there are `size` bytes (all: with 0, the end of file comes first), or any if `full` is not asked for.
+
+    An empty buffer and no `full`: what the system gives is the result, without a copy through the buffer.
+    """
 
     __slots__ = ("full",)
 
@@ -5756,7 +5953,11 @@ class _Write(_Operation):
 
 
 def _asking(function: Callable, fd: int) -> Callable:
-    """os.read or os.write of a blocking descriptor that raises BlockingIOError where it would block."""
+    """os.read or os.write of a blocking descriptor that raises BlockingIOError where it would block.
+
+    For terminals: O_NONBLOCK is a setting of the open file, which the shell and its other programs share, and which
+    would outlive this process.
+    """
     reads = [fd] if function is os.read else []
     writes = [] if reads else [fd]
 
@@ -5768,6 +5969,7 @@ def _asking(function: Callable, fd: int) -> Callable:
 
 
 def _refuse_closed(_argument: Any) -> Any:
+    """`receive` and `transmit` of a closed file; the exception is the one of closed file objects."""
     raise ValueError("I/O operation on a closed AsyncFile")
 
 
@@ -5806,6 +6008,8 @@ class AsyncFile:
             self._open(number, os.fstat(number).st_mode)
 
     def _open(self, fd: int, mode: int) -> None:
+        """Decide how it is waited for, by its kind (the table at the head of the section). epoll refuses files on
+        disks, other pollers call them ready at all times; hence the threads."""
         if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
             disk = _Disk(fd)
             self._use(disk, disk.receive, disk.transmit)
@@ -5873,6 +6077,7 @@ class AsyncFile:
         _call_owner(self.watch.kernel, self._close)
 
     def _close(self) -> None:
+        """The kernel's part of `close`. A disk file is closed later if a helper thread is in the midst of a call."""
         self.receive = self.transmit = _refuse_closed       # the descriptor's number may soon mean something else
         if isinstance(self.watch, _Disk):
             self.watch.leave(self.owner.close)
@@ -5897,7 +6102,7 @@ class AsyncFile:
 
 
 class _Current(Request):
-    """Gives the task that yields it."""
+    """Gives the task that yields it: `communicate` needs its kernel, which no argument tells."""
 
     __slots__ = ()
 
@@ -5907,7 +6112,11 @@ class _Current(Request):
 
 
 class _Exit(_Operation):
-    """A child's exit status; its pidfd is readable once it has ended."""
+    """A child's exit status; its pidfd is readable once it has ended. None when time runs out.
+
+    `poll` of the Popen reaps the child, so that who asks it beside, or waits for it in a thread, gets the same status.
+    A handler of SIGCHLD would be for the main thread only, and not ours to set.
+    """
 
     __slots__ = ("process",)
 
@@ -5943,7 +6152,7 @@ def _exit_of(process: Any, timeout: Optional[float] = None) -> Generator:
 
 
 def _exit_asked(process: Any, timeout: Optional[float]) -> Generator:
-    """The same where nothing tells: ask, more and more rarely."""
+    """The same where nothing tells: ask, after 2 ms first, then more and more rarely, every 50 ms in the end."""
     pause, left = 0.001, timeout or math.inf
     while process.poll() is None and left > 0:
         pause = min(pause * 2, 0.05, left)
@@ -5953,7 +6162,8 @@ def _exit_asked(process: Any, timeout: Optional[float]) -> Generator:
 
 
 def _settled(request: Any) -> Generator:
-    """Task: (result, None) of a request, or (None, error)."""
+    """Task: (result, None) of a request, or (None, error). A task that ended with the error would have it logged,
+    though `communicate` raises it where it belongs."""
     try:
         return (yield request), None
     except Exception as error:                  # it belongs to who asked
@@ -5996,17 +6206,20 @@ class AsyncPipe:
         self._feeder: Any = None                # task that writes communicate's input
 
     def _piped(self, name: str) -> AsyncFile:
+        """The AsyncFile of one end. Raises ValueError when the process was started without a pipe there."""
         file = getattr(self, name)
         if file is None:
             raise ValueError("%s of the process is not a pipe: start it with %s=subprocess.PIPE" % (name, name))
         return file
 
     def write(self, buf: Any, full: bool = False, timeout: Optional[float] = None) -> Any:
-        """`AsyncFile.write` to first's stdin. Use with yield."""
+        """`AsyncFile.write` to first's stdin. Use with yield. Besides, ValueError is raised, here and in the four
+        methods that read, when the end it is about was not made with PIPE."""
         return self._piped("stdin").write(buf, full=full, timeout=timeout)
 
     def read(self, size: int = 0, timeout: Optional[float] = None) -> Any:
-        """`AsyncFile.read` from last's stdout. Use with yield."""
+        """`AsyncFile.read` from last's stdout. Use with yield. A process that fills its stderr meanwhile, which nobody
+        reads, stands still: have another task read that, or use `communicate`."""
         return self._piped("stdout").read(size, timeout=timeout)
 
     def readline(self, size: int = 0, sizehint: int = 100, timeout: Optional[float] = None) -> Any:
@@ -6060,6 +6273,8 @@ class AsyncPipe:
 
     @staticmethod
     def _worker(kernel: Kernel, job: Any) -> Task:
+        """A task for one of communicate's three jobs; a daemon, as the task that waits for it is what keeps the program
+        going."""
         worker = kernel.spawn(_settled, job)
         kernel.count_daemon(worker, True)
         return worker
@@ -6088,6 +6303,7 @@ class AsyncPipe:
                 file.buffer[:0] = said[0]
 
     def _expired(self, timeout: Optional[float]) -> Exception:
+        """communicate's TimeoutExpired, with a copy of what has come: it stays in the buffers for the next call."""
         import subprocess                       # loaded already, by whoever made the process
         output, errors = (None if file is None else bytes(file.buffer) for file in (self.stdout, self.stderr))
         return subprocess.TimeoutExpired(self.last.args, timeout or 0, output, errors)
@@ -6116,7 +6332,8 @@ class AsyncPipe:
         return (yield from _exit_of(self.last, timeout))
 
     def poll(self) -> Optional[int]:
-        """Last's exit status; None while it runs."""
+        """Last's exit status (negative: the signal that ended it); None while it runs. Never waits. Also reaps first,
+        if that has ended."""
         if self.first is not self.last:
             self.first.poll()                   # leaves no zombie
         return self.last.poll()
@@ -6145,7 +6362,8 @@ _CURRENT = _Current()
 
 
 def _next_piece(data: Any) -> Generator:
-    """The next piece of communicate's input, and where the one after it comes from."""
+    """The next piece of communicate's input, and where the one after it comes from: a file is read piece by piece, in a
+    helper thread if it is an ordinary one, so that its size costs no memory."""
     if isinstance(data, str):
         return data.encode(), None
     if isinstance(data, AsyncFile):
@@ -6188,6 +6406,17 @@ def pipe(bufsize: int = 8192) -> Tuple[int, int]:
 #
 # The key is told to other processes of this machine (servers of a node, a client's own node) through a pipe, never on a
 # command line, and is in no log line, no repr and no message of an exception.
+#
+# What the key is used for, each time with data that says what for, so that nothing made for one purpose serves another:
+# proofs of the handshake and keys of records (section 7), datagrams of discovery (section 21), the pre-shared key of
+# TLS, the fingerprint for people.
+#
+# Who has the key may do everything in the cluster: run code in each process of it, read and write what its users may.
+# There are no lesser rights. So the file is for its owner alone; one that others can read is used all the same, with a
+# warning, as on systems and disks where permissions say nothing.
+#
+# Everything here is read and checked before a port is open, in the thread that starts the network. Nothing changes
+# afterwards: a new secret or certificate counts from the next start on.
 
 _SECRET_FILE = os.path.join("~", ".pycoslite", "secret")
 _SALT = b"pycoslite cluster key"        # the same everywhere, as every machine must get the same key from a text
@@ -6201,6 +6430,7 @@ class Key(bytes):
     __slots__ = ()
 
     def __repr__(self) -> str:
+        """The same text for every key; `bytes(key)`, or any slice of it, shows it again."""
         return "<cluster key>"
 
     __str__ = __repr__
@@ -6254,6 +6484,8 @@ def _key_of_text(secret: Union[str, bytes]) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _stretch(text: bytes) -> bytes:
+    """The key of a text that a person thought up. Remembered, as programs that start several networks, and tests, would
+    pay 0.18 s each time. `maxmem` is twice what is needed: OpenSSL counts a little more than the formula."""
     if not hasattr(hashlib, "scrypt"):
         raise SecretError("this Python cannot stretch a typed secret (its OpenSSL lacks scrypt): use a secret file of "
                           "64 random hexadecimal digits instead")
@@ -6262,6 +6494,8 @@ def _stretch(text: bytes) -> bytes:
 
 
 def _key_of_file(path: str) -> bytes:
+    """The key that a secret file holds, white space around it left out: editors end files with a newline. At most 4 KiB
+    are read, should the path lead to something else. Raises SecretError."""
     try:
         with open(path, "rb") as file:
             text = file.read(4096).strip()
@@ -6282,7 +6516,11 @@ def _warn_if_open(name: str, descriptor: int) -> None:
 
 
 def _make_secret(path: str) -> None:
-    """Write a new random key; of several processes that do so at once the first wins and all use its key."""
+    """Write a new random key; of several processes that do so at once the first wins and all use its key.
+
+    It is written under another name and then linked to the right one, which fails if that is there: so nobody ever
+    reads half a key, nor one that is replaced a moment later. Raises SecretError.
+    """
     folder = os.path.dirname(path)
     fresh = "%s.%s" % (path, os.urandom(4).hex())
     try:
@@ -6350,7 +6588,8 @@ def tls_trouble(error: Exception, channel: str) -> str:
 
 
 class Certificates:
-    """The certificate that this process shows to its peers, and which of theirs it takes; made by `certificates`.
+    """The certificate that this process shows to its peers, and which of theirs it takes; made by `certificates`, whose
+    arguments and exceptions it has. All files are read when it is made, and not again.
 
     `files` has the arguments that `certificates` needs to make the same in another process of this machine.
     """
@@ -6374,7 +6613,8 @@ class Certificates:
             _no_resumption(context)
 
     def context(self, server_side: bool) -> Any:
-        """The ssl.SSLContext of that end. Any thread."""
+        """The ssl.SSLContext of that end: `server_side` for connections that were accepted. The same object each time,
+        shared by all connections. Any thread."""
         return self._contexts[server_side]
 
     def accepts(self, tls: Any) -> bool:
@@ -6407,7 +6647,8 @@ def certificates(certfile: Optional[str] = None, keyfile: Optional[str] = None, 
 
 
 def _read_pem(option: str, path: str, has_key: bool) -> str:
-    """The file that an option names."""
+    """The file that an option names; a warning if it holds the key (`has_key`) and others can read it. OpenSSL reads it
+    again: this is for a sentence that names the file, which its own errors do not. Raises SecretError."""
     try:
         with open(path, encoding="latin-1") as file:
             if has_key:
@@ -6457,7 +6698,8 @@ def _no_resumption(context: Any) -> None:
 
 @functools.lru_cache(maxsize=None)
 def can_encrypt_by_secret() -> bool:
-    """Whether this Python can use a secret as the key of TLS. Any thread."""
+    """Whether this Python can use a secret as the key of TLS: 3.13 or newer, where `ssl` has callbacks for pre-shared
+    keys, over an OpenSSL with them and TLS 1.3. Any thread."""
     if sys.version_info < (3, 13):
         return False
     try:                                # not `ssl`, which takes four times as long to load and may never be needed
@@ -6519,7 +6761,8 @@ class Secrecy:
         return flags | (DEMANDS_ENCRYPTION if not near and self._rule == "demand" else 0)
 
     def context(self, channel: str, server_side: bool) -> Any:
-        """The ssl.SSLContext for a channel that was agreed on."""
+        """The ssl.SSLContext for a channel that was agreed on (BY_CERTIFICATES or BY_SECRET), at the end that accepted
+        the connection (`server_side`) or dialled it. Made when first needed, then shared by all connections."""
         if channel == BY_CERTIFICATES:
             return self.certificates.context(server_side)       # type: ignore[union-attr]
         if server_side not in self._contexts:
@@ -6547,6 +6790,8 @@ class Secrecy:
         return result.channel == PLAIN and bool((own ^ result.flags) & CAN_ENCRYPT and result.flags & WANTS_ENCRYPTION)
 
     def _why_plain(self, result: HandshakeResult, near: bool) -> str:
+        """Why a connection is not encrypted, in words: nobody wanted it, or one end would not or could not. What the
+        other end says of its Python is not to be relied on before its type is looked at."""
         if not (self.offer(near) | result.flags) & WANTS_ENCRYPTION:
             return "same host"
         if self._rule == "never":
@@ -9966,6 +10211,24 @@ def serve_tasks(network: Network) -> None:
 # `n` and `seconds` are those of `deliver`. Channels that feed each other across processes are found out by `hops`.
 # A process that passes messages on confirms them to where they come from only as long as those it passes them on to
 # keep up (`_Passing`): so who sends too much is held back, however many processes are in between.
+#
+# Threads: channels and their subscribers belong to the user kernel; the engine reads frames, unpickles, and hands what
+# concerns a channel over (`_spread_here`), and what is for tasks alone to their mailboxes (`_spread_to_tasks`). A
+# request that changes a channel waits in the engine for the user kernel (`_AtHome`). Sending is done by whoever sends,
+# in any thread.
+#
+# The way of a delivery that wants to know how many have it (`deliver`): it makes one `_Answers`, asks each process
+# under a number of its own, and waits (`_Tally`) until `open` is empty, enough are `reached`, or time is up. A process
+# that passes the message on makes an `_Answers` likewise and answers when its own is complete. A peer that is lost has
+# reached 0. What comes after the end finds no number in `_awaited` and is dropped.
+#
+# The subscribers in other processes are grouped by process once (`channel.routes`), and anew when they change or a peer
+# is lost. A subscriber that has ended is noticed where it lived, at the next message, and told by channel.gone.
+#
+# A service is a name for a generator function. A call is a request, its task a user task there like any other. The
+# caller's reference, a `ServiceTask`, is made before the request is sent: the end of a short task may overtake the
+# answer that says it has begun. It is entered into `_Tasks.monitored`, where ends are looked up that are told from
+# elsewhere, with an `_Ending` in the place of a monitor.
 
 SPREAD, REACHED = 21, 22
 _SPREAD_HEAD = struct.Struct(">IBIdI")
@@ -9974,7 +10237,8 @@ _MOST_HOPS = 16                         # processes a message goes through, from
 
 
 def _reduce_named(kind: str, find: Callable, thing: Any) -> tuple:
-    """A channel or service of this process, for others: they find it by its name."""
+    """A channel or service of this process, for others: they find it by its name. Pickling one that has no name here, or
+    whose name is another one's by now, is refused: the reference would lead nowhere."""
     network = _network
     if network is None or find(thing.name) is not thing:
         raise MisuseError("%s %r cannot be sent to another process: %s" % (
@@ -10051,7 +10315,11 @@ _awaited: Dict[int, _Answers] = {}      # by number; entries are made and taken 
 
 
 class _Tally(_Timed):
-    """A task waits for the answers to what it delivers."""
+    """A task waits for the answers to what it delivers: gives how many tasks have it, so far if time is up.
+
+    Answers come in the engine, perhaps between a look at them and the parking; so the waiter is set first, and it looks
+    again in the task's own thread (`_look`), where nothing else can end the wait at that moment.
+    """
 
     __slots__ = ("answers", "n", "task")
 
@@ -10322,7 +10590,11 @@ def _on_channel_gone(peer: Peer, args: dict, _payload: bytes) -> None:
 
 
 class _ByName:
-    """A thing of another process that is known by its name there: what references to channels and services share."""
+    """A thing of another process that is known by its name there: what references to channels and services share.
+
+    The process is part of what it is: after that has ended and begun anew, the same name there is another thing, and
+    has to be located again.
+    """
 
     reachable = RemoteTask.reachable
 
@@ -10367,7 +10639,9 @@ class RemoteChannel(_ByName, Channel):
         return 0
 
     def send(self, message: Any) -> int:
-        """As `Channel.send`."""
+        """As `Channel.send`; waits for no answer. Who sends more than the other process takes is held back: a task at its
+        next yield, a thread that is none right here (section 22). Any thread. Returns 0, or -1 when the process is lost
+        or the message cannot be pickled (logged)."""
         return self._post(message) if self.reachable() else -1
 
     @types.coroutine
@@ -10384,11 +10658,12 @@ class RemoteChannel(_ByName, Channel):
         return (yield answers.wait(0))
 
     def subscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
-        """As `Channel.subscribe`; also -1 when the channel's process does not answer in `timeout` seconds (logged)."""
+        """As `Channel.subscribe`; also -1 when the channel's process does not answer in `timeout` seconds (None:
+        `Settings.message_timeout_s`; logged). Use with yield. `subscriber`: a task or channel of any process."""
         return self._change_there("subscribe", subscriber, timeout)
 
     def unsubscribe(self, subscriber: Any, timeout: Optional[float] = None) -> Any:
-        """As `Channel.unsubscribe`, likewise."""
+        """As `Channel.unsubscribe`; -1 and `timeout` as for `subscribe`. Use with yield."""
         return self._change_there("unsubscribe", subscriber, timeout)
 
     def _change_there(self, what: str, subscriber: Any, timeout: Optional[float]) -> Request:
@@ -10495,7 +10770,9 @@ class RPS:
         return NAMES.get(("rps", name))
 
     def register(self) -> int:
-        """Let others find it with `RPS.locate(name)`. Any thread. Returns 0, or -1 when the name is taken."""
+        """Let others, in this process and others, find it with `RPS.locate(name)`, and call it; those that wait for the
+        name are told. Never waits. Any thread. Returns 0 (also when it is registered already), or -1 when the name is
+        another service's."""
         if NAMES.setdefault(("rps", self.name), self) is not self:
             return -1
         for watcher in NAME_WATCHERS:
@@ -10514,7 +10791,8 @@ class RPS:
         return _locate("rps", name, location, timeout)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a task; gives it, or None when the arguments do not fit (logged). Use with yield."""
+        """Start a task of this process, as other processes do by a reference; gives it, or None when the arguments do
+        not fit (logged). Use with yield, so that the caller need not know which of the two it has."""
         try:
             task = self.start(args, kwargs)
         except TypeError as error:
@@ -10562,8 +10840,9 @@ class RemoteRPS(_ByName, RPS):
     register = unregister = _refuse
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a task in the service's process; gives a reference to it, or None when that failed (logged). Use with
-        yield."""
+        """Start a task in the service's process; gives a reference to it, a `ServiceTask`, or None when that failed
+        (logged): closed, arguments that cannot be pickled or do not fit, no such service any more, no answer within
+        `Settings.message_timeout_s`. Use with yield. After a missing answer the task may run there all the same."""
         if self.closed:
             log.error("RPS %r was not called: it is closed", self)
             return Value(None)
@@ -10659,7 +10938,8 @@ class ServiceTask(RemoteTask):
 
 
 class _Ending:
-    """In the place of a monitor: what is told of the end of a task goes to its reference."""
+    """In the place of a monitor: what is told of the end of a task goes to its reference. (The reference itself cannot
+    stand there: its `send` is for messages to the task.)"""
 
     __slots__ = ("rtask",)
 
@@ -12376,6 +12656,26 @@ class FileCalls:
 # ======================================================================================================================
 # 26. Facade                                                              Pycos: the process's kernel and network in one
 # ======================================================================================================================
+#
+# A process has one default kernel (section 11), one network at most, and one Pycos object, which stands for both:
+#
+#   kernel     begins with the first task or the first Pycos(); ends with `stop_default`
+#   network    begins with the first option of Pycos(), with what needs it (a reference, a SysTask), or with a program of
+#              old that imports pycos.netpycos; ends before the kernel, which drives it
+#   Pycos      made by the first Pycos(...), found again by every other one; given up when the kernel has ended
+#
+# After the end all three may begin again, in the same process; a forked child begins with none of them. The end, by
+# `finish`, `terminate` or the program's own, goes through `stop_default`: STOPPERS (the network says goodbye), then the
+# kernel's tasks, then AFTERWARDS (`_part`: the calls that `Pycos.atexit` was told of). Sections further down do not
+# know this one: they reach it through the lists at its end.
+#
+# Locks, in the order in which they are taken: Singleton's (making the object, later options), `Pycos._lock` (the start
+# of its network), `_network_lock` (that there is one). The kernel's and the engine's threads must not wait for the end
+# of what they drive: `_outside` refuses that.
+#
+# `status` and `dump` look at tasks of both kernels from any thread without stopping them: what they tell of a task may
+# be over when it is read, and each list that may change meanwhile is copied by `_snapshot`. They may be called by a
+# signal handler, in the midst of anything, so they take none of these locks.
 
 
 class SysTask(Task):
@@ -12531,7 +12831,8 @@ def _inside(generator: Any) -> Iterator[Tuple[str, int, str]]:
 
 
 def _running_inside(kernel: Kernel) -> Iterator[Tuple[str, int, str]]:
-    """The same of what the thread of a kernel calls from its loop."""
+    """The same of what the thread of a kernel calls from its loop: all frames above the innermost `run_ready`, as the
+    loop of one kernel may drive that of the other."""
     top = sys._current_frames().get(kernel.owner or 0)
     frames = list(traceback.walk_stack(top))[::-1] if top is not None else []
     loops = [n for n, (frame, _) in enumerate(frames) if frame.f_code is Kernel.run_ready.__code__]
@@ -12548,7 +12849,8 @@ def _stack(task: Task) -> List[Tuple[str, int, str]]:
 
 
 def _snapshot(changing: Any) -> list:
-    """The items of what another thread may change at this moment."""
+    """The items of what another thread may change at this moment. Empty after ten attempts that were all disturbed: a
+    list with a gap is better than a `dump` that fails. No lock, which a stuck thread might hold."""
     for _ in range(10):
         try:
             return list(changing)
@@ -12622,6 +12924,7 @@ class _Once(Singleton):
     """
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
+        """The object; options are for a new one, or added to the one that is there. Any thread."""
         with Singleton._lock:
             found = Singleton._instances.get(cls)
             if found is not None and options:
@@ -12629,7 +12932,8 @@ class _Once(Singleton):
             return super().__call__(*args, **options)
 
     def instance(cls, *args: Any, **options: Any) -> Any:
-        """The object, made with the options if there is none. Any thread."""
+        """The object, made with the options if there is none: ``Pycos.instance()`` of older programs, the same as
+        ``Pycos()``. Any thread."""
         return cls(*args, **options)
 
 
@@ -12680,8 +12984,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         dest_path       (or dest_path_prefix) directory for received files; "pycoslite" in the temporary directory
         max_file_size   most bytes that a received file may have; None or 0: no limit
 
-    Raises TypeError for another option, MisuseError for one of older programs that cannot be had yet
-    (ipv4_udp_multicast, notifier), SecretError also for a certificate, OSError. Any thread.
+    Raises TypeError for another option, MisuseError for one of older programs that cannot be had (notifier) and for a
+    host without an address of `socket_family`, SecretError also for a certificate, OSError when it cannot listen. Any thread.
     """
 
     networked = False                   # whether the network starts with the first task, as once `pycos.netpycos` did
@@ -12764,7 +13068,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
 
     @property
     def network(self) -> Network:
-        """The network, started when it is not running yet."""
+        """The network, started with the options so far when it is not running yet: may block for as long as listening
+        and reading the secret take. Raises what `Pycos(...)` does. Any thread but the engine's."""
         with self._lock:
             if self._network is None:
                 self._network = running_network()       # `start_network` was used
@@ -12779,7 +13084,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
 
     @property
     def locations(self) -> List[Location]:
-        """All addresses of this process; empty without a network. Any thread."""
+        """All addresses of this process that others are told, the preferred one first (see section 20); empty without
+        a network, which this does not start. A new list each time. Any thread."""
         network = running_network()
         return list(network.locations) if network else []
 
@@ -12822,8 +13128,9 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
                               "main thread" % call)
 
     def join(self, show_running: bool = False, timeout: Optional[float] = None) -> bool:
-        """Block until only daemon tasks are left, at most `timeout` seconds; True if so. With `show_running` the log
-        names those that are waited for. More tasks may follow. Raises MisuseError inside a task."""
+        """Block until only daemon tasks are left, at most `timeout` seconds (None: no limit); True if so. With
+        `show_running` the log names those that are waited for. Nothing is shut down: more tasks may follow. Any thread
+        that runs no tasks; raises MisuseError inside a task."""
         self._outside("join")
         if show_running:
             names = [repr(task) for task in list(self.kernel.tasks.values()) if not task.daemon]
@@ -12931,6 +13238,7 @@ class _Module(types.ModuleType):
                                      doc="Protocol of `serialize`; see `set_pickle_protocol`.")
 
     def _ignored(self, _value: Any) -> None:
+        """Setter of constants that steered what is no more: programs that assign them go on, and are told."""
         log.warning("that constant has no effect any more: a peer that cannot be reached is given up after "
                     "settings.give_up_s (%g seconds), ports are options of the programs", settings.give_up_s)
 
@@ -13786,6 +14094,17 @@ def _wrapped(head: str, text: str) -> List[str]:
 #
 # Programs that are run so import modules that this one replaces. A finder gives them modules of those names that hold
 # nothing of their own: whatever is read from them, or assigned, is an attribute of ours.
+#
+# There is one copy of this module in the process, whichever way it was started: a file that is run as a program imports
+# itself under its own name and hands over (top of the file), as two copies would have two kernels, and classes whose
+# objects do not recognise each other. The program that is run becomes ``__main__``, so that what it pickles (messages to
+# other processes) has the names it would have without us.
+#
+# The names are installed for the whole process, when somebody asks for it and never by importing this module: another
+# library of the program may want the original. They are looked up by name alone, and our modules imported when they
+# are first wanted, so that a program that does without dispycos does not load it.
+#
+# Exit status of `main`: that of the command; 2 when it was called wrongly, as argparse has it.
 
 _HERE = ("pycoslite",)
 _OLD_MODULES = {                        # name in older programs -> ours; the first that has an attribute counts
@@ -13795,7 +14114,7 @@ _OLD_MODULES = {                        # name in older programs -> ours; the fi
     "asyncoro.config": _HERE + ("dispycos_lite",), "asyncoro.discoro": ("dispycos_lite",),
     "asyncoro.discoro_schedulers": ("dispycos_lite",), "asyncoro.httpd": ("httpd_lite",),
 }
-_NETWORKED = ("pycos.netpycos", "asyncoro.disasyncoro")
+_NETWORKED = ("pycos.netpycos", "asyncoro.disasyncoro")     # who imports one of these has always had a network
 
 
 def _ours(name: str, wanted_as: str) -> types.ModuleType:
@@ -13826,6 +14145,8 @@ class _OldModule(types.ModuleType):
         self.__dict__["_targets"] = targets
 
     def __getattr__(self, name: str) -> Any:
+        """What the module has not itself: for ``import *``, the public names of our first module but for the modules it
+        imports; else the attribute of ours. Of names with double underscores, which importing asks for, only two."""
         if name == "__all__":
             return [public for public in vars(self._targets[0]) if not public.startswith("_")
                     and not isinstance(getattr(self._targets[0], public), types.ModuleType)]
@@ -13836,6 +14157,7 @@ class _OldModule(types.ModuleType):
             self.__name__, name, " and ".join(target.__name__ for target in self._targets)))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Set it in the first of our modules that has it, or in the first one."""
         if name.startswith("__") or isinstance(value, _OldModule):      # what importing sets
             self.__dict__[name] = value
             return
@@ -13848,7 +14170,8 @@ class _OldNames:
 
     @staticmethod
     def find_spec(name: str, _path: Any = None, _target: Any = None) -> Any:
-        """A spec for what is in the table."""
+        """A spec for what is in the table, None for all else, which the other finders look for. Called by the import
+        system, as are the other two methods."""
         if name in _OLD_MODULES:
             loader: Any = _OldNames
             return importlib.util.spec_from_loader(name, loader, is_package="." not in name)
@@ -13856,7 +14179,7 @@ class _OldNames:
 
     @staticmethod
     def create_module(spec: Any) -> types.ModuleType:
-        """The module that stands for ours."""
+        """The module that stands for ours, which are imported now. Raises ImportError as `_ours`."""
         return _OldModule(spec.name, [_ours(name, spec.name) for name in _OLD_MODULES[spec.name]])
 
     @staticmethod

@@ -1,6 +1,7 @@
 """What is done in short for the usual case gives what the long way gives: sections 6, 8, 18."""
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import random
@@ -8,6 +9,7 @@ import sys
 import unittest
 from collections import deque
 from typing import Any, List
+from unittest import mock
 
 import pycoslite
 from pycoslite import Engine, FrameDecoder, Kernel, Session, Settings, encode_frame, frame_buffers
@@ -17,11 +19,11 @@ MIB = 1 << 20
 LIMITS = Settings(record_bytes=4096, window_bytes=20_000, window_messages=60, queue_messages=60, ack_delay_s=0.2)
 
 
-def whole_frame(body: bytes) -> Any:
-    """What comes out of a decoder that was fed a frame in two pieces."""
+def whole_frame(body: bytes, first: int = 7) -> Any:
+    """What comes out of a decoder that was fed a frame in two pieces, the first one of so many bytes."""
     frame = encode_frame(64, body)
     decoder = FrameDecoder(1 << 30)
-    (_, came), = decoder.feed(frame[:7]) + decoder.feed(frame[7:])
+    (_, came), = decoder.feed(frame[:first]) + decoder.feed(frame[first:])
     return came
 
 
@@ -82,6 +84,51 @@ class LongMessagesTest(TestCase):
         pycoslite._Mapped = Refused
         data = os.urandom(2 * MIB)
         self.assertEqual(whole_frame(data), data)
+
+    def test_a_bytearray_is_received_where_it_stays(self) -> None:
+        for size in (100_000, MIB, 5 * MIB):
+            data = bytearray(os.urandom(size))
+            body = whole_frame(b"head" + pickle.dumps(data, 5), 200)
+            message = pycoslite.deserialize_frame(body, 4)
+            self.assertIs(message, body)
+            self.assertEqual(message, data)
+            message += b"more"                  # it is like any other
+            message[:2] = b""
+            self.assertEqual(message, data[2:] + b"more")
+
+    def test_what_only_looks_like_a_bytearray_is_unpickled(self) -> None:
+        data = bytearray(2 * MIB)
+        pickled = pickle.dumps(data, 5)
+        for body in (pickled[:-2] + b"0N.",                 # taken off again, and None
+                     b"\x80\x05N0" + pickled[2:],           # after another value, which is taken off
+                     pickle.dumps([data], 5), pickle.dumps((data, data), 5), pickle.dumps(data, 3)):
+            came = whole_frame(b"head" + body, 200)
+            found = pycoslite.deserialize_frame(came, 4)
+            self.assertIsNot(found, came)
+            self.assertEqual(found, pickle.loads(body))
+
+    def test_memory_of_a_bytearray_is_taken_as_its_bytes_come(self) -> None:
+        if not sys.platform.startswith("linux"):
+            self.skipTest("only Linux tells easily what a process holds")
+
+        def held() -> int:
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * mmap.PAGESIZE
+        size, before = 64 * MIB, held()
+        decoder = FrameDecoder(1 << 30)
+        start = pickle.dumps(bytearray(size), 5)[:100]
+        decoder.feed(pycoslite._FRAME.pack(size + 13, 64) + start)
+        self.assertIs(type(decoder._body.obj), bytearray)
+        self.assertLess(held() - before, 8 * MIB)
+
+    def test_large_pages_are_only_asked_for(self) -> None:
+        self.addCleanup(pycoslite._find_madvise.cache_clear)
+        for refused in (True, False):
+            pycoslite._find_madvise.cache_clear()
+            with mock.patch.dict(sys.modules, {"ctypes": None} if refused else {}):
+                memory = pycoslite._blank(5 * MIB)
+            memory[:] = b"x" * len(memory)
+            self.assertEqual(memory.count(b"x"), 5 * MIB)
 
 
 class SessionTest(TestCase):

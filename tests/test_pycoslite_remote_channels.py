@@ -1,7 +1,6 @@
 """Channels of other processes: found, subscribed to, sent to, chained; one copy of a message for each process."""
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -243,8 +242,7 @@ class DeliverTest(ServiceTestCase):
         first, second = self.peer("name=first"), self.peer("name=second")
         here = Channel("patient")
         self.listen(first, here), self.listen(second, here)
-        second.signal(signal.SIGSTOP)
-        os.waitpid(second.pid, os.WUNTRACED)                                # until it has stopped
+        self.stop(second)
         self.assertEqual(self.deliver(here, "half", 0.3), 1)
         self.assertEqual(self.deliver(here, "enough", COME_S, 1), 1)        # goes on as soon as `n` have it
         second.signal(signal.SIGCONT)
@@ -256,7 +254,7 @@ class DeliverTest(ServiceTestCase):
         process = self.peer()
         channel = self.channel_of(process)
         self.listen(process, channel)
-        process.signal(signal.SIGSTOP)
+        self.stop(process)
 
         def deliver():
             return (yield channel.deliver("lost"))

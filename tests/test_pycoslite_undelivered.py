@@ -184,6 +184,7 @@ class UndeliveredTest(ServiceTestCase):
         agent = self.settled(process)
         self.stop(process)
         agent.send({"what": "lost"})
+        self.let_go(agent)
         process.signal(signal.SIGKILL)
         self.wait_until(lambda: got)
         back = self.ask(other.agent, "echo", got[0])
