@@ -2403,8 +2403,8 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 # wrong: a job that went down with `max_runs` - 1 servers is next sent alone to an idle one, so that the third time
 # decides, and a job that kills its server cannot go round for ever.
 #
-# Four classes, each the base of the next: `_Dispatch` (which job goes where), `_Lives` (what becomes of a job), `_Fleet`
-# (steps of what happens to nodes and servers), `ClusterState` (the events). `_Dispatch` and `_Lives` call up only
+# Four classes, each the base of the next: `_Dispatch` (which job goes where), `_Lives` (what becomes of a job),
+# `_Fleet` (steps of what happens to nodes and servers), `ClusterState` (the events). The lower two call up only
 # through `_emptied`, `_restart` and `_close_if_done`, which `_Fleet` has.
 #
 # A job (`JOB_MOVES`):
@@ -3846,7 +3846,7 @@ class _JobDriver:
     # -- from any thread -----------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Take a job. Any thread, but ids must arrive in growing order, so submitters hold a lock of theirs.
+        """Take a job. Any thread, but ids must grow: `Cluster` holds a lock meanwhile, `Client` is in one thread.
 
         Does not wait and does not fail: a job that comes too late is settled with ClusterClosed.
         """
@@ -3886,7 +3886,7 @@ class _JobDriver:
                     self._job_done(job, ERROR, error)
 
     def _event(self, event: Callable, *args: Any) -> None:
-        """Tell the state machine of something else than a frame. Jobs come first: the event may be about one of them."""
+        """Tell the state machine of something else than a frame. Jobs come first: it may be about one of them."""
         self._take_in()
         event(*args, self.network.engine.clock())
         self.plan()
@@ -4103,7 +4103,7 @@ class _ServerDriver(_JobDriver):
         """Take a dead server out, after its last results. A system task.
 
         The node's report and the results come by different connections. The end of the server's own link says that
-        all it sent is here; without it (another host, say) half a second has to do.
+        all it sent is here; without it, half a second has to do.
         """
         peer, clock = server.link.peer, self.network.engine.clock
         deadline = clock() + _LAST_WORDS_S
@@ -4306,7 +4306,7 @@ class SchedulerDriver(_ServerDriver):
             self.network.spawn(self._on_silence, link, event, detail)
 
     def _on_node_peer(self, link: _NodeLink, event: str, detail: str) -> None:
-        """Out of reach is not lost: jobs go on there. Lost is what `pycoslite` gave up, after `give_up_s`, or saw end."""
+        """Out of reach is not lost: jobs go on there. Lost is what `pycoslite` gave up, or saw end."""
         process_id = link.peer.process_id
         if event == "lost":
             self._node_gone(link, detail)
@@ -4421,9 +4421,9 @@ class LocalNode:
     with it, or at `end`. `found(peer)` is called in the engine when it can be used. It can be reserved `serve` times
     (-1: any number). Any thread.
 
-    The first line of the program's standard input is a JSON object; it carries the key, which so is never in an
-    argument or a file: key (hex or null), tls (arguments of `pycoslite.certificates`), cluster, serve, and dial, the
-    [host, port] pairs where this process listens. The node connects to us, so nobody has to find it. The pipe stays
+    The first line of the program's standard input is a JSON object: key (hex or null; so it is in no argument and no
+    file), tls (arguments of `pycoslite.certificates`), cluster, serve, and dial, the [host, port] pairs where this
+    process listens. The node connects to us, so nobody has to find it. The pipe stays
     open; its end tells the node that this process is gone, however it ended. Raises OSError when it cannot be started.
     """
 
@@ -4493,6 +4493,24 @@ class LocalNode:
 #
 # Methods that are "used with yield" do nothing before they are yielded. The others take effect soon, not at once: they
 # leave word with the engine. Why not block until it is done: they are called from status tasks, which must go on.
+#
+# A client, by what has been called (`_turn` and `_driver` are set and cleared together):
+#
+#   made        `_driver` is None: jobs are refused, with a line in the log
+#   queued      in `schedule`: its _Turn is in the scheduler's queue, until `come` is set, or time is up
+#   scheduled   `_driver` finds nodes and runs jobs
+#   closing     `close` was called: no new jobs; the driver gives the nodes back when the CPU jobs have ended
+#   made        ClientClosed came through the driver's queue: the turn is over, and it may be scheduled again
+#
+# Each turn has a driver of its own, so nothing of a turn that is over can reach the next one; `_packer` stays, so
+# code that was found once is not looked for again.
+#
+# A node gets from being seen to being used in `Scheduler`: `_on_peer` (found by a search, or it found us) and
+# `_keep_contact` (named, here or by a scheduler program) both end in `use_node`, which takes a node only once.
+#
+# Who may call what: `Client` and `_RemoteScheduler.enqueue`, `begin`, `leave` belong to the user kernel; drivers and
+# the rest of `Scheduler`, as the comments there say, to the engine. The user kernel reads `state.nodes` and
+# `anywhere.servers` of the driver without a lock, each time as one copy (`list(...)`), and changes nothing there.
 
 _SEARCH_AGAIN_S = 5.0                   # a client without nodes looks for some this often
 _CONTACT_AGAIN_S = 5.0                  # a node that was named and cannot be used is tried again this often
@@ -4519,7 +4537,12 @@ _Packed = Tuple[bytes, Tuple[bytes, ...]]       # arguments as `Packer.dumps` pa
 
 
 class _ClientDriver(SchedulerDriver):
-    """The scheduler of one client for one turn: looks after what the client wants of nodes and servers. Engine."""
+    """The scheduler of one client for one turn: looks after what the client wants of nodes and servers. Engine.
+
+    With disable_nodes (disable_servers) the system task that sets a node (server) up waits in `_permission` until
+    `enable` brings the arguments for its setup; these may also come before the task has got so far. A node that is
+    restarted goes the same way: its arguments are left in `_enabled` for when it is taken anew.
+    """
 
     def __init__(self, network: Any, packer: Packer, settle: Callable, tell: Callable, wanted: _Wanted) -> None:
         super().__init__(network, packer, settle, tell, _client_name())
@@ -4548,7 +4571,11 @@ class _ClientDriver(SchedulerDriver):
         return answer if isinstance(answer, int) else 0         # a rule that fails is in the log, and counts as a no
 
     def prepare_node(self, peer: Any, node: Node) -> Iterator:
-        """See `SchedulerDriver`: the client's files, then its node_setup."""
+        """See `SchedulerDriver`: the client's files, then its node_setup.
+
+        No definition is known at a node before, so all that node_setup needs goes in one request with it. How long it
+        may take is up to the client's code: that request has no timeout.
+        """
         if self.wanted.disable_nodes:
             yield self._permission(node.id)
         args, needs = self._enabled.pop(node.id, self._no_args)
@@ -4627,6 +4654,7 @@ class _ClientDriver(SchedulerDriver):
         self.change("close_node", node, terminate=terminate)
 
     def _release(self, node: Node) -> None:
+        """Also take the node anew, if it was closed for that. Its release goes first on the same connection."""
         link = self.nodes.get(node.id)
         super()._release(node)
         if link is not None and node.id in self._again and not self.state.closing:
@@ -4648,6 +4676,7 @@ class _ClientDriver(SchedulerDriver):
             self.close_node(server.node, args["terminate"])
 
     def _caller(self, peer: Any) -> Optional[Server]:
+        """The server that a request came from; None for a peer that is none of ours, or not any more."""
         link = self.servers.get(peer.process_id)
         return None if link is None else self._record(link)
 
@@ -4663,6 +4692,7 @@ def unpack_setup(payload: Bytes) -> Tuple[bytes, bytes, List[bytes]]:
 
 
 def _check_setup(what: str, reply: dict) -> None:
+    """Raise PycosError with what the other end says went wrong; then the node or server is closed, and that logged."""
     if reply.get("error"):
         raise pycoslite.PycosError("its %s failed: %s" % (what, reply["error"]))
 
@@ -4679,7 +4709,11 @@ def _ask_rules(rules: List[DispycosNodeAllocate], info: DispycosNodeInfo) -> Ite
 
 
 class _Turn:
-    """A client in a scheduler's queue: `come` is set when its turn has come, the rest is what is known of it there."""
+    """A client in a scheduler's queue: `come` is set when its turn has come, the rest is what is known of it there.
+
+    One class serves `Scheduler` (clients of this process) and `_RemoteScheduler` (those that queue at a program); the
+    latter uses the numbers and hosts. `driver` is set once the turn has begun.
+    """
 
     def __init__(self, scheduler: Any, name: str) -> None:
         self.scheduler, self.name = scheduler, name
@@ -4780,7 +4814,8 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
             self._turns[0].come.set()
 
     def stop(self) -> None:
-        """End what this scheduler has started. Any thread, but not in a task."""
+        """End what this scheduler has started. Any thread, but not in a task: it waits for the engine, and for the end
+        of the node program it may have started. Clients are not closed by it. The next client makes a new scheduler."""
         pycoslite.Singleton.discard(type(self))
         if self._local is not None:
             self._local.end()
@@ -4807,6 +4842,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
             self.network.spawn(self._keep_contact, driver, location)
 
     def _begin(self, driver: _ClientDriver) -> None:
+        """The turn's first steps: nodes that are connected, nodes that were named, then the search."""
         self.offer(driver)
         self.contact(driver, self._hosts + driver.wanted.hosts)
         self._search(driver)
@@ -4825,6 +4861,8 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         return (yield found)
 
     def _reach(self, location: Any, found: concurrent.futures.Future) -> Iterator:
+        """The half of `at` that needs the engine. One record per program, however many clients name it. A system
+        task."""
         try:
             peer = yield self.network.connect([location], timeout=pycoslite.settings.message_timeout_s)
             if peer.info.get("role") != "scheduler":
@@ -4846,6 +4884,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         return driver is not None and not driver.state.closing
 
     def _on_peer(self, peer: Any, event: str, _detail: str) -> None:
+        """A node that comes is for the client whose turn it is; who queues at a program that goes is told."""
         driver = self._turns[0].driver if self._turns else None
         if event == "online" and peer.info.get("role") == "node" and self._serves(driver):
             self.network.spawn(self._use, driver, peer)
@@ -4854,6 +4893,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
 
     @staticmethod
     def _use(driver: _ClientDriver, peer: Any) -> Iterator:
+        """Use a node that was found; if that fails it is tried again when it comes again. A system task."""
         try:
             yield driver.use_node([], peer)
         except pycoslite.PycosError as error:
@@ -4888,6 +4928,7 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
             self._discovery.close()             # it would answer nodes that nobody wants
 
     def _say_why(self, driver: _ClientDriver) -> None:
+        """A client that waits in silence looks like one that hangs: say once what it waits for, and the ways out."""
         if not self._serves(driver) or driver.nodes:
             return
         if self._local is not None:
@@ -4951,6 +4992,7 @@ class _RemoteScheduler:
             turn.come.set()
 
     def _contact(self, turn: _Turn, hosts: List[Any]) -> None:
+        """Nodes that this turn may have. Before it has begun they are only noted; each is contacted once. Engine."""
         turn.hosts += [host for host in hosts if host not in turn.hosts]
         if turn.driver is not None:
             fresh, turn.contacted = turn.hosts[turn.contacted:], len(turn.hosts)
@@ -4981,7 +5023,11 @@ pycoslite.STOPPERS.insert(0, _stop_scheduler)
 
 
 class _Run:
-    """One job of a client, from the call that hands it in to its end."""
+    """One job of a client, from the call that hands it in to its end.
+
+    It stands where `Cluster` has a future (`_Load.future`). `begun` is always set before or with `ended`, so that who
+    waits for the start of a job that never starts is woken, and then finds `task` to be None.
+    """
 
     __slots__ = ("name", "args", "kwargs", "private", "job", "task", "begun", "ended", "result")
 
@@ -5018,6 +5064,7 @@ class JobTask(pycoslite.RemoteTask):
 
     @types.coroutine
     def _finish(self, timeout: Optional[float]) -> Any:
+        """The generator behind `finish`, which must do nothing before it is yielded."""
         ended = yield self._ended.wait(timeout)
         self._noticed = self._noticed or ended
         if self._failure is not None and ended:
@@ -5079,7 +5126,11 @@ _OLD_OPTIONS = {"status_coro": "status_task"}
 
 @dataclasses.dataclass
 class _ClientOptions:
-    """Everything but the components; `check` says what is wrong. See `Client` for what they mean."""
+    """Everything but the components; `check` says what is wrong. See `Client` for what they mean.
+
+    Fields that are read by nothing, or by `check` alone, are taken for older programs' sake: a value that made no sense
+    then is refused now, too.
+    """
 
     nodes: Any = ()
     status_task: Any = None
@@ -5159,6 +5210,7 @@ class _ClientOptions:
 
 
 def _as_list(value: Any) -> list:
+    """Programs may give one thing where a list is meant."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -5194,6 +5246,7 @@ class _Places:
         self._driver: Any = None                    # set while the nodes are the client's
 
     def _nodes(self) -> List[Node]:
+        """A copy, made in one step: the engine may change what it is copied from at any time."""
         return [] if self._driver is None else list(self._driver.state.nodes.values())
 
     def _servers(self) -> List[Server]:
@@ -5226,7 +5279,17 @@ class _Places:
 
 
 class _Jobs(_Places):
-    """Running jobs, and what becomes of them. See `Client`."""
+    """Running jobs, and what becomes of them. See `Client`.
+
+    The methods that run something, by what they wait for and give (all are used with yield):
+
+    method                      kind of job             gives
+    rtask, rtask_at             CPU, a task             JobTask when it has started, None if it cannot
+    io_rtask, io_rtask_at       I/O, a task             the same
+    run_result, run_result_at   CPU, task or function   the result, or a MonitorStatus
+    run_results                 CPU, task or function   all results, in order
+    run_each and run_nodes, run_servers, run_node_servers   I/O, a task     a list of JobTask
+    """
 
     def __init__(self, options: _ClientOptions) -> None:
         super().__init__()
@@ -5303,6 +5366,7 @@ class _Jobs(_Places):
 
     @types.coroutine
     def _start_each(self, places: List[Any], gen: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        """All are handed in before the first is waited for; those that cannot start are left out of the list."""
         runs = [self._launch(IO, place, gen, args, kwargs) for place in places]
         started = []
         for run in runs:
@@ -5313,6 +5377,7 @@ class _Jobs(_Places):
 
     @types.coroutine
     def _start(self, kind: int, where: Any, gen: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        """Hand in a task and wait for its start, or for the news that there will be none."""
         run = self._launch(kind, where, gen, args, kwargs)
         if run is None:
             return None
@@ -5355,6 +5420,7 @@ class _Jobs(_Places):
             self._options.status_task.send(message)
 
     def _started(self, job: Job, task_id: int) -> None:
+        """A task has started: from here on its caller has a reference to it."""
         run: _Run = job.load.future
         run.task = JobTask(job.server.link.peer, task_id, run.name)
         self._inform(DispycosStatus(SchedulerStatus.TaskStarted,
@@ -5621,6 +5687,28 @@ def _arguments(item: Any) -> tuple:
 # 8. Cluster (Executor)                                                                                       any thread
 # ======================================================================================================================
 
+#
+# Three objects share the work of a `Cluster`:
+#
+#   _Nodes            which nodes there are: named ones, those a search finds, else a node program of its own
+#   _ClusterDriver    keeps each in use: connect, reserve, serve, and again when it is lost (`keep_node`)
+#   ClusterFuture     what the caller of `submit` has; settled by `Cluster._settle`, in the user kernel
+#
+# When there is nothing left to wait for, jobs end instead of waiting for ever: `kept` counts the nodes that are used,
+# waited for or tried again, and the search while it may still find one. At zero all jobs fail with NodeLost, now and
+# later (`_hopeless`). While nodes are tried again, jobs wait for `give_up_s` at most.
+#
+# The end, in this order, whoever begins it (the with block, `shutdown`, the end of the program, Ctrl-C):
+#
+#   _shut      no more jobs are taken
+#   _wait      until `_open` is empty; skipped in a hurry
+#   _end       once, however often it is called: has the engine make `_close`, and waits `_END_S` at most for that
+#   _close     no more nodes are looked for; the driver releases those it has, and waits for their answer
+#   _end       then ends the node program, and gives network and kernel back (`_Sharing`)
+#
+# A future may be waited for in any thread, even in one that keeps the user kernel busy. So when the user kernel does
+# not come to the results for `takeover_s`, a thread of its own settles them (`_ClusterDriver._check`).
+
 _SEARCH_S = 0.03                        # a node on the local networks answers a search sooner; the search goes on after
 _LOCAL_START_S = 20.0                   # a node program on this machine, even a busy one, has started by then
 _LOCAL_STARTS = 3                       # one that ends by itself is replaced, but not for ever
@@ -5656,7 +5744,8 @@ class _Sharing:
         self.alone = False                      # there is no secret to share with other machines
 
     def join(self, locations: List[Any], secret: Any, secret_file: Optional[str], cluster: str) -> Any:
-        """The network for one more cluster."""
+        """The network for one more cluster; each call needs its `leave`. Raises MisuseError when one runs with another
+        secret or cluster name, and what starting it raises."""
         with self._lock:
             network = pycoslite.running_network()
             if network is None:
@@ -5730,7 +5819,11 @@ class _ClusterDriver(SchedulerDriver):
 
     def keep_node(self, locations: List[Any], peer: Any = None, first: Any = None) -> Iterator:
         """Use a node, and use it again when it was lost. `first` is a future for how the first attempt went: 'granted',
-        'waiting' or an exception. A system task."""
+        'waiting' or an exception. A system task.
+
+        It ends when the cluster closes, or the node is lost for good: a wrong secret, no node program, used by another
+        cluster of this process, taken back by its owner. The pause between attempts doubles within `_AGAIN_S`, anew after each time of use.
+        """
         self.kept += 1
         reason, final, pause_s, lost_at = "", False, _AGAIN_S[0], None
         while not self.state.closing:
@@ -5788,6 +5881,7 @@ class _ClusterDriver(SchedulerDriver):
         self.plan()
 
     def _take_in(self) -> None:
+        """Jobs that come when there will be no node any more end at once."""
         super()._take_in()
         if self._hopeless and self.state.jobs and not self.nodes:
             self._fail_waiting(self._hopeless)
@@ -5803,12 +5897,14 @@ class _ClusterDriver(SchedulerDriver):
     # -- results -------------------------------------------------------------------------------------------------------
 
     def _rouse_user(self) -> None:
+        """Also see to it that somebody makes the calls if the user kernel does not; one check at a time."""
         super()._rouse_user()
         if not self._checking:
             self._checking = True
             self.network.call_later(pycoslite.settings.takeover_s, self._check, self._next_call())
 
     def _next_call(self) -> Any:
+        """The entry itself is the mark by which `_check` sees whether there was progress; None when all are made."""
         try:
             return self._done[0]
         except IndexError:
@@ -5834,7 +5930,12 @@ def _result(future: "ClusterFuture", deadline: Optional[float]) -> Any:
 
 
 class ClusterFuture(concurrent.futures.Future):
-    """Future of a job. `cancel` stops it wherever it is, running or not; a result that comes too late is dropped."""
+    """Future of a job. `cancel` stops it wherever it is, running or not; a result that comes too late is dropped.
+
+    Made by `Cluster.submit`. `job_id` is unique in its cluster. Callbacks run in the thread that cancels, else in the
+    user kernel, or in a thread of the cluster's own while that is held up; one that blocks delays the other results. `running` is never true: that
+    a plain function has begun is not reported.
+    """
 
     def __init__(self, driver: SchedulerDriver, job_id: int, size: int) -> None:
         super().__init__()
@@ -5856,7 +5957,10 @@ class ClusterFuture(concurrent.futures.Future):
         self.set_running_or_notify_cancel()
 
     def why(self) -> str:
-        """A sentence that says what the job is doing or waiting for. Any thread but a callback's."""
+        """A sentence that says what the job is doing or waiting for. Any thread but a callback's.
+
+        It waits for the engine to answer, which must still run: not to be called after the cluster's end.
+        """
         return self._driver.why(self.job_id)
 
 
@@ -5892,6 +5996,8 @@ class _Nodes:
         return first
 
     def _use_named(self, locations: List[Any]) -> None:
+        """Try all at once and return with the first that is granted, or when all have answered; only if none can be
+        used is it an error. Those that cannot are tried again in the background."""
         attempts = [self._keep([location]) for location in locations]
         pending = set(attempts)
         granted = False
@@ -5942,12 +6048,14 @@ class _Nodes:
             first.add_done_callback(self._note_first)
 
     def _note_first(self, first: concurrent.futures.Future) -> None:
+        """A node that only waits for its turn does not let `find` return: the cores of this machine may be free."""
         if not first.exception() and first.result() == "granted":
             self._usable.set()
 
     # -- one of its own ------------------------------------------------------------------------------------------------
 
     def _start_local(self) -> LocalNode:
+        """The first one; `_replace_local` starts the others, `_LOCAL_STARTS` in all."""
         with self._lock:
             self._starts += 1
             self._local = LocalNode(self._network, self._cpus, self._local_found)
@@ -5968,6 +6076,7 @@ class _Nodes:
             threading.Thread(target=self._replace_local, args=(reason,), name="pycoslite node", daemon=True).start()
 
     def _replace_local(self, reason: str) -> None:
+        """In a thread of its own, as to end a process may take seconds."""
         with self._lock:
             if self._ended or self._local is None:
                 return
@@ -6143,6 +6252,7 @@ class Cluster(concurrent.futures.Executor):
             threading.Thread(target=self._finish, name="pycoslite cluster's end", daemon=True).start()
 
     def _shut(self) -> None:
+        """Take no more jobs. With the lock: a `submit` under way is in `_open` before anybody waits for that."""
         with self._lock:
             self._closed = True
         with self._settled:                     # whoever waits looks again
@@ -6183,7 +6293,7 @@ class Cluster(concurrent.futures.Executor):
                 _sharing.leave(self._network)
 
     def _close(self, hurry: bool, closed: threading.Event) -> None:
-        """Engine."""
+        """The engine's part of the end; `closed` is set once the nodes know it, whatever else fails. Engine."""
         try:
             self._nodes.close()
             self._driver.close(hurry)
@@ -6220,6 +6330,15 @@ pycoslite.STOPPERS.insert(0, _stop_clusters)
 # ``python3 -m dispycos_lite`` (or ``python3 dispycos_lite.py``): clients of many processes, which name its address in
 # `Client.schedule`, take turns. It keeps their queue and knows the nodes; no job, file or result goes through it, so it
 # is no bottleneck, and when it ends, the client that has the nodes does not notice.
+#
+#   client             program                what it means
+#   scheduler.enter                           this client (a number of its process's own) wants the nodes
+#                      scheduler.turn         it is first now: where the nodes are; again for each node that comes
+#   scheduler.leave                           it is done, or has given up; the next one is first
+#   (its process ends)                        all its entries leave, as if it had said so
+#
+# That only the first client uses the nodes is an agreement, not a lock: a node itself takes one client at a time, so a
+# program that does not ask here waits in the nodes' queues like any other.
 
 
 class _Entry(NamedTuple):
@@ -6255,6 +6374,7 @@ class SharedScheduler:
         return {"Client": names[0] if names else "", "Pending": names[1:], "Nodes": self._known()}
 
     def _known(self) -> List[Any]:
+        """Where the nodes are that this program is connected to; those that a client embeds are that client's alone."""
         return [peer.location for peer in list(self.network.peers.values())
                 if peer.online and peer.info.get("role") == "node" and not peer.info.get("embedded")]
 
@@ -6288,6 +6408,7 @@ class SharedScheduler:
             self._remove([entry for entry in self._queue if entry.peer is peer])
 
     def _remove(self, entries: List[_Entry]) -> None:
+        """Take these out; only when there is another first one now has anybody to be told."""
         first = self._queue[:1]
         self._queue = [entry for entry in self._queue if entry not in entries]
         if self._queue[:1] != first:

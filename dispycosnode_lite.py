@@ -8,6 +8,22 @@ Sections (the banners below carry the same numbers and titles):
      4. Processes
      5. Node driver
      6. Console and main()
+
+Processes, each the parent of the next (fork; with spawn the supervisor starts servers itself):
+
+    supervisor   the node program: network, options, console; runs no code of clients, and so is what stays
+    nursery      forked before the first thread, as forking is safe only then; forks templates
+    template     one per client: its working directory, its session, what its node_setup left in memory
+    server       one per CPU: runs jobs; the client connects to it directly
+
+Who calls whom in the supervisor, all of it in the engine unless said otherwise:
+
+    Peer requests, Processes' events, timers --> NodeDriver (5) --> NodeState (2): who has the node, what should run
+    NodeState's instructions --> _Carrier (5) --> Processes (4): the only place that starts and kills
+    Console (6), a thread --> NodeDriver, by `network.post`
+    Ending --> the main thread, which waits for nothing else and then takes everything down
+
+The messages between client, node and servers are those of dispycos_lite's section "Messages (pure)".
 """
 from __future__ import annotations
 
@@ -65,8 +81,19 @@ log = pycoslite.log
 # ======================================================================================================================
 # 1. Options                                                           command line and environment to one frozen record
 # ======================================================================================================================
+#
+# `OPTIONS` is a table with one row for each option; argparse, the environment, the help text and the hints are all made
+# from it. The way of a value:
+#
+#   _parser           argparse sorts the command line into texts, and refuses what is no option
+#   _values           takes the text from the command line, else the environment, else the default, and parses it
+#   check_options     what concerns several options, or this machine; gives the frozen `NodeOptions`
+#   parse_options     all of that; a wrong option ends the program with one line, a hint, and exit status 2
+#
+# Names are those of older node programs wherever they had the option; further spellings stand in the same row. An
+# option that is added needs its row, its field of `NodeOptions` under the same name, and a line of the README.
 
-
+# 9705 is the port of schedulers and of discovery, so nodes begin one higher.
 DEFAULT_PORT = 9706                             # of the node itself; its servers take the following ones
 _PEER_HINT = "for example --peer head.example.org:9705"
 
@@ -89,7 +116,11 @@ class OptionError(pycoslite.PycosError):
 
 @dataclasses.dataclass(frozen=True)
 class NodeOptions:
-    """Everything the node is told at its start, checked; made by `parse_options`."""
+    """Everything the node is told at its start, checked; made by `parse_options`.
+
+    Frozen, as several threads read it. The secret stays out of its repr. For `embedded` nodes the client's first line
+    replaces `serve`, the key, the certificates and where to listen.
+    """
 
     cpus: int                                   # number of servers
     cpus_note: str                              # where that number comes from
@@ -121,7 +152,8 @@ class NodeOptions:
     def ports(self) -> Tuple[int, ...]:
         """The node's own port and one for each server: the lowest listed is the node's, after the highest it counts on.
 
-        Without listed ports these are only the first to try.
+        Without listed ports these are only the first to try. There are always ``cpus + 1``; the last one may be beyond
+        65535, which `check_options` refuses.
         """
         ports = list(self.tcp_ports or (DEFAULT_PORT,))[:self.cpus + 1]
         highest = (self.tcp_ports or ports)[-1]
@@ -133,7 +165,7 @@ class NodeOptions:
 
 
 def _number(lowest: Optional[int] = None, highest: Optional[int] = None) -> Callable[[str], int]:
-    """A parser of whole numbers within limits."""
+    """A parser of whole numbers within limits. Its messages follow the option's name: "--serve: 'x' is not ..."."""
     def _parse(text: str) -> int:
         try:
             number = int(text)
@@ -395,7 +427,8 @@ def available_cpus(root: str = "/") -> Tuple[int, str]:
     """How many CPUs this process may use, and a phrase that says where the number comes from.
 
     The least of the machine's count, the affinity mask and the quota of the control group (rounded up). `root` is where
-    the system's files are found.
+    the system's files are found. In a container os.cpu_count() is the whole machine's, so a node that trusted it would
+    start many more servers than get CPU time. Never fails: what the system does not tell is no limit.
     """
     count, note = os.cpu_count() or 1, "%d CPUs in this machine"
     if hasattr(os, "sched_getaffinity"):
@@ -409,7 +442,11 @@ def available_cpus(root: str = "/") -> Tuple[int, str]:
 
 
 def cgroup_quota(root: str = "/") -> Optional[float]:
-    """The CPUs that the control groups of this process, version 1 or 2, let it use; None without a limit."""
+    """The CPUs that the control groups of this process, version 1 or 2, let it use; None without a limit.
+
+    A line of /proc/self/cgroup is "number:controllers:path"; version 2 is the line without controllers, and has quota
+    and period in one file, version 1 in two. In version 1 the controllers may be mounted under their joint name.
+    """
     try:
         with open(os.path.join(root, "proc/self/cgroup")) as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
@@ -454,8 +491,41 @@ def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[floa
 #
 # There is one spare or one serving, never both: the next spare is forked when the client goes, not while it computes.
 # A server is starting, up or down; one that is down is started again, at once unless it keeps failing.
+#
+# Why a spare: a client that comes gets servers that are up, and need not wait while Python starts. Why it is thrown
+# away: what one client's code did to memory, modules, files and processes must not reach the next client.
+#
+# A server of a generation that is spare or serving (in one that is ending nothing counts but `generation_died`):
+#
+#   state      event                     to         what is done
+#   starting   server_ready              up         TellServer, if a client has it
+#   starting,  server_died               down       TellServer; then StartServer, at once or after a delay, unless it
+#   up                                              is `retired`
+#   starting,  generation_died           down       the same for all of them; they are started with their template
+#   up
+#   down       restart, or it is due     starting   StartServer
+#   starting,  restart                   the same   KillServer; server_died follows, and does not count as a failure
+#   up
+#
+# A client (`Holder`) waits in `queue`, or is `holder`, or is not known:
+#
+#   event      not known                             waits                        has the node
+#   reserve    Grant if the node is free, else Wait  Wait again                   Grant again
+#   release    nothing                               Wait for those behind it     KillGeneration, a new spare, Grant for
+#                                                                                 the next, Wait for the others
+#   stop       (later reserve: Refuse)               Refuse                       KillGeneration; Stop when all is dead
+#
+# Asking twice gives the same answer, so a client that lost a reply may simply ask again.
+#
+# What holds after every event:
+#   - Unless stopping, exactly one generation is not ending; it is serving if and only if there is a holder.
+#   - Nobody waits while there is no holder.
+#   - A server that is down, and not retired, is due in `_due`, or its template is.
+#   - Of a generation that is ending nothing is started or told any more.
 
 STEADY_S = 1.0                                  # a server that was up for this long was not failing
+# Jobs that crash are no reason to make the client wait, so the first starts are immediate. A server that cannot start at
+# all (no memory, no port) is tried every 5 s for ever: the reason may go away, and nobody has to notice.
 RESTART_DELAYS_S = (0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 5.0)    # before the next start, by failures in a row
 
 
@@ -595,6 +665,10 @@ class NodeState:
 
     Each event is a method that returns the instructions to carry out, in order. `now` is in seconds of any monotonic
     clock; `tick` is to be called when `next_deadline` has come.
+
+    Events of clients: reserve, release, restart; of processes: server_started, server_ready, server_died,
+    generation_died; of the program: fork_spare (once, first), stop, tick. Questions: serving, status, next_deadline.
+    Late news of processes that do not matter any more give []. One thread at a time: the engine.
     """
 
     def __init__(self, cpus: int, serve: int = -1) -> None:
@@ -621,7 +695,8 @@ class NodeState:
     def reserve(self, client: str, name: str, cpus: int = 0) -> List[Instruction]:
         """A client wants the node; asking again while it has it, or waits for it, repeats the answer.
 
-        `cpus`: that many servers; 0 is all, negative is all but so many.
+        `cpus`: that many servers; 0 is all, negative is all but so many. `client` is the hex id of its process, `name`
+        what others that wait are told. Among the instructions is one Grant, Wait or Refuse for this client.
         """
         known = self._find(client)
         if known:
@@ -653,7 +728,11 @@ class NodeState:
         return out + self.fork_spare() + self._serve_next()
 
     def restart(self, client: str, n: int, reason: str, again: bool = True) -> List[Instruction]:
-        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of this one."""
+        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of this one.
+
+        Its failures are forgotten: who asks wants it now. A Refuse when the node is not this client's, or has no such
+        server. The reason is what the client is told of the death that follows.
+        """
         if not self.holder or self.holder.client != client:
             return [Refuse(client, "a server can be restarted only by the client that has the node")]
         if not 1 <= n <= self.holder.cpus:
@@ -678,7 +757,7 @@ class NodeState:
         self.queue.clear()
         for generation in self.generations.values():
             out += self._end(generation)
-        return out + self._stop_if_empty()
+        return out if self.generations else out + [Stop()]
 
     # -- processes
 
@@ -710,13 +789,17 @@ class NodeState:
         return told if server.retired else told + self._later(now, generation, n, server.failures)
 
     def generation_died(self, now: float, generation: int, reason: str) -> List[Instruction]:
-        """A template is gone, and with it its servers: because it was told to, or by itself."""
+        """A template is gone, and with it its servers: because it was told to, or by itself.
+
+        By itself: a new template takes its place in the same generation, whose client keeps the node and its files; what
+        node_setup left in memory is gone, though. Deaths of the template are never forgotten, unlike a server's.
+        """
         found = self.generations.get(generation)
         if not found:                           # it died by itself at the moment it was killed
             return []
         if found.phase == "ending":
             del self.generations[generation]
-            return self._stop_if_empty()
+            return [Stop()] if self.stopping and not self.generations else []
         out: List[Instruction] = []
         for server in found.servers.values():
             self._due.pop((generation, server.n), None)
@@ -826,10 +909,6 @@ class NodeState:
         generation.phase = "ending"
         self._due = {key: due for key, due in self._due.items() if key[0] != generation.number}
         return [KillGeneration(generation.number)]
-
-    def _stop_if_empty(self) -> List[Instruction]:
-        """The last instruction there is."""
-        return [Stop()] if self.stopping and not self.generations else []
 
 # ======================================================================================================================
 # 3. Server process                                                                               runs the client's code

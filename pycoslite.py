@@ -875,12 +875,15 @@ class RecordSealer:
         are passed on uncopied and must not change until sent. The body must not be longer than RECORD_CAP.
         """
         mac, count = self._mac, len(parts)
-        if count > _FEW or count > 1 and sum(map(len, parts)) <= _SMALL:
+        if count > 1 and (count > _FEW or sum(map(len, parts)) <= _SMALL):
             parts = [b"".join(parts)]
             count = 1
-        if count == 1 and len(parts[0]) <= _SMALL:      # the usual case: one write of one bytes object
-            record = _U32.pack(len(parts[0])) + parts[0]
-            return [record if mac is None else record + mac.next(record)]
+        if count == 1:
+            body = parts[0]
+            size = len(body)
+            if size <= _SMALL:          # the usual case: one write of one bytes object
+                record = _U32.pack(size) + body
+                return [record if mac is None else record + mac.next(record)]
         record = [_U32.pack(sum(map(len, parts))), *parts]
         if mac is not None:
             record.append(mac.next_of(record))
@@ -1106,7 +1109,7 @@ _HELLO = struct.Struct(">4sBBB32s")
 _START = struct.Struct(">cB")
 _AUTH = struct.Struct(">cBB32s16sH")
 _ACCEPT = struct.Struct(">c16sH")
-_INFO_BYTES = 2048              # longest info: some twenty addresses and names; strangers make us keep no more than that
+_INFO_BYTES = 2048              # longest info: it has up to 16 addresses, and room for facts that other modules add
 _PROOF_BYTES = 32               # HMAC-SHA-256
 
 _AUTHENTICATED, HAS_CERTIFICATE, CAN_ENCRYPT, WANTS_ENCRYPTION, DEMANDS_ENCRYPTION = 1, 2, 4, 8, 16     # flags
@@ -1279,8 +1282,8 @@ class Handshake:
             raise
 
     def refuse(self, code: int) -> AuthenticationError:
-        """End the handshake with a code of `Refusal`: REFUSE is queued; returns the error for this end, which the caller
-        raises or reports. Also for reasons that lie outside: no room (BUSY), a certificate that does not do."""
+        """End the handshake with a code of `Refusal`: REFUSE is queued; returns the error for this end, which the
+        caller raises or reports. Also for reasons that lie outside: no room (BUSY), a certificate that does not do."""
         self._outbox += b"R" + bytes((code,))
         return self._refused(code)
 
@@ -1772,9 +1775,13 @@ class Session:
         if count > self._sent:
             raise ProtocolError("%d messages were confirmed, only %d were sent" % (count, self._sent))
         kept, base, room = self._kept, self._base, 0
-        while kept and base + len(kept[0][0]) <= count:
-            frames, _, nbytes = kept.popleft()
-            base += len(frames)
+        while kept:
+            frames, _, nbytes = kept[0]
+            following = base + len(frames)
+            if following > count:
+                break
+            kept.popleft()
+            base = following
             room += nbytes
         self._room_bytes += room
         self._room_frames += base - self._base
@@ -3093,7 +3100,20 @@ class Value(Request):
 # thread; at the end of the program `_wait_at_exit` waits for all tasks that are no daemons, then `stop_default` ends
 # the network (STOPPERS), every task that is left, and the thread, and calls AFTERWARDS. A task made after that starts a
 # new one. A forked child has none of its parent's tasks: its first task starts a kernel of its own.
+#
+# A task's states, as `run_ready` and the requests (section 10) see them:
+#
+#   ready      in `ready`, once; `step(carried)` runs it on; `wait` is HANDED if it owns a result, else stale or None
+#   running    `current`; in no queue
+#   waiting    `wait` is the request that knows it; perhaps in the timer queue besides
+#   ended      `generator` is None, `outcome` is there, it is not in `tasks`; its watchers have been told, or are being
+#
+# What is called by the kernel (posted functions, timers, handlers, watchers) must not raise: it is logged then and the
+# loop goes on, for one mistake must not end all tasks. Exceptions of tasks end the task, and go to who observes it.
 
+# PASSES and STEPS: a look at timers and descriptors costs as much as several steps, so few ready tasks get many passes
+# for one look, and very many of them a part of one. How late a timer may be is limited by that: by the time that STEPS
+# steps take, about a millisecond if they are short.
 PASSES = 16                             # over the ready queue between two looks at timers and descriptors, ...
 STEPS = 1600                            # ... and fewer, or a part of one, where that would be more steps than this
 LONGEST_SLEEP_S = 86_400.0              # pollers count milliseconds in 31 bits
@@ -3157,7 +3177,8 @@ class Kernel:
         return task
 
     def adopt(self, task: Task) -> None:
-        """Schedule a new task. Any thread."""
+        """Schedule a new task, which may begin before this returns if another thread calls it. Any thread: single
+        operations of dict and deque need no lock."""
         self.tasks[task.id] = task
         self.ready.append(task)
         if self.sleeping:
@@ -3350,7 +3371,7 @@ class Kernel:
                 log.exception("%r has ended, telling %r failed", task, watcher)
 
     def count_daemon(self, task: Task, flag: bool) -> None:
-        """A task becomes a daemon, or stops being one."""
+        """A task becomes a daemon, or stops being one. Also for tasks of our own that must not hold a program open."""
         self.daemons += flag - task.daemon
         task.daemon = flag
         self._check_idle()
@@ -3414,7 +3435,8 @@ class Kernel:
         return True
 
     def close(self) -> None:
-        """Give the descriptors back; for a kernel that does not run (any more)."""
+        """Give the descriptors back; for a kernel that does not run (any more). `stop` does it where it has waited for
+        the thread; a kernel whose `loop` was called directly is for its caller to close."""
         self.waker.close()
         self.poller.close()
 
@@ -4597,6 +4619,7 @@ class _Operation(Request):
         return self._park(kernel, task, wants)
 
     def _taken(self) -> MisuseError:
+        """The error of who comes second. Two readers would each get parts of a stream, by chance."""
         return MisuseError("a task is %s %r already: one reader and one writer at a time, let them take turns with a "
                            "Lock" % ("reading from" if self.reads else "writing to", self.stream))
 
@@ -4930,6 +4953,8 @@ class _RecvMsg(_RecvAll):
         _Operation.abandon(self, task)
 
     def _give_back(self) -> None:
+        """The message goes back from its beginning, as far as it has come: the length is made anew if it was complete,
+        else its first bytes are in `chunks`."""
         header = [_U32.pack(self.left + sum(map(len, self.chunks)))] if self.in_body else []
         self.stream.keep(header + self.chunks)
 
@@ -5166,6 +5191,7 @@ class _Greeter:
 
 
 def _log_refusal(address: Any, error: Exception) -> None:
+    """The line about a client that failed in the handshake: `accept` tells its caller of good ones only."""
     log.warning("TLS connection from %s refused: %s", address, error)
 
 
@@ -5482,6 +5508,7 @@ class AsyncSocket(_Stream):
 
     @types.coroutine
     def _sendto_name(self, data: Any, address: tuple) -> Generator:
+        """`sendto` for a host name; the first address found is used, as a datagram tells nothing of its success."""
         addresses = yield _look_up(self.sock, address)
         return (yield _WriteCall(self, self.sock.sendto, data, addresses[0]))
 
@@ -5707,6 +5734,7 @@ def _check_wrappable(sock: Any) -> None:
 
 
 def _is_connected(sock: socket.socket) -> bool:
+    """Whether the socket has another end, which a listening one and a new one have not."""
     try:
         sock.getpeername()
     except OSError:
@@ -5715,6 +5743,7 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _host_of(address: Any) -> Optional[str]:
+    """The host that TLS names to the other end (SNI); None for what has none, as the path of a Unix socket."""
     return address[0] if isinstance(address, tuple) and address[0] else None
 
 
@@ -6412,8 +6441,8 @@ def pipe(bufsize: int = 8192) -> Tuple[int, int]:
 # TLS, the fingerprint for people.
 #
 # Who has the key may do everything in the cluster: run code in each process of it, read and write what its users may.
-# There are no lesser rights. So the file is for its owner alone; one that others can read is used all the same, with a
-# warning, as on systems and disks where permissions say nothing.
+# There are no lesser rights. So the file is for its owner alone. One that others can read brings a warning only, as
+# there are disks where permissions cannot be set.
 #
 # Everything here is read and checked before a port is open, in the thread that starts the network. Nothing changes
 # afterwards: a new secret or certificate counts from the next start on.
@@ -7473,15 +7502,16 @@ class Link:
         if self.unsent:
             self.unsent += buffers
             return False
+        alone = len(buffers) == 1
         try:
-            sent = self.sock.send(buffers[0]) if len(buffers) == 1 else self._sendmsg(buffers)
+            sent = self.sock.send(buffers[0]) if alone else self._sendmsg(buffers)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             self._mute(error)
             return False
         self.last_out = self.engine.now
-        if sent == len(buffers[0]) and len(buffers) == 1:
+        if alone and sent == len(buffers[0]):
             return True
         self.unsent = _behind(buffers, sent)
         if self.unsent:
@@ -8306,13 +8336,30 @@ _REASONS = {
 #
 # The end: a peer is told BYE when it has confirmed, or been sent, all there was. It answers with its last confirmation
 # and closes; so what was sent right before the end arrives, and what did not is reported.
+#
+# A Network is the table of all that: `peers` by process id, `links` (connections of all kinds, authenticated or not),
+# handlers by frame code and by name of request, one for each. Sections further down, and other modules, add handlers
+# for what is theirs; what comes before its handler is there is refused, and logged. A process is one Peer from the
+# first time its id is heard, or found in a reference, until it is lost; after that the same id gets a new Peer, with a
+# new session. `peers` may be read by any thread (single dict operations), all else belongs to the engine.
+#
+# The life of a connection as seen from here: `_accept` or a dial makes a Link; that ends (`refused`) or proves who is
+# there (`authenticated`); then it is handed to the file that it is for, or to its peer (`Peer.adopt`), which picks one
+# where there are several. When both ends have agreed on where their session stands, watchers hear 'online', and those
+# who wait for the connection go on (`came_online`). What ends a peer for good comes by `forget`, its undelivered
+# messages by `account`.
+#
+# Requests: REQUEST and REPLY are frames of the session, so neither is lost or doubled while the peer lives. A number of
+# 0 asks for no reply (a notice). A handler answers at once or as a system task; requests are begun in the order in
+# which they came, and may end in another.
 
 _COMPLAIN_AGAIN_S = 10.0                # a complaint about strangers is not repeated before that, and ...
 _COMPLAINTS = 10                        # ... so many are made in that time at most
 _ACCEPT_AT_ONCE = 16                    # so that those who wait can be read before so many newer ones crowd them out
-_ACCEPT_AGAIN_S = 1.0                   # pause after descriptors ran out
-_FAREWELL_S = 2.0                       # at the end, a peer that takes nothing for so long is not waited for
-_LOOK_AGAIN_S = 0.001                   # how often it is looked at
+_ACCEPT_AGAIN_S = 1.0                   # pause after descriptors ran out: they come back when others close something
+_FAREWELL_S = 2.0                       # at the end, a peer that takes nothing for so long is not waited for: it must
+                                        # not hold a program open whose own work is done
+_LOOK_AGAIN_S = 0.001                   # how often it is looked at: a program's end is not to wait for a pause
 _NAMED = 3                              # recipients that the line about lost messages names
 _MISSED_AGAIN_S = 2.0                   # who was given up, and may live, is dialled again after that, ...
 _MISSED_FOR_S = 600.0                   # ... until so much time has gone by
@@ -8392,11 +8439,12 @@ class Network:
             self.engine.poller.register(listener.fileno(), READ, functools.partial(self._accept, listener))
 
     def begin(self) -> None:
-        """Start the traffic."""
+        """Start the traffic: the engine is driven from here on. Once, after `listen`. Any thread."""
         self.engine.begin()
 
     def on_frame(self, code: int, handler: Callable) -> None:
-        """Have `handler(peer, body)` called for sequenced frames of `code` (64 to 255 for other modules)."""
+        """Have `handler(peer, body)` called in the engine for sequenced frames of `code` (64 to 255 for other modules),
+        in the order in which they were sent. It must not block; what it raises is logged, and all else goes on."""
         self.frame_handlers[code] = handler
 
     def on_request(self, op: str, handler: Callable) -> None:
@@ -8421,7 +8469,8 @@ class Network:
         self.engine.post(function, *args)
 
     def spawn(self, target: Callable, *args: Any, **kwargs: Any) -> Task:
-        """Start a system task. Any thread."""
+        """Start a system task and return it; it runs in the engine and must not block, nor call code of the user's.
+        Raises TypeError as `Task`. Any thread."""
         return self.engine.spawn(target, *args, **kwargs)
 
     def call_later(self, delay_s: float, function: Callable, *args: Any) -> _Later:
@@ -8445,14 +8494,21 @@ class Network:
         return _Connect(self, locations, timeout)
 
     def peer_at(self, location: Location) -> Optional[Peer]:
-        """The peer known to be reachable there and online."""
+        """The peer known to be reachable there and online; None when nobody is, though a process may be there that has
+        not been met yet. Engine."""
         for peer in self.peers.values():
             if peer.state == "up" and location in peer.locations:
                 return peer
         return None
 
     def handshake(self, role: str, **more: str) -> Handshake:
-        """A new handshake of this process, which tells `more` than usual. Any thread."""
+        """A new handshake of this process (`role` 'dial' or 'accept'), which tells `more` than usual. Any thread.
+
+        What is told: `name`, `port`, `role`, `pid`; `python` and `magic`, by which programs see whether code of this
+        interpreter runs there; `longest`, the bytes of a frame that are taken; `addresses` to be dialled at, `hosts`
+        that are listened at; `release`, for people; and `facts`. It is believed of an authenticated peer only, and each
+        item is checked where it is used.
+        """
         info = {**self.facts, **more, "name": self.name, "port": self.port, "role": self.role, "pid": os.getpid(),
                 "python": list(sys.version_info[:3]), "magic": importlib.util.MAGIC_NUMBER.hex(),
                 "longest": settings.frame_bytes, "addresses": [at.bare for at in self.locations[:_MOST_SAID]],
@@ -8461,6 +8517,8 @@ class Network:
         return Handshake(role, self.key, self.process_id, info, os.urandom(32), self.cluster)
 
     def _accept(self, listener: socket.socket, _events: int) -> None:
+        """Handler of a listening socket: take the connections that wait, a few at a time, and make room for each among
+        those that have not proved the secret yet."""
         for _ in range(_ACCEPT_AT_ONCE):
             try:
                 sock, address = listener.accept()
@@ -8485,11 +8543,13 @@ class Network:
         self.call_later(_ACCEPT_AGAIN_S, self._accept_again, listener)
 
     def _accept_again(self, listener: socket.socket) -> None:
+        """The pause is over; what came meanwhile waits in the system's queue."""
         if not self.closing:
             self.engine.poller.modify(listener.fileno(), READ)
 
     def refused(self, link: Link, error: Exception) -> None:
-        """A connection made to us ended before it was authenticated."""
+        """A connection made to us ended before it was authenticated. A wrong secret is a warning, as somebody should do
+        something about it; a port scanner's noise is not."""
         host = link.where.rpartition(":")[0]
         level = logging.WARNING if isinstance(error, AuthenticationError) else logging.DEBUG
         self.complain(level, "refused a connection from %s: %s", host, str(error))
@@ -8507,7 +8567,12 @@ class Network:
         log.log(level, text, *args)
 
     def authenticated(self, link: Link, result: HandshakeResult) -> None:
-        """A link has proved who it is."""
+        """A link has proved who it is: give it to its peer, which may be new, or to the file it was made for.
+
+        A dial that wanted this very process (`expect`: a peer's own, after its link broke) is done with it. One that
+        took whoever answers waits until messages can flow. Where another process answers than was wanted, the dial goes
+        on to the next address, and the link is used all the same: it leads to a member of the cluster.
+        """
         if link.role == "accept" and "file" in result.peer_info:
             self.files.attach(link, result)
             return
@@ -8536,7 +8601,8 @@ class Network:
             dial.finish(peer, None)
 
     def dial_again(self, peer: Peer) -> None:
-        """A peer is lost, and its process lives: begin anew with it."""
+        """A peer is lost, and its process lives: begin anew with it. The new Peer takes over what is known of its
+        addresses, and nothing of the session: what that had not delivered has been reported."""
         if not self.closing:
             fresh = self.peer(peer.process_id, peer.locations)
             fresh.info, fresh.route.sure = peer.info, peer.route.sure
@@ -8548,7 +8614,8 @@ class Network:
             _Missing(self, peer)
 
     def tell(self, peer: Peer, event: str, detail: str) -> None:
-        """Tell the watchers of a peer."""
+        """Tell the watchers of a peer: `event` is 'online', 'offline' or 'lost', `detail` why (empty for the first).
+        One that fails is logged, the others are told."""
         for watcher in list(self._watchers):
             try:
                 watcher(peer, event, detail)
@@ -8556,7 +8623,8 @@ class Network:
                 log.exception("a watcher of peers failed")
 
     def forget(self, peer: Peer) -> None:
-        """A peer is lost."""
+        """A peer is lost: take it out, unless a new one has its place already, and tell who waits for it and who
+        watches."""
         if self.peers.get(peer.process_id) is peer:
             del self.peers[peer.process_id]
         for dial in self._arriving.pop(peer, ()):
@@ -8614,6 +8682,8 @@ def _most_crowding(pending: List[Link]) -> Link:
 
 
 def _on_request(peer: Peer, body: bytes) -> None:
+    """Frame REQUEST: find the handler, and answer by what it gives. Whatever that raises becomes a refusal; a head that
+    cannot be read is logged like any malformed frame, as it is not known what to answer."""
     number, size = _REQUEST_HEAD.unpack_from(body)
     start = _REQUEST_HEAD.size + size
     head = json.loads(bytes(body[_REQUEST_HEAD.size:start]))
@@ -8643,6 +8713,8 @@ def _serve_request(peer: Peer, number: int, op: str, answer: Generator) -> Gener
 
 
 def _refuse_request(peer: Peer, number: int, op: str, error: Exception) -> None:
+    """Answer that a request failed. A PycosError is meant for the asker, as it is; any other exception is a mistake
+    here, so it is logged here as well, and the asker gets a short text of it."""
     text = str(error)
     if not isinstance(error, PycosError):
         log_failure(error, "request '%.80s' of %s failed", op, peer)
@@ -8651,6 +8723,8 @@ def _refuse_request(peer: Peer, number: int, op: str, error: Exception) -> None:
 
 
 def _reply(peer: Peer, number: int, op: str, failed: int, answer: Any) -> None:
+    """Send a REPLY, unless nobody wants one. A dict, a (dict, bytes) pair, or None for an empty dict; one that cannot
+    be sent becomes a refusal, or the asker would wait for ever."""
     if number:
         reply, payload = answer if isinstance(answer, tuple) else (answer or {}, b"")
         try:
@@ -8661,6 +8735,7 @@ def _reply(peer: Peer, number: int, op: str, failed: int, answer: Any) -> None:
 
 
 def _on_reply(peer: Peer, body: bytes) -> None:
+    """Frame REPLY: the system task that asked goes on with (dict, bytes), or with the error."""
     number, failed, size = _REPLY_HEAD.unpack_from(body)
     task = peer.requests.pop(number, None)
     if task is None:
@@ -8719,20 +8794,25 @@ class _Missing:
         self._wait()
 
     def _wait(self) -> None:
+        """A timer, and no task: there may be many of them, and each does next to nothing."""
         self.network.call_later(_MISSED_AGAIN_S, self._look)
 
     def _look(self) -> None:
+        """Try once all addresses it was known at, unless that is no longer wanted."""
         network, peer = self.network, self.peer
         if not (network.closing or peer.process_id in network.peers or network.engine.clock() >= self.until):
             _Dial(network, peer.locations, self._ended, peer.process_id, peer.route.sure).next()
 
     def _ended(self, found: Optional[Peer], _error: Optional[Exception], gone: bool) -> None:
+        """An attempt has ended: `gone` means that the process has."""
         if found is None and not gone:
             self._wait()
 
 
 class _Connect(Request):
-    """A system task waits for a connection."""
+    """A system task waits for a connection: what `Network.connect` gives. A peer that is online at one of the addresses
+    is the answer at once; else they are dialled, also when another dial to the same process is under way (which of the
+    two links stays is decided in `Peer.adopt`). Giving up stops this dial alone."""
 
     __slots__ = ("network", "locations", "timeout", "task", "dial")
 
@@ -8874,7 +8954,8 @@ _DEAD_ADDRESS = 0x08 | 0x20 | 0x40      # flags of one that another machine has 
 
 
 def _netlink_dump(kind: tuple) -> Iterator[Tuple[tuple, Dict[int, bytes]]]:
-    """What the Linux kernel knows of its links or addresses: (fields, attributes by type) of each."""
+    """What the Linux kernel knows of its links or addresses: (fields, attributes by type) of each. Raises OSError where
+    such sockets are forbidden. One datagram of the answer fits into 64 KiB: the kernel sends 32 at most."""
     question, answer, layout = kind
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
         sock.send(_NETLINK.pack(_NETLINK.size + layout.size, question, _REQUEST_DUMP, 1, 0) + bytes(layout.size))
@@ -9501,6 +9582,7 @@ def _revive_task(process_id: bytes, addresses: list, task_id: int, name: str) ->
 
 
 _travelled: Any = weakref.WeakValueDictionary()     # id -> task that references were sent of; ended ones, too
+_last_travelled = 0                     # the latest one's id, which is therefore in there; ids are never used again
 
 
 def _local_task(network: Network, task_id: int) -> Optional[Task]:
@@ -9531,9 +9613,13 @@ def _reduce_task(task: Task) -> tuple:
     network = _network
     if network is None:
         raise MisuseError("task %r cannot be sent to another process: the network is not started" % task)
-    if task.id not in _travelled:
-        _travelled[task.id] = task
-    return _revive, ("task", network.process_id, network.addresses, task.id, task.name)
+    global _last_travelled
+    task_id = task.id
+    if task_id != _last_travelled:      # who asks something names himself again and again
+        if task_id not in _travelled:
+            _travelled[task_id] = task
+        _last_travelled = task_id
+    return _revive, ("task", network.process_id, network.addresses, task_id, task.name)
 
 
 def _addresses_of(peer: Peer) -> list:
@@ -10237,8 +10323,8 @@ _MOST_HOPS = 16                         # processes a message goes through, from
 
 
 def _reduce_named(kind: str, find: Callable, thing: Any) -> tuple:
-    """A channel or service of this process, for others: they find it by its name. Pickling one that has no name here, or
-    whose name is another one's by now, is refused: the reference would lead nowhere."""
+    """A channel or service of this process, for others: they find it by its name. Pickling one that has no name here,
+    or whose name is another one's by now, is refused: the reference would lead nowhere."""
     network = _network
     if network is None or find(thing.name) is not thing:
         raise MisuseError("%s %r cannot be sent to another process: %s" % (
@@ -10639,9 +10725,9 @@ class RemoteChannel(_ByName, Channel):
         return 0
 
     def send(self, message: Any) -> int:
-        """As `Channel.send`; waits for no answer. Who sends more than the other process takes is held back: a task at its
-        next yield, a thread that is none right here (section 22). Any thread. Returns 0, or -1 when the process is lost
-        or the message cannot be pickled (logged)."""
+        """As `Channel.send`; waits for no answer. Who sends more than the other process takes is held back: a task at
+        its next step, a thread that runs none right here (section 22). Any thread. Returns 0, or -1 when the process is
+        lost or the message cannot be pickled (logged)."""
         return self._post(message) if self.reachable() else -1
 
     @types.coroutine
@@ -12660,8 +12746,8 @@ class FileCalls:
 # A process has one default kernel (section 11), one network at most, and one Pycos object, which stands for both:
 #
 #   kernel     begins with the first task or the first Pycos(); ends with `stop_default`
-#   network    begins with the first option of Pycos(), with what needs it (a reference, a SysTask), or with a program of
-#              old that imports pycos.netpycos; ends before the kernel, which drives it
+#   network    begins with the first option of Pycos(), with what needs it (a reference, a SysTask), or with a program
+#              of old that imports pycos.netpycos; ends before the kernel, which drives it
 #   Pycos      made by the first Pycos(...), found again by every other one; given up when the kernel has ended
 #
 # After the end all three may begin again, in the same process; a forked child begins with none of them. The end, by
@@ -12985,7 +13071,8 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         max_file_size   most bytes that a received file may have; None or 0: no limit
 
     Raises TypeError for another option, MisuseError for one of older programs that cannot be had (notifier) and for a
-    host without an address of `socket_family`, SecretError also for a certificate, OSError when it cannot listen. Any thread.
+    host without an address of `socket_family`, SecretError also for a certificate, OSError when it cannot listen. Any
+    thread.
     """
 
     networked = False                   # whether the network starts with the first task, as once `pycos.netpycos` did
@@ -14097,8 +14184,8 @@ def _wrapped(head: str, text: str) -> List[str]:
 #
 # There is one copy of this module in the process, whichever way it was started: a file that is run as a program imports
 # itself under its own name and hands over (top of the file), as two copies would have two kernels, and classes whose
-# objects do not recognise each other. The program that is run becomes ``__main__``, so that what it pickles (messages to
-# other processes) has the names it would have without us.
+# objects do not recognise each other. The program that is run becomes ``__main__``, so that what it pickles (messages
+# to other processes) has the names it would have without us.
 #
 # The names are installed for the whole process, when somebody asks for it and never by importing this module: another
 # library of the program may want the original. They are looked up by name alone, and our modules imported when they

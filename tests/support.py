@@ -12,6 +12,7 @@
     alive(pid)           False also for a process that has ended and was not reaped yet
     FakeClock()          a clock that moves when told
     skip_unless_root     decorator
+    needs_threads_after_main        decorator
 
 Environment: PYCOSLITE_TEST_SLOWEST=5 lists the slowest tests at the end; PYCOSLITE_TEST_TIMEOUT_S is the limit of one
 test where its class sets none.
@@ -415,6 +416,10 @@ if os.environ.get("PYCOSLITE_TEST_SLOWEST"):
     atexit.register(_print_slowest, int(os.environ["PYCOSLITE_TEST_SLOWEST"]))
 
 skip_unless_root = unittest.skipUnless(getattr(os, "geteuid", lambda: 1)() == 0, "needs root")
+# For a test of a program whose tasks start threads or processes when its main thread has nothing left to do.
+needs_threads_after_main = unittest.skipIf(
+    (3, 12) <= sys.version_info[:3] < (3, 12, 2),
+    "CPython 3.12.0 and 3.12.1 start no thread or process once the main program has ended (gh-113964)")
 """Decorator of tests (or classes) that need root."""
 
 # ======================================================================================================================

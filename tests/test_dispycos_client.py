@@ -18,7 +18,7 @@ from dispycos_lite import Client, Computation, DispycosNodeAllocate, DispycosSta
 from tests import client_jobs as jobs
 from tests.client_support import LOOPBACK, ClientTestCase, Statuses, each, running_node
 from tests.rows_dispycos import ROWS
-from tests.support import ROOT, TestCase, free_port, running
+from tests.support import ROOT, TestCase, free_port, needs_threads_after_main, running
 
 
 class RowsTest(TestCase):
@@ -1002,11 +1002,13 @@ class ProgramTest(TestCase):
         self.assertIn("ended 25\n", output)
         self.assertIn("results [1, 4, 9]\n", output)
 
+    @needs_threads_after_main
     def test_example_client(self):
         output = self.run_program(ROOT / "examples" / "dispycos_client.py", "4")
         self.assertEqual([line for line in output.splitlines() if line.startswith("job")],
                          ["job %d: %d" % (n, sum(k * k for k in range(n * 1000))) for n in range(4)])
 
+    @needs_threads_after_main
     def test_example_messages(self):
         output = self.run_program(ROOT / "examples" / "dispycos_messages.py")
         self.assertEqual([line for line in output.splitlines() if "->" in line],
@@ -1014,6 +1016,7 @@ class ProgramTest(TestCase):
                           "Word('level') -> Word('level')"])
         self.assertIn("the task answered 3 words", output)
 
+    @needs_threads_after_main
     def test_example_status(self):
         output = self.run_program(ROOT / "examples" / "dispycos_status.py", "5")
         self.assertEqual(sorted(line for line in output.splitlines() if line.startswith("job")),

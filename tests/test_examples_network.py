@@ -6,7 +6,7 @@ import sys
 import unittest
 from typing import Any, Iterator
 
-from tests.support import ROOT, TestCase, free_port, running
+from tests.support import ROOT, TestCase, free_port, needs_threads_after_main, running
 
 
 class PairsTest(TestCase):
@@ -57,6 +57,7 @@ class PairsTest(TestCase):
                 self.assertEqual(process.wait(), 0, process.output)
                 self.assertEqual(process.output, "welcome\nbob: hello there\nbob: Anybody?\n")
 
+    @needs_threads_after_main
     def test_file_transfer_server_and_file_transfer_client(self):
         folder = self.temp_dir()
         with self.pair("file_transfer", "files go to", [folder / "in"], [ROOT / "README.md"]) as (server, text):

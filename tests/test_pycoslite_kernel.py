@@ -14,7 +14,7 @@ from typing import Any
 import pycoslite
 from pycoslite import EpollPoller, Kernel, MonitorStatus, SelectorPoller, Task
 from tests.fake_kernel import FakeKernel
-from tests.support import ROOT, TestCase, running
+from tests.support import ROOT, TestCase, needs_threads_after_main, running
 
 
 def send_from_threads(send: Any, count: int) -> None:
@@ -570,8 +570,7 @@ class ProgramTest(TestCase):
             print("main ends")
             """), "main ends\nwork 1\nwork 2\ndaemon ended\n")
 
-    @unittest.skipIf((3, 12) <= sys.version_info[:3] < (3, 12, 2),
-                     "CPython 3.12.0 and 3.12.1 start no thread or process once the main program has ended (gh-113964)")
+    @needs_threads_after_main
     def test_it_starts_tasks_threads_and_processes_while_it_waits(self):
         self.assertEqual(self.output("""
             import subprocess
@@ -720,8 +719,7 @@ class ProgramTest(TestCase):
             "7", "child done", "child finally", "parent done", "parent finally"])
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
-    @unittest.skipIf((3, 12) <= sys.version_info[:3] < (3, 12, 2),
-                     "CPython 3.12.0 and 3.12.1 start no thread or process once the main program has ended (gh-113964)")
+    @needs_threads_after_main
     def test_a_child_forked_by_a_task(self):
         text = self.output("""
             import multiprocessing, warnings

@@ -367,7 +367,7 @@ class FaultsTest(NetworkTestCase):
 
     def test_exactly_once_also_when_the_end_that_cannot_dial_should_do_so_first(self):
         self.hidden_node().network.process_id = b"\xff" * 16
-        self.cut_and_cut_again(5_000, 50)
+        self.cut_and_cut_again(10_000, 50)
 
     def test_nothing_is_lost_in_a_black_hole(self):
         self.setting(heartbeat_s=0.2)
