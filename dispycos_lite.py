@@ -5822,7 +5822,8 @@ class _ClusterDriver(SchedulerDriver):
         'waiting' or an exception. A system task.
 
         It ends when the cluster closes, or the node is lost for good: a wrong secret, no node program, used by another
-        cluster of this process, taken back by its owner. The pause between attempts doubles within `_AGAIN_S`, anew after each time of use.
+        cluster of this process, taken back by its owner. The pause between attempts doubles within `_AGAIN_S`, anew
+        after each time of use.
         """
         self.kept += 1
         reason, final, pause_s, lost_at = "", False, _AGAIN_S[0], None
@@ -5933,8 +5934,8 @@ class ClusterFuture(concurrent.futures.Future):
     """Future of a job. `cancel` stops it wherever it is, running or not; a result that comes too late is dropped.
 
     Made by `Cluster.submit`. `job_id` is unique in its cluster. Callbacks run in the thread that cancels, else in the
-    user kernel, or in a thread of the cluster's own while that is held up; one that blocks delays the other results. `running` is never true: that
-    a plain function has begun is not reported.
+    user kernel, or in a thread of the cluster's own while that is held up; one that blocks delays the other results.
+    `running` is never true: that a plain function has begun is not reported.
     """
 
     def __init__(self, driver: SchedulerDriver, job_id: int, size: int) -> None:
@@ -6392,6 +6393,7 @@ class SharedScheduler:
             yield pycoslite.Suspend(_CONTACT_AGAIN_S)
 
     def _on_enter(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """scheduler.enter: to the end of the queue, which may also be its front."""
         checked("scheduler.enter", args)
         self._queue.append(_Entry(peer, args["client"], args["name"]))
         if len(self._queue) == 1:
@@ -6422,6 +6424,7 @@ class SharedScheduler:
 
 
 def _scheduler_options() -> argparse.ArgumentParser:
+    """The command line, with the spellings of older scheduler programs beside our own."""
     parser = argparse.ArgumentParser(prog="dispycos_lite", description="Lets the clients of many processes take turns.")
     add = parser.add_argument
     add("-i", "--ip_addr", "--host", action="append", default=[], help="address to listen at; may be repeated")
@@ -6463,7 +6466,11 @@ def _read_commands(scheduler: SharedScheduler, ended: threading.Event) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the scheduler program with these arguments (None: the command line's) until told to end; the exit status."""
+    """Run the scheduler program with these arguments (None: the command line's) until told to end; the exit status.
+
+    0 after an orderly end (a signal, or "quit" at the console), 1 with a line on stderr when it cannot listen or has no
+    secret, 2 (SystemExit, by argparse) for a wrong option. In the main thread, for the signals.
+    """
     options = _scheduler_options().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
     try:

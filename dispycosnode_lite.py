@@ -91,7 +91,7 @@ log = pycoslite.log
 #   parse_options     all of that; a wrong option ends the program with one line, a hint, and exit status 2
 #
 # Names are those of older node programs wherever they had the option; further spellings stand in the same row. An
-# option that is added needs its row, its field of `NodeOptions` under the same name, and a line of the README.
+# option that is added needs its row, and its field of `NodeOptions` under the same name.
 
 # 9705 is the port of schedulers and of discovery, so nodes begin one higher.
 DEFAULT_PORT = 9706                             # of the node itself; its servers take the following ones
@@ -517,15 +517,15 @@ def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[floa
 #
 # Asking twice gives the same answer, so a client that lost a reply may simply ask again.
 #
-# What holds after every event:
+# What holds after every event, from `fork_spare` on:
 #   - Unless stopping, exactly one generation is not ending; it is serving if and only if there is a holder.
 #   - Nobody waits while there is no holder.
 #   - A server that is down, and not retired, is due in `_due`, or its template is.
 #   - Of a generation that is ending nothing is started or told any more.
 
 STEADY_S = 1.0                                  # a server that was up for this long was not failing
-# Jobs that crash are no reason to make the client wait, so the first starts are immediate. A server that cannot start at
-# all (no memory, no port) is tried every 5 s for ever: the reason may go away, and nobody has to notice.
+# Jobs that crash are no reason to make the client wait, so the first starts are immediate. A server that cannot start
+# at all (no memory, no port) is tried every 5 s for ever: the reason may go away, and nobody has to notice.
 RESTART_DELAYS_S = (0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 5.0)    # before the next start, by failures in a row
 
 
@@ -791,8 +791,8 @@ class NodeState:
     def generation_died(self, now: float, generation: int, reason: str) -> List[Instruction]:
         """A template is gone, and with it its servers: because it was told to, or by itself.
 
-        By itself: a new template takes its place in the same generation, whose client keeps the node and its files; what
-        node_setup left in memory is gone, though. Deaths of the template are never forgotten, unlike a server's.
+        By itself: a new template takes its place in the same generation, whose client keeps the node and its files;
+        what node_setup left in memory is gone, though. Its deaths are never forgotten, unlike a server's.
         """
         found = self.generations.get(generation)
         if not found:                           # it died by itself at the moment it was killed
@@ -918,12 +918,37 @@ class NodeState:
 # computes: jobs are put in line there, given back on RECALL, struck out on CANCEL. The user kernel, in the main thread,
 # runs them: plain functions and CPU tasks one after the other in order, I/O tasks at once. What both touch are deques,
 # whose single operations the interpreter makes atomic, so that a job is taken by exactly one of them.
+#
+#   frame      engine (any thread may drive it)                    user kernel (main thread)
+#   DEFINE     appended to `_blobs`                                 taken before the next job is prepared
+#   JOB, CPU   appended to `_line`; the first one wakes the runner  `_run_jobs` takes it from the front, and runs it
+#   JOB, I/O   -                                                    `_start_io` makes its task at once
+#   RECALL     taken from the back of `_line`, RETURNED sent        -
+#   CANCEL     removed from `_line`: RESULT TERMINATED; or          KeyboardInterrupt in its task; a plain function is
+#              posted to the user kernel                            not interrupted: the client has the server killed
+#
+# What becomes of a job, and what the client is told:
+#
+#   it returns                           VALUE, or UNPICKLABLE if the value does not pickle or is too long
+#   it raises an Exception               EXCEPTION, of its own type where that pickles
+#   it ends like a program               EXCEPTION with a JobExit: SystemExit and the like must not end the client
+#   it was stopped, and lets itself be   TERMINATED
+#   this process dies                    nothing; the node tells
+#
+# Results: `_run_jobs` calls jobs without a pause for `_FLUSH_AFTER_S`, then lets the kernel come round once, which
+# sends what was reported meanwhile in one go. When the client does not take results fast enough, `send_frame` says so,
+# and no more CPU jobs are begun until there is room; results of jobs that run already are kept by the session.
+#
+# The process belongs to the first client that attaches, until it is killed. What anybody else sends is ignored, with a
+# line in the log.
 
 _FLUSH_AFTER_S = 0.001                  # results of jobs shorter than this go out together
 _DEBUG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _Job(NamedTuple):
+    """A JOB frame: its fields in the frame's order. `data` is still packed; it is unpickled when the job begins."""
+
     id: int
     attempt: int
     kind: int
@@ -937,11 +962,13 @@ class _Round(pycoslite.Request):
     __slots__ = ()
 
     def begin(self, kernel: Any, task: Any) -> bool:
+        """Called by the kernel: park the task, and have it go on with what is posted."""
         task.wait = self
         kernel.post(self._go_on, task)
         return False
 
     def _go_on(self, task: Any) -> None:
+        """Unless the task was woken by something else meanwhile."""
         if task.wait is self:
             task.unpark(None)
 
@@ -960,7 +987,12 @@ def setup_failure(outcome: Any) -> str:
 
 def setup_main(spec: Message) -> Optional[str]:
     """Run a client's node_setup, in the template: a process without threads and network. `spec` has the path of a file
-    with what `node.setup` brought. Returns None, or what went wrong. What it leaves in globals, all servers have."""
+    with what `node.setup` brought. Returns None, or what went wrong. What it leaves in globals, all servers have.
+
+    A path and not the bytes, as lines between processes are JSON. The kernel it runs on is closed before it returns:
+    servers are forked from this process. Raises what the client's code raises, and ProtocolError for bytes that are no
+    setup; the template reports that as the error.
+    """
     with open(spec["path"], "rb") as file:
         setup, args, blobs = dispycos_lite.unpack_setup(file.read())
     os.remove(spec["path"])
@@ -981,7 +1013,11 @@ def setup_main(spec: Message) -> Optional[str]:
 
 
 class JobServer:
-    """Runs the jobs of one client in this process; made before any client is known, the first that attaches has it."""
+    """Runs the jobs of one client in this process; made before any client is known, the first that attaches has it.
+
+    Methods that begin with `_on_` belong to the engine; the others to the user kernel, unless they say otherwise. The
+    `network` must run; its user kernel is the main thread's.
+    """
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -1003,6 +1039,7 @@ class JobServer:
     # -- engine --------------------------------------------------------------------------------------------------------
 
     def _on_attach(self, peer: Any, _args: dict, _payload: bytes) -> dict:
+        """server.attach: first come, first served; the same client may ask again."""
         if self.client not in (None, peer):
             raise pycoslite.PycosError("this server process belongs to another client already")
         self.client = peer
@@ -1018,15 +1055,18 @@ class JobServer:
         return {"error": error}
 
     def _of_client(self, handler: Callable[[Any], None], peer: Any, body: Any) -> None:
+        """All frames come by here: to know the secret is not enough to run something in another client's server."""
         if peer is self.client:
             handler(body)
         else:
             pycoslite.log.warning("%s sent a job and is not this server's client: ignored", peer)
 
     def _on_define(self, body: Any) -> None:
+        """DEFINE: only kept, as the client's code and its import hooks are the main thread's."""
         self._blobs.append(body)
 
     def _on_job(self, body: Any) -> None:
+        """JOB. Only the first in line wakes the runner: with more there it is busy, or held back by `_full`."""
         job = _Job(*dispycos_lite.unpack_job(body))
         if job.kind == dispycos_lite.IO:
             self.kernel.call(self._start_io, job)
@@ -1036,6 +1076,7 @@ class JobServer:
                 self.kernel.call(self._wake)
 
     def _on_recall(self, body: Any) -> None:
+        """RECALL: give back what would run last, at most so many. It is answered even when there is nothing."""
         count = dispycos_lite.unpack_recall(body)
         runs = []
         try:
@@ -1047,6 +1088,7 @@ class JobServer:
         self.client.send_frame(dispycos_lite.RETURNED, dispycos_lite.pack_returned(runs))
 
     def _on_cancel(self, body: Any) -> None:
+        """CANCEL: a job in line is struck out, a task is stopped; one that has ended has sent its RESULT already."""
         run = dispycos_lite.unpack_run(body)
         for job in list(self._line):
             if (job.id, job.attempt) == run:
@@ -1113,6 +1155,7 @@ class JobServer:
             self._succeeded(job, value)
 
     def _start_io(self, job: _Job) -> None:
+        """An I/O job has no turn to wait for, and nobody here waits for its end."""
         self._start(job)
 
     def _start(self, job: _Job) -> Any:
@@ -1129,6 +1172,7 @@ class JobServer:
         return task
 
     def _ended(self, job: _Job, task: Any) -> None:
+        """A job's task has ended. One that was asked to stop, and ended by itself all the same, has its own result."""
         del self._tasks[job.id]
         outcome = task.outcome
         error = getattr(outcome, "error", None)
@@ -1185,6 +1229,7 @@ class JobServer:
         return 0
 
     def _succeeded(self, job: _Job, value: Any) -> None:
+        """Pack and report a value; what goes wrong with that is the job's outcome, and must not end the server."""
         try:
             data = self.space.dumps(value)
         except pycoslite.PycosError as error:
@@ -1196,6 +1241,7 @@ class JobServer:
             self._report(job, dispycos_lite.VALUE, data)
 
     def _failed(self, job: _Job, error: BaseException) -> None:
+        """Pack and report an exception; if not even its text can be had, its type's name has to do."""
         if not isinstance(error, Exception):    # raised at the client it might end that
             how = "ended with %s: %s" % (type(error).__name__, error)
             if isinstance(error, SystemExit):
@@ -1222,8 +1268,12 @@ class JobServer:
 
 def server_main(spec: Message, control: "Control") -> int:
     """A server process, from its fork (or spawn) to its end by the supervisor. `spec` has key (hex or None), tls
-    (arguments of `pycoslite.certificates`), cluster, hosts, announced, ports, name, n and max_file_size. Files that are
-    sent to it go to its working directory, where its jobs look for them."""
+    (arguments of `pycoslite.certificates`), cluster, hosts, announced, ports, name, label, debug and max_file_size.
+    Files that are sent to it go to its working directory, where its jobs look for them.
+
+    The first port of `ports` that is free is taken. What it listens at is reported by `control`, and only then does the
+    node tell a client of it. Exits with a sentence when it cannot listen; the node starts it again.
+    """
     if spec["debug"]:                           # a forked one logs already
         logging.basicConfig(level=logging.DEBUG, format=_DEBUG_FORMAT)
     pycoslite.main_kernel()
@@ -1253,6 +1303,33 @@ def server_main(spec: Message, control: "Control") -> int:
 #
 # Everything hangs on who holds which end of a pipe: each end is held by one process alone, so whoever dies, even by
 # SIGKILL, closes it. A forker that reads the end of its parent kills what it started; a server kills its own group.
+#
+# Lines down ("to" is a path, "op" or "tell" says what it is):
+#
+#   to         op      more                      what it does
+#   []         fork    key, directory            nursery: fork template `key` and let it work in that directory
+#   []         kill    key, grace_s              nursery: end template `key` and its group; it says "died" in any case
+#   []         quit                              nursery: kill all templates, wait for them, end
+#   [g]        fork    key, spec                 template g: fork server `key`, which runs server_main(spec, control)
+#   [g]        kill    key, grace_s              template g: end server `key`
+#   [g]        setup   spec                      template g: run setup_main(spec) in itself
+#   [g]        end                               template g: end once it has no children; sent by the nursery
+#   [g, n]     -       tell                      server n: for its control.listen
+#
+# Lines up ("from" is the path of the process they are about; see `Processes` for the events these become):
+#
+#   event      more                              sent by
+#   started    pid                               the forker, after the fork
+#   report     report                            the template, around what its server says
+#   setup      error                             the template
+#   died       pid, returncode, reason           the forker, after it has reaped the child and read its last lines
+#
+# Signals: a forker ignores all that would end it, as a Ctrl-C or a hasty kill must not leave servers behind; its pipe
+# is its only way out. Children get the default handlers back before they run anything (`_default_signals`).
+#
+# Groups: nursery and each template lead a session of their own; servers stay in their template's group, so that one
+# killpg ends all that a client's code started, unless that made a session of its own; on Linux those are found, too
+# (`_offspring`, `_Nursery._bury`).
 
 SERVER_DIRECTORY = "dispycos_server_%d"         # below the client's directory, as the documents name it
 JOIN_S = 5.0                                    # close() waits so long for processes that were sent SIGKILL
@@ -1283,6 +1360,9 @@ class Lines:
 
     `send` may be called from any thread; `receive` from one. With a non-blocking descriptor `send` never waits: what
     the other end did not take yet is `pending` until `flush`.
+
+    A stream and not datagrams, so that the end of the other process is seen as the end of the stream. JSON and not
+    pickle: user code can write into a server's end.
     """
 
     def __init__(self, read_fd: int, write_fd: Optional[int] = None) -> None:
@@ -1350,6 +1430,8 @@ class Control:
     """A server's line to its supervisor; `server_main` is given one.
 
     Its thread ends this process, and all others in its process group, as soon as the process that started it is gone.
+    It is the only thing that can: the main thread may be in a job that never returns. `heard` are "tell" lines that
+    came before this object was made.
     """
 
     def __init__(self, lines: Lines, heard: Sequence[Message] = ()) -> None:
@@ -1363,7 +1445,11 @@ class Control:
         self._lines.send({"report": facts})
 
     def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call ``listener(message)``, in this object's thread, for what `Processes.tell` sends, and now for earlier."""
+        """Call ``listener(message)``, in this object's thread, for what `Processes.tell` sends, and now for earlier.
+
+        The earlier ones are passed on in the caller's thread, before this returns; no message is lost or comes twice.
+        The listener must not call `listen`.
+        """
         with self._lock:
             heard, self._heard, self._listener = self._heard, [], listener
             for message in heard:
@@ -1451,7 +1537,11 @@ def _default_signals() -> None:
 
 
 def _become(program: Callable[[], int]) -> NoReturn:
-    """In a forked process: run `program` and end there, without the clean-up that is the original process's own."""
+    """In a forked process: run `program` and end there, without the clean-up that is the original process's own.
+
+    os._exit, as atexit functions, buffers and temporary files are the parent's; only what was printed is written out.
+    What `program` returns is the exit status; an exception is 1, with its traceback on stderr.
+    """
     status = 1
     try:
         _default_signals()
@@ -1497,6 +1587,12 @@ class _Forker:
 
     Subclasses say what a child is (`_child_main`), how a signal reaches it (`_hit`), what is left to do when it is
     dead (`_bury`) and what to do when the parent is gone (`_orphaned`).
+
+    One thread, because fork copies only the thread that calls it, and locks that others hold stay locked in the child.
+    Nothing in it blocks but the selector and writes to the parent: children's pipes are non-blocking. After each round
+    it asks for deaths, whatever woke it, so a signal that is lost costs nothing.
+
+    A child that is in `_children` has not been reaped, so its process id is its own, and may be sent a signal.
     """
 
     _OPS: Dict[str, Callable[..., None]] = {}
@@ -1599,7 +1695,10 @@ class _Forker:
     # -- birth
 
     def _on_fork(self, message: Message) -> None:
-        """{key, ...}: start child `key`; the rest is for `_child_main`."""
+        """{key, ...}: start child `key`; the rest is for `_child_main`.
+
+        A fork that fails is reported as a death, so that the cluster's one way to deal with those does for it, too.
+        """
         ours, theirs = socket.socketpair()
         _flush_standard_files()                 # or the child would print it once more
         gc.freeze()                             # the collector leaves what is there alone: its pages stay shared
@@ -1660,7 +1759,10 @@ class _Forker:
                 self._dead(child, _returncode(status))
 
     def _dead(self, child: _Child, returncode: int) -> None:
-        """It was reaped: end what it left, pass on its last words, then report its death."""
+        """It was reaped: end what it left, pass on its last words, then report its death.
+
+        In this order: what it left may hold the pipe open, and "died" is to be the last that is heard of it.
+        """
         del self._children[child.key]
         if child.lines in self._selector.get_map():
             self._selector.unregister(child.lines)
@@ -1688,11 +1790,16 @@ class _Forker:
 
 
 class _Template(_Forker):
-    """Leader of a generation's session and process group; its children are the servers."""
+    """Leader of a generation's session and process group; its children are the servers.
+
+    It has loaded everything that servers need, node_setup's results included, so a server is a fork away, and shares
+    that memory until one of them writes to it.
+    """
 
     directory = ""
 
     def _child_main(self, parent: Lines, message: Message) -> int:
+        """Be a server, in a directory of its own below the client's."""
         _tell_kernel("comm", "pycos server %d" % message["key"])       # what ps and top show
         directory = os.path.join(self.directory, SERVER_DIRECTORY % message["key"])
         return _serve(self._server_main, message["spec"], Control(parent), directory)
@@ -1733,9 +1840,14 @@ class _Template(_Forker):
 
 
 class _Nursery(_Forker):
-    """Forked before its parent, the supervisor, starts a thread; its children are the templates."""
+    """Forked before its parent, the supervisor, starts a thread; its children are the templates.
+
+    It exists because the supervisor has threads (engine, console) and so cannot fork safely, and because it never runs
+    a line of a client's code: whatever a client does to its template, the next one comes from a clean process.
+    """
 
     def _child_main(self, parent: Lines, message: Message) -> int:
+        """Be a template, the leader of a session, in the client's directory."""
         os.setsid()
         _tell_kernel("comm", "pycos template")
         _enter_client(message["directory"])
@@ -1754,6 +1866,7 @@ class _Nursery(_Forker):
             self._watch(child)
 
     def _hit(self, child: _Child, number: int) -> None:
+        """To the whole group: the template ignores SIGTERM, its servers and what they started need not."""
         try:
             os.killpg(child.pid, number)
         except (ProcessLookupError, PermissionError):   # it has not come to setsid yet, or is a zombie (macOS)
@@ -1787,7 +1900,11 @@ def _kill_quietly(kill: Callable[[int, int], None], pid: int, number: int) -> No
 
 
 def _process_table() -> List[Tuple[int, int, int]]:
-    """(pid, parent's pid, session) of every process; empty where there is no Linux /proc."""
+    """(pid, parent's pid, session) of every process; empty where there is no Linux /proc.
+
+    Not one moment's picture: processes come and go while it is read. It only adds to what process groups do, so what
+    it misses is what other systems always miss.
+    """
     table = []
     for name in os.listdir("/proc") if sys.platform.startswith("linux") and os.path.isdir("/proc/self") else ():
         if name.isdigit():
@@ -1854,7 +1971,11 @@ class Processes:
                                         n None the whole generation is gone: servers, and what they started
         lost        reason              (n and generation None) no process can be started any more
 
-    Events of one process come in order, and a server's before those of the generation's end.
+    Events of one process come in order, and a server's before those of the generation's end. A generation that died by
+    itself may be started again under its number; one that was killed is over. The order of calls is the order in which
+    they are carried out; calls that concern what is not there are dropped, as its death is reported anyway.
+
+    `server_main` must be a function of a module's top level: a spawned process finds it by its name.
     """
 
     def __init__(self, server_main: ServerMain, report: Callable[[Message], None],
@@ -1895,7 +2016,11 @@ class Processes:
 
 
 class ForkedProcesses(Processes):
-    """Servers are forked from a template, templates from a nursery, which is forked by `start`."""
+    """Servers are forked from a template, templates from a nursery, which is forked by `start`.
+
+    This side only writes lines and turns those that come back into events; what they do is said at the head of this
+    section. Its one thread reads, and calls `report`.
+    """
 
     _pid = 0
     _closing = False
@@ -1977,7 +2102,11 @@ class ForkedProcesses(Processes):
 
 
 class _Spawned:
-    """One server that was started as a program of its own."""
+    """One server that was started as a program of its own.
+
+    It may be killed before its program was started, while that runs, or when it has ended: `unwanted`, `popen` and
+    `reaped` tell these apart, always under the lock, so that no signal goes to a process id that was given away.
+    """
 
     def __init__(self, generation: int, n: int) -> None:
         self.generation, self.n = generation, n
@@ -2035,8 +2164,13 @@ def _hit_tree(popen: "subprocess.Popen[bytes]", number: int) -> None:
 class SpawnedProcesses(Processes):
     """Servers are programs of their own, started by this process: slower, no node_setup, works everywhere.
 
-    Their standard output is this process's standard error. Two threads watch each server: one waits for its end, the
-    other reads its line. A server stopped by a signal outlives a supervisor that is killed, until it is continued.
+    Their standard output is this process's standard error, as standard input and output of the program are the line to
+    the supervisor. The first line down is {program, spec, directory}: what to import and call, with what, and where;
+    then "tell" lines as in the other kind. There is no template: a generation is a directory and a number here, and its
+    death is reported when it was killed and its last server has ended.
+
+    Two threads watch each server: one waits for its end, the other reads its line.
+    A server stopped by a signal outlives a supervisor that is killed, until it is continued.
     """
 
     def __init__(self, server_main: ServerMain, report: Callable[[Message], None],
@@ -2160,7 +2294,11 @@ class SpawnedProcesses(Processes):
 
 
 def _spawn(directory: str) -> "subprocess.Popen[bytes]":
-    """Start this Python with this module as a server; its first line of input says the rest (`spawned_server`)."""
+    """Start this Python with this module as a server; its first line of input says the rest (`spawned_server`).
+
+    sys.path goes along, as it may have been changed by the program, and begins with the program's own folder. What is
+    on the command line can be read by every user of the machine; the key is not.
+    """
     boot = ("import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
             "importlib.import_module(sys.argv[2]).spawned_server()")
     here = [os.path.abspath(path or os.curdir) for path in sys.path]
@@ -2219,7 +2357,11 @@ if hasattr(os, "fork"):
 
 
 class FileLock:
-    """An exclusive lock on a file that the system takes back when the process ends, however it ends."""
+    """An exclusive lock on a file that the system takes back when the process ends, however it ends.
+
+    The file at `path` is made when need be, and deleted by who gives it back. As another may open it just before that,
+    `take` looks whether the path still names the file that it has locked. One thread at a time.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -2281,7 +2423,9 @@ def _same_file(fd: int, path: str) -> bool:
 def private_directory(path: str, others: int) -> None:
     """Make `path` (mode 0700) unless it exists; raises MisuseError unless it is a directory of this user's own.
 
-    `others` are the permission bits that group and others must not have there (0o022: write).
+    `others` are the permission bits that group and others must not have there (0o022: write). What is there is looked
+    at after the attempt to make it, and without following a link: in a temporary directory another user may have put
+    one there first.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
@@ -2300,7 +2444,11 @@ def private_directory(path: str, others: int) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Delete a directory and all below, never following a symbolic link; logs what cannot be deleted."""
+    """Delete a directory and all below, never following a symbolic link; logs what cannot be deleted.
+
+    Client code may have taken the permissions away that deleting needs; these are given back before the next try. Does
+    not raise. Any thread; it may take long.
+    """
     problem: Optional[OSError] = None
     for _ in range(3):                          # a process that is being killed may finish writing a file
         try:
@@ -2341,6 +2489,14 @@ class NodeDirectory:
 
     Below it is one directory for each generation (``client-1``), which the servers' directories are in. ROOT must
     belong to this user, and nobody else may write there. What killed nodes left in ROOT goes when the next one opens.
+
+        ROOT/node-9706.lock                         holds "process PID" for people
+        ROOT/node-9706/client-3/                    files of the third client; templates work here
+        ROOT/node-9706/client-3/dispycos_server_1/  its first server works here
+        ROOT/dead-PID-TIME/                         renamed away, being deleted by a thread of process PID
+
+    LABEL is the node's port: two nodes have the same only if they listen at different addresses, and then the second
+    is refused, with a sentence. The default ROOT must be closed to all others; one that was named may be readable.
     """
 
     def __init__(self, root: Optional[str], label: str) -> None:
@@ -2378,7 +2534,10 @@ class NodeDirectory:
             self._lock.give_back()
 
     def _sweep(self) -> None:
-        """Delete what no living node holds."""
+        """Delete what no living node holds.
+
+        Whose lock can be taken is dead. Our own is held by us: what is there under our name is from a node before us.
+        """
         dead = []
         for name in os.listdir(self.root):
             path = os.path.join(self.root, name)
@@ -2408,6 +2567,28 @@ class NodeDirectory:
 # ======================================================================================================================
 # 5. Node driver                                                                                          engine context
 # ======================================================================================================================
+#
+# The driver has no state of its own but what it waits for; who has the node, and what should run, is in `NodeState`.
+#
+#   what comes                        event of NodeState       what goes out besides its instructions
+#   node.reserve                      reserve                  the reply: a grant, a place in the queue, or an error
+#   node.release; its peer is lost    release                  an announcement, if the node is free now
+#   node.restart                      restart                  -
+#   node.setup                        -, then restart for      the reply, when the servers are there again
+#                                     each server
+#   node.avail                        -                        the reply
+#   "started", "report", "died"       server_started,          "died" of a generation that was ended: its directory is
+#   from a process                    server_ready, ..._died   deleted
+#   "setup" from a template           -                        wakes the task that waits in _on_node_setup
+#   "lost" from Processes             -                        Ending: without the nursery nothing can be started
+#   a timer                           tick                     -
+#   console: close, quit              release, stop            node.refused to the client
+#
+# An instruction for a client becomes a one-way request, but for the answer to node.reserve, which is its reply. A
+# client whose peer is not there any more is not told: `_on_peer` has freed the node, or is about to.
+#
+# How the program ends: NodeState's Stop, a signal, the console, the end of an embedding client, the loss of the
+# nursery - each sets `ending`, whose first reason wakes the main thread; `run_node` then takes everything down.
 
 PORTS_TRIED = 64                        # consecutive ones, when none are listed, before any free port will do
 _LOOK_S = 0.01                          # how often a node that is being set up is looked at
@@ -2415,7 +2596,11 @@ _LOOK_S = 0.01                          # how often a node that is being set up 
 
 def availability(path: str) -> Dict[str, Optional[float]]:
     """What this machine has free: cpu and swap in percent, memory and disk (where `path` is) in bytes; None for what
-    the system does not tell. As psutil says, where that is installed."""
+    the system does not tell. As psutil says, where that is installed.
+
+    Without psutil, cpu is what the load of the last minute leaves free, which lags behind; memory and swap are known
+    on Linux only. Never raises for what it cannot find out. Any thread; it reads a few small files.
+    """
     found: Dict[str, Optional[float]] = dict.fromkeys(("cpu", "memory", "disk", "swap"))
     try:
         found["disk"] = shutil.disk_usage(path).free
@@ -2432,6 +2617,7 @@ def availability(path: str) -> Dict[str, Optional[float]]:
 
 
 def _memory_of_linux() -> Dict[str, Optional[float]]:
+    """Memory that can be had without swapping (MemAvailable, not MemFree), and swap. Raises OSError."""
     with open("/proc/meminfo") as file:
         sizes = {words[0].rstrip(":"): int(words[1]) for words in map(str.split, file) if len(words) > 1}
     swap = sizes.get("SwapTotal")
@@ -2474,7 +2660,11 @@ class Ending:
 
 
 class _Carrier:
-    """Carries out what `NodeState` decides: the lower half of `NodeDriver`."""
+    """Carries out what `NodeState` decides: the lower half of `NodeDriver`.
+
+    `_carry` has one entry for each kind of instruction. Carrying out never waits for what it leads to: that comes back
+    as events.
+    """
 
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         self.options, self.network, self.processes, self.directory = options, network, processes, directory
@@ -2504,9 +2694,15 @@ class _Carrier:
         return self.network.engine.clock()
 
     def _fork(self, that: ForkGeneration) -> None:
+        """The directory comes first: a template begins in it."""
         self.processes.new_generation(that.generation, self.directory.client(that.generation))
 
     def _start_server(self, that: StartServer) -> None:
+        """Say to a server all that `server_main` is to know; the key goes down the line and so is in no argument.
+
+        Its port follows the node's own, which need not be the first of the options. A listed port is taken or the
+        server fails, as a firewall lets nothing else through; without a list it looks further, and takes any at last.
+        """
         options, network = self.options, self.network
         port = options.ports()[that.n] if network.port == options.ports()[0] else network.port + that.n
         ports = [port]
@@ -2527,6 +2723,7 @@ class _Carrier:
         self.processes.kill_generation(that.generation)
 
     def _tell(self, client: str, op: str, args: dict) -> None:
+        """A one-way request to a client, if it is there; what it misses it will ask for, or it is lost."""
         peer = self.network.peers.get(bytes.fromhex(client))
         if peer is not None:
             peer.notify(op, args)
@@ -2535,6 +2732,7 @@ class _Carrier:
         self._tell(that.client, "node.server", _facts(that.server))
 
     def _granted(self, that: Grant) -> dict:
+        """The fields of node.granted, and with `state` those of the reply to node.reserve: they are the same."""
         return {"state": "granted", "directory": self.directory.client(that.generation), "name": self.options.name,
                 "cpus": that.cpus, "platform": platform.platform(),
                 "servers": [_facts(server) for server in that.servers]}
@@ -2546,7 +2744,11 @@ class _Carrier:
 
 class NodeDriver(_Carrier):
     """Tells `NodeState` what clients ask for and what processes do, and carries out what it decides. `ending` is set
-    when the program may end."""
+    when the program may end.
+
+    All methods belong to the engine, but for `report`. `processes` must be ready (`start`), `directory` open, and
+    `network` running; nothing happens before `begin`. `discovery` is set by `run_node`, where there is one.
+    """
 
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         super().__init__(options, network, processes, directory)
@@ -2598,6 +2800,7 @@ class NodeDriver(_Carrier):
         return self._granted(answer) if isinstance(answer, Grant) else self._waiting(answer)
 
     def _on_restart(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """node.restart; a client that may not is told by node.refused."""
         args = dispycos_lite.checked("node.restart", args)
         self.do(self.state.restart(peer.process_id.hex(), args["n"], args["reason"], args.get("again", True)))
 
@@ -2626,7 +2829,12 @@ class NodeDriver(_Carrier):
         return functools.partial(self.directory.client, self.state.serving())
 
     def _on_node_setup(self, peer: Any, _args: dict, payload: bytes) -> Iterator:
-        """Run node_setup, then replace the servers, which were made before it. A system task."""
+        """Run node_setup, then replace the servers, which were made before it. A system task.
+
+        It looks every `_LOOK_S` whether the template has answered: what it waits for may end in three ways (an answer,
+        the template's death, the client's leaving), and none of these happens often. The reply comes when all servers
+        that the client has were replaced, so that no job runs at one from before.
+        """
         state, client = self.state, peer.process_id.hex()
         number = state.serving()
         if number is None or state.holder.client != client:
@@ -2652,6 +2860,7 @@ class NodeDriver(_Carrier):
         return dict(availability(self.directory.path), platform=platform.platform())
 
     def _on_peer(self, peer: Any, event: str, detail: str) -> None:
+        """Only "lost" frees the node: a client that is out of reach for a while finds all as it was."""
         if event == "lost":
             holder = self.state.holder
             if holder is not None and holder.client == peer.process_id.hex():
@@ -2663,6 +2872,7 @@ class NodeDriver(_Carrier):
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def _on_event(self, event: Message) -> None:
+        """An event of `Processes`, by the table below this class."""
         handler = _EVENTS[event["event"]]
         self.do(handler(self, event))
 
@@ -2674,6 +2884,7 @@ class NodeDriver(_Carrier):
         return self.state.server_ready(self.now(), event["generation"], event["n"], facts["port"], facts["process"])
 
     def _on_died(self, event: Message) -> List[Instruction]:
+        """A server or a generation. Files go only with the last process that could write to them."""
         generation, n, reason = event["generation"], event["n"], event["reason"]
         if n is not None:
             out = self.state.server_died(self.now(), generation, n, reason)
@@ -2735,6 +2946,13 @@ def _facts(server: ServerFacts) -> dict:
 # ======================================================================================================================
 # 6. Console and main()
 # ======================================================================================================================
+#
+# Threads of the program: the main thread, which starts everything in `run_node` and then waits in `Ending.wait`; the
+# engine's; the console's, or the one that reads an embedding client's line; and those of `Processes`.
+#
+#   start   processes.start (before any thread), network, directory, driver, signals, begin, ways in
+#   end     clients are told, processes killed, network stopped, directory deleted - in this order, as servers write to
+#           the directory, and clients are told over the network
 
 COMMANDS = {
     "status": "what the node does (also an empty line)",
@@ -2745,7 +2963,11 @@ COMMANDS = {
 
 
 class Console:
-    """Commands from the standard input, in a thread of their own; at the end of the input the node just goes on."""
+    """Commands from the standard input, in a thread of their own; at the end of the input the node just goes on.
+
+    `COMMANDS` has them, in any case of letters; an unknown one prints the list. All but status only leave word
+    (with the engine, or with `Ending`), and print nothing.
+    """
 
     def __init__(self, driver: NodeDriver) -> None:
         self._driver = driver
@@ -2773,6 +2995,7 @@ class Console:
         self._driver.ending.set("it was stopped at its console")
 
     def _status(self) -> None:
+        """Ask in the engine, whose state it is, and wait for the answer here."""
         answer: "queue.SimpleQueue[Dict[str, Any]]" = queue.SimpleQueue()
         self._driver.network.post(lambda: answer.put(self._driver.state.status()))
         status = answer.get()
@@ -2804,13 +3027,18 @@ def _input_lines() -> Iterator[str]:
 
 
 def _end_with_input(lines: Iterator[str], driver: NodeDriver) -> None:
+    """The thread of an embedded node: the end of the input is the end of the client, however that came."""
     for _ in lines:
         pass
     driver.ending.set("its client has ended")
 
 
 def _start_network(options: NodeOptions, spec: Message) -> Any:
-    """Listen, as the options (or the client that embeds this node) say."""
+    """Listen, as the options (or the client that embeds this node) say.
+
+    An embedded node listens at this machine's own address only. A listed port is taken or the start fails; without a
+    list the first free one of `PORTS_TRIED`, else any. Raises OSError, SecretError.
+    """
     tls = {"certfile": options.certfile, "keyfile": options.keyfile, "cafile": options.cafile,
            "certname": options.certname}
     if options.embedded:
@@ -2843,7 +3071,11 @@ def _contact(network: Any, locations: List[Any]) -> Iterator:
 
 
 def run_node(options: NodeOptions) -> int:
-    """Be a node until told to end; the exit status. In the main thread, before any other thread is started."""
+    """Be a node until told to end; the exit status. In the main thread, before any other thread is started.
+
+    0 after an orderly end, 1 with a line on stderr when it cannot start (port or directory taken, no secret). A Ctrl-C
+    while it ends is an exit at once, with 130: the system then ends its processes by their pipes.
+    """
     method = START_METHODS[options.start_method or list(START_METHODS)[-1]]     # the last one is the best there is
     processes = method(server_main, lambda event: driver.report(event), setup_main)
     processes.start()
@@ -2912,7 +3144,11 @@ def _open_ways_in(options: NodeOptions, driver: NodeDriver) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the node program with these arguments (None: the command line's); returns its exit status."""
+    """Run the node program with these arguments (None: the command line's); returns its exit status.
+
+    Sets up logging, so it is for programs and not for libraries; `run_node` does without. SystemExit after --help, and
+    for a wrong option. See `run_node` for the exit status.
+    """
     options = parse_options(argv)
     # What happens at an embedded node its client hears, and says itself.
     level = logging.DEBUG if options.debug else logging.ERROR if options.embedded else logging.WARNING

@@ -2294,6 +2294,7 @@ class _ReceiveForEver(Request):
     receives = True
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        """The oldest message, or wait; `Task.send` knows this object and hands the next one in without calling it."""
         if task.mailbox:
             task.carried = task.mailbox.popleft()
             return True
@@ -2317,6 +2318,8 @@ class _Timed(Request):
         self.alarm_value = alarm_value
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        """Park the task, with a timer if there is a limit; subclasses look first whether there is anything to wait for.
+        True when no time is left: `carried` is the alarm value then."""
         timeout = self.timeout
         if timeout is not None:
             if not timeout > 0:         # written so that "not a number" does not get into the timer queue
@@ -2327,6 +2330,7 @@ class _Timed(Request):
         return False
 
     def expired(self, task: "Task") -> Any:
+        """See `Request.expired`."""
         return self.alarm_value
 
 
@@ -2344,6 +2348,7 @@ class _Receive(_Timed):
     receives = True
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        """A message that is there already counts also when no time is left."""
         if task.mailbox:
             task.carried = task.mailbox.popleft()
             return True
@@ -2425,6 +2430,7 @@ class _Sequence(Request):
         self.generator = generator
 
     def begin(self, kernel: "Kernel", task: "Task") -> bool:
+        """Never parks: the generator's own requests do."""
         return _call(self.generator, kernel, task)
 
 
@@ -2474,8 +2480,15 @@ REQUESTS.update(dict.fromkeys((bool, bytes, bytearray, dict, float, frozenset, i
 class MonitorStatus(Exception):
     """How a task ended: `info` (the task, or a text where there is none), `type` (StopIteration, or the exception's
     class), `value` (the exit value, or the traceback's text). Monitors get it as a message; a failed task has it as
-    exit value. Also an exception with ``args == (info, (type, value))``, as older programs expect (MonitorException).
-    In the task's own process `error` is the exception itself.
+    exit value:
+
+        result = yield worker.finish()
+        if isinstance(result, pycoslite.MonitorStatus):
+            print("failed:", result.type.__name__, result.value)
+
+    A task that was terminated ends with StopIteration and None, as one that returns nothing. It is an exception, with
+    ``args == (info, (type, value))``, as older programs expect it to be (MonitorException). In the task's own process
+    `error` is the exception itself.
     """
 
     error: Optional[BaseException] = None
@@ -2541,11 +2554,17 @@ NAME_WATCHERS: List[Callable] = []              # called with (kind, name, thing
 
 class HotSwapException(Exception):
     """Raised in a task that is about to get new code; ``args[0]`` is the new generator. Let it pass, or raise it again,
-    to be replaced; catch it to refuse and go on."""
+    to be replaced; catch it to refuse and go on.
+
+    Local variables are lost with the old code: what the new one should have of them, the old one sends to itself as a
+    message (``task.send(state)``) before it raises again. Another exception than this one ends the task as usual, and
+    the new code is dropped.
+    """
 
 
 class _Swap:
-    """What a task knows of hot swapping: whether it may happen now, and the new code that waits for it."""
+    """What a task knows of hot swapping: whether it may happen now, and the new code that waits for it. Tasks that have
+    nothing to do with it have none."""
 
     __slots__ = ("allowed", "generator", "target")
 
@@ -2562,7 +2581,15 @@ class _Swap:
 
 
 class _Steps:
-    """The part of a task that the kernel and the requests handle; kernel thread only. `Task` is what users see."""
+    """The part of a task that the kernel and the requests handle; kernel thread only. `Task` is what users see.
+
+    What a step runs is in `step`, so that the kernel's loop has one call and no tests: the send of the innermost
+    generator as a rule, else `throwing`, `handing` or `swapping`, which set it back, or `closing`, the last one.
+
+    It is one object with slots, made once for each task: a program may have a million. What most tasks do without
+    (mailbox, watchers, callers, swap) is None until it is needed, so that an idle task is little more than its
+    generator.
+    """
 
     # `generator` now running (None: ended) and its `callers`, `step` (what runs it on: its send, or one of the methods
     # below), `carried` (what the next step hands in: the last yield's result), `wait` (the request it is parked in,
@@ -3113,7 +3140,7 @@ class Value(Request):
 
 # PASSES and STEPS: a look at timers and descriptors costs as much as several steps, so few ready tasks get many passes
 # for one look, and very many of them a part of one. How late a timer may be is limited by that: by the time that STEPS
-# steps take, about a millisecond if they are short.
+# steps take, 0.3 ms if they do nothing.
 PASSES = 16                             # over the ready queue between two looks at timers and descriptors, ...
 STEPS = 1600                            # ... and fewer, or a part of one, where that would be more steps than this
 LONGEST_SLEEP_S = 86_400.0              # pollers count milliseconds in 31 bits
@@ -4667,10 +4694,12 @@ class _Operation(Request):
             self.stream.watch.writer = None
 
     def expired(self, task: Task) -> Any:
+        """Out of time: what `late` gives or raises."""
         self._leave()
         return self.late()
 
     def abandon(self, task: Task) -> None:
+        """Interrupted; subclasses give back to the stream what they have taken."""
         self._leave()
 
     def closed(self) -> None:
@@ -4812,6 +4841,7 @@ class _Call(_Operation):
         self.at_close = at_close
 
     def attempt(self) -> Any:
+        """The call itself; it keeps nothing between two attempts."""
         return self.function(*self.args)
 
 
@@ -4836,6 +4866,7 @@ class _Recv(_Operation):
     # What a generic operation does, written out for the one call that programs make most.
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """The short way is for a stream that is drained, and in this kernel's poller already, without a timeout."""
         stream = self.stream
         watch = stream.watch
         if not stream.drained or watch.reader is not None or not self.size:
@@ -4848,6 +4879,8 @@ class _Recv(_Operation):
         return False
 
     def retry(self) -> None:
+        """`_Operation.retry`, `attempt`, `_leave` and `Task.unpark` in one piece. It need not look at `kept`: while
+        something is kept no read waits, as it is given out at once."""
         stream = self.stream
         try:
             data = stream.sock.recv(self.size)
@@ -4864,6 +4897,7 @@ class _Recv(_Operation):
             task.kernel.ready.append(task)
 
     def attempt(self) -> bytes:
+        """One recv, of what is kept first; it notes whether that took all there was."""
         stream = self.stream
         data = stream.sock.recv(self.size) if stream.kept is None else stream.again(self.size)
         stream.drained = stream.plain and len(data) < self.size
@@ -4891,12 +4925,14 @@ class _RecvAll(_Operation):
         self.chunks: List[bytes] = []
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """Wait first where nothing is to be expected; zero bytes need no waiting."""
         stream = self.stream
         if stream.drained and stream.watch.reader is None and self.left:
             return self._park(kernel, task, READ)
         return _Operation.begin(self, kernel, task)
 
     def attempt(self) -> bytes:
+        """Take what is there, until it is all or would block. One piece that is all is given without a copy."""
         recv = self.stream.sock.recv if self.stream.kept is None else self.stream.again
         self.stream.drained = False
         while self.left:
@@ -4910,11 +4946,13 @@ class _RecvAll(_Operation):
         return b"".join(self.chunks)
 
     def late(self) -> bytes:
+        """What has come, or socket.timeout."""
         if self.chunks:
             return b"".join(self.chunks)
         return super().late()
 
     def abandon(self, task: Task) -> None:
+        """The next read gets what has come."""
         self.stream.keep(self.chunks)
         super().abandon(task)
 
@@ -4934,6 +4972,7 @@ class _RecvMsg(_RecvAll):
         self.in_body = False
 
     def attempt(self) -> bytes:
+        """The length, then the body. What is too long is refused before memory is taken for it."""
         if not self.in_body:
             header = super().attempt()
             if not header:
@@ -4945,10 +4984,12 @@ class _RecvMsg(_RecvAll):
         return super().attempt()
 
     def late(self) -> bytes:
+        """Always socket.timeout: a part of a message is no result."""
         self._give_back()
         return _Operation.late(self)
 
     def abandon(self, task: Task) -> None:
+        """As `late`: the next call has the whole message."""
         self._give_back()
         _Operation.abandon(self, task)
 
@@ -4977,6 +5018,7 @@ class _SendAll(_Operation):
         self.sent = 0
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """The short way: one send that takes all, on a plain stream nobody else writes to."""
         stream, rest = self.stream, self.rest
         if not stream.plain or stream.watch.writer is not None:
             return _Operation.begin(self, kernel, task)
@@ -4993,6 +5035,7 @@ class _SendAll(_Operation):
         return _Operation.begin(self, kernel, task)
 
     def attempt(self) -> None:
+        """Send until all has gone or it would block."""
         stream, rest = self.stream, self.rest
         stream.drained = stream.plain           # who asks has to wait for the answer
         send = stream.sock.send
@@ -5004,6 +5047,7 @@ class _SendAll(_Operation):
             rest = self.rest = memoryview(rest)[count:]
 
     def late(self) -> int:
+        """How many bytes went, or socket.timeout."""
         return self.sent or super().late()
 
 
@@ -5020,6 +5064,7 @@ class _SendParts(_SendAll):
         self.sent = 0
 
     def attempt(self) -> None:
+        """Send until all has gone or it would block."""
         while self.rest:
             count = self.stream.sock.sendmsg(self.rest)
             self.sent += count
@@ -5054,6 +5099,7 @@ class _SendFile(_Operation):
         self.sent = 0
 
     def attempt(self) -> int:
+        """Have the system send until all has gone, it would block, or the file ends."""
         while self.left:
             count = os.sendfile(self.stream.watch.fd, self.source, self.offset + self.sent,
                                 min(self.left, 1 << 30))
@@ -5064,6 +5110,7 @@ class _SendFile(_Operation):
         return self.sent
 
     def late(self) -> int:
+        """How many bytes went, or socket.timeout."""
         return self.sent or super().late()
 
 
@@ -5086,6 +5133,7 @@ class _SockConnect(_Operation):
         self.started = False
 
     def attempt(self) -> int:
+        """Begin to connect, or ask how it ended. Raises OSError with the address in its text."""
         sock = self.stream.sock
         if self.started:
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -5111,6 +5159,7 @@ class _Accept(_Operation):
         self.timeout = stream.timeout
 
     def attempt(self) -> tuple:
+        """(AsyncSocket, address) of the next connection that still stands."""
         while True:
             try:
                 conn, address = self.stream.sock.accept()
@@ -5129,10 +5178,12 @@ class _AcceptTLS(_Accept):
     __slots__ = ()
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """As usual; `attempt` needs the task's kernel, for the tasks of the handshakes."""
         self.task = task
         return super().begin(kernel, task)
 
     def attempt(self) -> tuple:
+        """A connection that is ready, else begin the handshakes of all that wait, and wait."""
         greeter = self.stream.greeter
         while not greeter.done:
             conn, address = super().attempt()
@@ -5609,6 +5660,12 @@ class AsyncSocket(_Stream):
     def accept(self) -> Any:
         """The next connection of a listening socket: (AsyncSocket, address). Use with yield.
 
+            sock.bind(("", 8007))
+            sock.listen(128)
+            while True:
+                conn, _ = yield sock.accept()
+                pycoslite.Task(serve, conn)     # one task for each connection
+
         The new socket has the default timeout, not the listener's. With TLS its handshake is done: handshakes go on
         side by side while accept is waited for, at most `Settings.pending_handshakes` of them and none for longer than
         `Settings.handshake_s`; who fails in it is dropped with a line in the log. Raises OSError (EMFILE when the
@@ -5644,8 +5701,9 @@ class AsyncSocket(_Stream):
 
     @staticmethod
     def set_ssl_version(version: Any) -> None:
-        """The oldest TLS that new sockets accept: an ssl.TLSVersion (or ssl.PROTOCOL_TLS...), None for 1.2. Raises
-        ValueError for one that is too old."""
+        """The oldest TLS that new sockets accept, unless they are made with `ssl_version` or a `context`: an
+        ssl.TLSVersion (or ssl.PROTOCOL_TLS...), None for 1.2. Sockets that exist keep theirs, and links between peers
+        have nothing to do with it. Raises ValueError for one that is too old. Any thread."""
         _tls_version(version)
         AsyncSocket._default_version = version
 
@@ -5901,6 +5959,7 @@ class _FileOperation(_Operation):
         self.timeout = timeout
 
     def closed(self) -> None:
+        """Another task closed the file: what has come is the result, as at the end of file."""
         self._leave()
         self.task.unpark(self.stream.take(self.size))
 
@@ -5918,6 +5977,7 @@ class _Read(_FileOperation):
         self.full = full or size <= 0
 
     def attempt(self) -> bytes:
+        """Read into the buffer until it holds enough, then take it out; what would block leaves it there."""
         file, buffer, size = self.stream, self.stream.buffer, self.size
         if not buffer and not self.full:
             return file.receive(size)
@@ -5929,6 +5989,7 @@ class _Read(_FileOperation):
         return file.take(size)
 
     def late(self) -> bytes:
+        """What has come, or socket.timeout."""
         return self.stream.take(self.size) or super().late()
 
 
@@ -5943,6 +6004,8 @@ class _ReadLine(_FileOperation):
         self.scanned = 0
 
     def attempt(self) -> bytes:
+        """Look for the newline in what is new, read on if it is not there. (From the beginning each time, a long line
+        that comes in small pieces would cost the square of its length.)"""
         file, buffer, size = self.stream, self.stream.buffer, self.size
         while True:
             end = buffer.find(b"\n", self.scanned) + 1
@@ -5969,6 +6032,7 @@ class _Write(_Operation):
         self.sent = 0
 
     def attempt(self) -> int:
+        """Write once, or with `full` until all has gone or it would block; how many bytes went in all."""
         while self.rest:
             count = self.stream.transmit(self.rest)
             self.sent += count
@@ -5978,6 +6042,7 @@ class _Write(_Operation):
         return self.sent
 
     def late(self) -> int:
+        """How many bytes went, or socket.timeout."""
         return self.sent or super().late()
 
 
@@ -6136,6 +6201,7 @@ class _Current(Request):
     __slots__ = ()
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """See `Request.begin`: never parks."""
         task.carried = task
         return True
 
@@ -6155,11 +6221,13 @@ class _Exit(_Operation):
         self.timeout = timeout
 
     def attempt(self) -> int:
+        """The exit status, if there is one yet."""
         if self.process.poll() is None:
             raise BlockingIOError(errno.EAGAIN, "it runs")
         return self.process.returncode
 
     def late(self) -> None:
+        """None: that it runs on is no error."""
         return None
 
 
@@ -8820,6 +8888,7 @@ class _Connect(Request):
         self.network, self.locations, self.timeout = network, locations, timeout
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """A peer that is online, or dial. The task is parked before the dial begins, which may end at once."""
         for location in self.locations:
             peer = self.network.peer_at(location)
             if peer is not None:
@@ -8841,11 +8910,13 @@ class _Connect(Request):
                 self.task.unpark_with(error or PeerLost("no connection"))
 
     def expired(self, task: Task) -> Any:
+        """Time is up: OperationTimeout, with the last attempt's error if there was one."""
         self.dial.stop()
         raise OperationTimeout("no connection to %s within %g seconds%s" % (
             ", ".join(map(repr, self.locations)), self.timeout, ": %s" % self.dial.error if self.dial.error else ""))
 
     def abandon(self, task: Task) -> None:
+        """Nobody waits for it: no more addresses are tried."""
         self.dial.stop()
 
 
@@ -10414,6 +10485,7 @@ class _Tally(_Timed):
         self.answers, self.n = answers, n
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """Wait, unless all have answered or no time is left."""
         self.task = task
         self.answers.waiter = self._changed     # before looking: answers may come in another thread
         if self._enough() or super().begin(kernel, task):
@@ -10432,9 +10504,11 @@ class _Tally(_Timed):
             self.task.unpark(self.answers.close())
 
     def expired(self, task: Task) -> Any:
+        """Time is up: how many are known to have it; others may get it yet."""
         return self.answers.close()
 
     def abandon(self, task: Task) -> None:
+        """What has been sent stays sent; the answers are dropped."""
         self.answers.close()
 
 
@@ -10790,12 +10864,15 @@ class _AtHome(Request):
         self.network, self.function, self.args = network, function, args
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """Park the system task and have the function called there."""
         self.task = task
         task.wait = self
         self.network.host.call(self._run)
         return False
 
     def _run(self) -> None:
+        """In the user kernel's thread; an exception would be logged there, and the task wait for ever: the function
+        must not raise."""
         self.task.kernel.call(self._done, self.function(*self.args))
 
     def _done(self, result: Any) -> None:
@@ -11549,7 +11626,8 @@ _MOST_INCOMING = 64                     # large files received at the same time;
 _LANES = 8                              # files sent to one peer at the same time; the others wait here
 _BUSY_S = 0.05, 1.0                     # pauses before a busy receiver is asked again: the first, the longest
 _CALLS = 8                              # threads for short calls
-_TRIES = 3                              # connections in a row that carried nothing, before the link takes over
+_TRIES = 3                              # connections in a row that carried nothing, before the link takes over; also
+                                        # how often a directory is made that others delete at the same time
 _PAUSE_S = 0.05                         # before a connection is made again
 _WAKE_S = 1.0                           # a thread looks so often whether it is still wanted
 _DIR_FDS = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename} <= os.supports_dir_fd
@@ -12029,13 +12107,16 @@ class _Outgoing(_Carried):
         self.arrivals.put(sock)
 
     def fail(self, reason: str) -> None:
-        """It cannot go on."""
+        """It cannot go on, as `reason` says; the thread raises that as a PycosError from whatever it waits for.
+        Harmless when it has ended. Any thread."""
         self.interrupt(reason)
         self.arrivals.put(None)
 
 
 # -- the receiving end -------------------------------------------------------------------------------------------------
 
+# Numbers fit what carries them: ids and sizes eight bytes and a file's signed offset, times what os.utime takes. Types
+# are compared exactly, as True is an int otherwise. What names mean is looked at in a thread, since that asks the disk.
 _OFFER = {                              # item of file.offer -> (its type, what else must hold)
     "id": (int, lambda value: 0 < value < 1 << 63),
     "name": (str, lambda value: True),
@@ -12238,11 +12319,13 @@ class _Incoming(_Carried):
             self._synced = self.written
 
     def rest(self, _nothing: None) -> None:
-        """The rest comes as chunks; everything before is written."""
+        """Request file.rest, in its place among what came: chunks follow from `written` on, which the sender is told.
+        Bytes of a connection that were cut off with it are sent again."""
         self.taken = self._told = self.written
 
     def complete(self, digest: str) -> None:
-        """Nothing more comes: give the file its name if it is right. Raises PycosError, OSError."""
+        """Request file.end, in its place: nothing more comes, so give the file its name if it is right; `digest` is the
+        sender's SHA-256, in hexadecimal. Raises PycosError, OSError; `run` then leaves nothing behind."""
         self._complete(digest)
 
     def _complete(self, digest: str) -> None:
@@ -12298,7 +12381,9 @@ class _Incoming(_Carried):
         self.items.put(sock)
 
     def ask(self, handler: Callable, argument: Any = None) -> Generator:
-        """Have `handler(self, argument)` called once all that came before is done. Raises PycosError."""
+        """Have `handler(self, argument)` called in the thread once all that came before is done, and wait for it; the
+        connection, if one is open, is over. Use with ``yield`` in the system task of a request. Raises PycosError with
+        what went wrong, also when the file was given up before its turn came."""
         self.interrupt()
         self.items.put((handler, self.peer.engine.current, argument))
         error = yield Suspend(None)
@@ -12306,7 +12391,8 @@ class _Incoming(_Carried):
             raise PycosError(error)
 
     def fail(self, reason: str) -> None:
-        """It cannot go on."""
+        """It cannot go on, as `reason` says: wake the thread up, whatever it waits for. What it has written is removed,
+        and the sender told, by that thread's end. Any thread."""
         self.interrupt(reason)
         self.items.put(None)
 
@@ -12476,7 +12562,8 @@ class _Files(_Sending):
         network.on_peer(self._on_peer)
 
     def begin(self, prefix: Optional[str], limit: Optional[int]) -> None:
-        """The options `dest_path` and `max_file_size` of a network that begins."""
+        """The options `dest_path` and `max_file_size` of a network that begins. A directory that was named is made now,
+        so that a mistake shows at the start; the default one when it is first needed. Raises OSError."""
         self.max_file_size = limit
         if prefix:
             self.prefix = self.dest_path = os.path.abspath(prefix)
@@ -12681,7 +12768,16 @@ def _reason(error: Exception) -> str:
 
 
 class FileCalls:
-    """The methods of `Pycos` that are about files."""
+    """The methods of `Pycos` that are about files.
+
+        def sender(location, task=None):
+            result = yield pycoslite.Pycos().send_file(location, "report.pdf", dir="incoming")
+            if result < 0:
+                ...                             # the log says why
+
+    The receiving program does nothing for it: files come to its `dest_path`, as long as its network runs. Who belongs
+    to the cluster may send and delete files there; `max_file_size` and the place are all that limits it.
+    """
 
     network: Network
 
@@ -12730,7 +12826,8 @@ class FileCalls:
     @property
     def max_file_size(self) -> Optional[int]:
         """Most bytes that a received file may have; None or 0: no limit. Larger ones are refused before anything of
-        them is sent, and the sender is told."""
+        them is sent, and the sender is told. How much many files may take together is limited by the disk alone. What
+        is assigned counts for files that are offered from then on. Any thread."""
         return self.network.files.max_file_size
 
     @max_file_size.setter
@@ -13048,7 +13145,13 @@ def _hosts_of_family(hosts: Any, family: int) -> List[str]:
 class Pycos(PeerCalls, FileCalls, metaclass=_Once):
     """The scheduler of this process: kernel and network. Made once; options count until the network has started.
 
-    Without options it is local; the network starts with the first option, or when it is first needed. Options:
+    Without options it is local; the network starts with the first option, or when it is first needed.
+
+        scheduler = pycoslite.Pycos(name="collector", secret_file="cluster.secret")
+        ...                             # tasks; further calls of Pycos() give the same object
+        scheduler.finish()              # or leave it to the end of the program
+
+    Options:
 
         host            (or node, ip_addr) address of this machine to listen at, or a list of them; all interfaces
         tcp_port        None: 9705 if it is free, else any; 0: any; or a number, which must be free
