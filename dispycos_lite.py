@@ -6452,12 +6452,12 @@ def _scheduler_options() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_commands(scheduler: SharedScheduler, ended: threading.Event) -> None:
+def _read_commands(scheduler: SharedScheduler, ending: pycoslite.Ending) -> None:
     """The console, in a thread; at the end of the input the program just goes on."""
     for line in sys.stdin:
         command = line.strip().lower()
         if command in ("quit", "exit"):
-            ended.set()
+            ending.set()
         elif command in ("status", ""):
             for item in scheduler.status().items():
                 print("%s: %s" % item, flush=True)
@@ -6485,15 +6485,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 1
     scheduler = SharedScheduler(pycos.network, pycos.discovery, nodes, options.ping_interval)
     pycos.network.post(scheduler.begin)
-    ended = threading.Event()
+    ending = pycoslite.Ending()
+    ending.attend()
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGABRT"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: ended.set())
+            signal.signal(getattr(signal, name), lambda number, frame: ending.set())
     print("scheduler %s listens at %s" % (pycos.name, ", ".join(map(repr, pycos.locations))), flush=True)
     if not options.daemon and sys.stdin is not None:
-        threading.Thread(target=_read_commands, args=(scheduler, ended), name="console", daemon=True).start()
-    while not ended.wait(3600):                     # a wait with an end can be interrupted on every system
-        pass
+        threading.Thread(target=_read_commands, args=(scheduler, ending), name="console", daemon=True).start()
+    ending.wait()
     pycos.terminate()
     return 0
 

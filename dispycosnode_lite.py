@@ -2625,40 +2625,6 @@ def _memory_of_linux() -> Dict[str, Optional[float]]:
             "swap": 100 * sizes.get("SwapFree", 0) / swap if swap else None}
 
 
-class Ending:
-    """Tells the main thread that the program is to end, and why.
-
-    The main thread waits at a socket that the interpreter writes to when a signal comes. A lock or a queue would not
-    do: a signal that comes while the thread lets go of the interpreter, just before it waits, interrupts neither, and
-    its handler then runs when the wait is over, which may be never (seen in one start of four with `spawn`).
-    """
-
-    def __init__(self) -> None:
-        self._reasons: "queue.SimpleQueue[str]" = queue.SimpleQueue()
-        self._waiting, self._waking = socket.socketpair()
-        self._waking.setblocking(False)
-
-    def attend(self) -> None:
-        """Have signals wake the waiting up, from now on. Main thread."""
-        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
-
-    def set(self, reason: str = "it has ended") -> None:
-        """End, for this reason (a phrase that can follow the node's name). Any thread, any signal handler."""
-        self._reasons.put(reason)
-        try:
-            self._waking.send(b"\0")
-        except OSError:                     # full of bytes that have not been read: it will wake up; or it has
-            pass
-
-    def wait(self) -> str:
-        """Wait for the first reason. Main thread, once."""
-        with self._waiting, self._waking:
-            while self._reasons.empty():
-                self._waiting.recv(4096)
-            signal.set_wakeup_fd(-1)
-        return self._reasons.get()
-
-
 class _Carrier:
     """Carries out what `NodeState` decides: the lower half of `NodeDriver`.
 
@@ -2669,7 +2635,7 @@ class _Carrier:
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         self.options, self.network, self.processes, self.directory = options, network, processes, directory
         self.state = NodeState(options.cpus, options.serve)
-        self.ending = Ending()
+        self.ending = pycoslite.Ending()
         self._timer: Any = None
         self._carry: Dict[type, Callable[[Any], None]] = {
             ForkGeneration: self._fork, StartServer: self._start_server, KillGeneration: self._kill_generation,
@@ -3115,7 +3081,7 @@ def run_node(options: NodeOptions) -> int:
     return 0
 
 
-def _end_at_signals(ending: Ending, daemon: bool) -> None:
+def _end_at_signals(ending: pycoslite.Ending, daemon: bool) -> None:
     """Let Ctrl-C and signals that mean the same end the program in an orderly way."""
     ending.attend()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -2061,6 +2061,40 @@ class Waker:
         self._far.close()
 
 
+class Ending:
+    """Tells the main thread that the program is to end, and why.
+
+    The main thread waits at a socket that the interpreter writes to when a signal comes. A lock or a queue would not
+    do: a signal that comes while the thread lets go of the interpreter, just before it waits, interrupts neither, and
+    its handler then runs when the wait is over, which may be never (seen in one start of four with `spawn`).
+    """
+
+    def __init__(self) -> None:
+        self._reasons: "queue.SimpleQueue[str]" = queue.SimpleQueue()
+        self._waiting, self._waking = socket.socketpair()
+        self._waking.setblocking(False)
+
+    def attend(self) -> None:
+        """Have signals wake the waiting up, from now on. Main thread."""
+        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
+
+    def set(self, reason: str = "it has ended") -> None:
+        """End, for this reason (a phrase that can follow the node's name). Any thread, any signal handler."""
+        self._reasons.put(reason)
+        try:
+            self._waking.send(b"\0")
+        except OSError:                     # full of bytes that have not been read: it will wake up; or it has
+            pass
+
+    def wait(self) -> str:
+        """Wait for the first reason. Main thread, once."""
+        with self._waiting, self._waking:
+            while self._reasons.empty():
+                self._waiting.recv(4096)
+            signal.set_wakeup_fd(-1)
+        return self._reasons.get()
+
+
 # ======================================================================================================================
 # 10. Requests and tasks                                                             what a task may yield, and the task
 # ======================================================================================================================

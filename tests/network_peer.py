@@ -6,7 +6,9 @@ each is a tuple whose first item names one of the functions below. It ends with 
 import ast
 import logging
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -106,7 +108,7 @@ def on_last_words(target, count, task):
     """Send some messages and end the program right after."""
     for number in range(count):
         target.send(number)
-    finished.set()
+    finish()
 
 
 def on_memory(asker, task):
@@ -118,7 +120,7 @@ def on_memory(asker, task):
 
 def on_end(task):
     """End the program."""
-    finished.set()
+    finish()
 
 
 def on_size(asker, data, task):
@@ -148,20 +150,29 @@ def main(words, begin=lambda: None, listen=None):
     node = pycoslite.Pycos(**options)
     begin()
     Task(agent)
-    signal.signal(signal.SIGTERM, lambda *_: finished.set())        # an orderly end
+    signal.signal(signal.SIGTERM, lambda *_: finish())              # an orderly end
+    signal.set_wakeup_fd(_wake.fileno())                        # at a lock the main thread might miss it
     sys.stdout.write("READY %r\n" % node.location)              # in one write, as the log is being written, too
     sys.stdout.flush()
-    threading.Thread(target=listen or _end_with_the_test, daemon=True).start()
-    finished.wait()
+    if listen:                                  # it reads the input, and sees its end
+        threading.Thread(target=listen, daemon=True).start()
+    watched = [_woken] if listen else [_woken, 0]
+    while not finished.is_set():
+        ready, _, _ = select.select(watched, [], [])
+        if 0 in ready and not os.read(0, 1):    # the test has ended, killed perhaps
+            finished.set()
+        elif _woken in ready:
+            _woken.recv(64)
 
 
-def _end_with_the_test():
-    """However the test ends, be it killed: its end of the pipe that is our standard input closes."""
-    while os.read(0, 1):
-        pass
+def finish():
+    """End the program."""
     finished.set()
+    _wake.send(b"\0")
 
 
 finished = threading.Event()
+_woken, _wake = socket.socketpair()
+_wake.setblocking(False)
 if __name__ == "__main__":
     main(sys.argv[1:])

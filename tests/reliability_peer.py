@@ -132,7 +132,7 @@ def listen():
         else:
             tasks.append(Task(globals()["do_" + name], *args))
             tasks[-1].set_daemon()
-    network_peer.finished.set()
+    network_peer.finish()
 
 
 def log_messages(path):

@@ -10,7 +10,7 @@ import sys
 import unittest
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import dispycos_lite
 import pycoslite

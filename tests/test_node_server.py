@@ -8,7 +8,6 @@ import threading
 import unittest
 from typing import Any
 
-import dispycos_lite
 import dispycosnode_lite as node
 import pycoslite
 from tests import cluster_jobs as jobs

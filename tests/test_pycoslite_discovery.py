@@ -16,7 +16,7 @@ import pycoslite
 from pycoslite import HOST_PING, PASSED_PING, PING, PING_TIMES_S, PONG, REFUSAL, Discovery, Interface, Pycos, Target
 from tests import figures
 from tests.figures import Figure
-from tests.support import FakeClock, TestCase, free_port, running, two_hosts
+from tests.support import FakeClock, TestCase, free_port, two_hosts
 from tests.test_pycoslite_network import AGENT, NetworkTestCase
 
 KEY, OTHER_KEY, PROCESS, NONCE = b"k" * 32, b"o" * 32, b"p" * 16, b"n" * 16
@@ -504,8 +504,8 @@ class TwoHostsTest(TestCase):
         return value
 
     def start(self, host, *options):
-        """An agent there, on all its interfaces."""
-        command = [sys.executable, Path(AGENT), "host=None", "discover_peers=True", "secret=", *options]
+        """An agent there, on all its interfaces, by IPv4 (or it might be met by IPv6 first)."""
+        command = [sys.executable, Path(AGENT), "host=0.0.0.0", "discover_peers=True", "secret=", *options]
         return self.enter(host.running(command, ready="READY", env={"PYCOSLITE_SECRET_FILE": str(self.secret)}))
 
     def test_found_by_broadcast_with_the_same_secret_file(self):

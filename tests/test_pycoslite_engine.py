@@ -9,7 +9,7 @@ import unittest
 from typing import List
 
 import pycoslite
-from pycoslite import Location, Pycos, Task
+from pycoslite import Pycos, Task
 from tests.support import running
 from tests.test_pycoslite_network import COME_S, HOST, SECRET, NetworkTestCase
 

@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 

@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import random
 import select
 import socket
 import struct
 import threading
-import time
 from typing import Any, Iterator, List
 
 import pycoslite
@@ -131,7 +129,7 @@ class StrangersTest(SecurityTestCase):
                 back.join()
         thread = threading.Thread(target=relay)
         thread.start()
-        with self.agent("peers=['%s:%d']" % listener.getsockname()) as process:
+        with self.agent("peers=['%s:%d']" % listener.getsockname()):
             self.wait_until(lambda: [peer for peer in node.network.peers.values() if peer.online])
         thread.join()
         stream = b"".join(recorded)
