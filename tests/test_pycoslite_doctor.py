@@ -28,6 +28,7 @@ STEP = {"step", "status", "seen", "advice", "details"}
 ROW = {"name", "location", "role", "python", "release", "cluster", "round_trip_s", "clock_s", "problem"}
 REPORT = {"pycoslite", "python", "host", "at", "target", "cluster", "status", "steps", "processes", "log"}
 STATUS = {"ok": 0, "warning": 1, "failed": 2}
+ALONE = all(map(pycoslite.is_loopback, pycoslite.own_addresses(["0.0.0.0", "::"])))     # this machine has no network
 SKEWED = """
 import runpy, sys, time
 real = time.time
@@ -90,6 +91,18 @@ class DoctorTestCase(TestCase):
             self.assertEqual(bool(step["advice"]), step["status"] in ("warning", "failed")
                              or step["step"] == "firewall" and bool(step["advice"]), step)
         report["steps"] = {step["step"]: step for step in report["steps"]}
+        return report if how.get("host") else self.as_if_connected(report)
+
+    def as_if_connected(self, report: dict) -> dict:
+        """The report, without the one warning that is right on a machine that has no network, where these tests run,
+        too."""
+        step = report["steps"].get("addresses")
+        if ALONE and step and step["status"] != "skipped":
+            self.assertEqual(step["status"], "warning")
+            self.assertIn("no other machine can reach this one", step["seen"])
+            step["status"] = "ok"
+            found = {step["status"] for step in report["steps"].values()}
+            report["status"] = next(status for status in ("failed", "warning", "ok") if status in found)
         return report
 
     def process(self, *options: str, program: str = "", python: str = sys.executable, **env: str) -> Any:
@@ -185,12 +198,12 @@ class HereTest(DoctorTestCase):
     def test_as_text(self):
         with self.agent("name=one"):
             done = self.run_doctor()
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual((done.returncode, done.stderr), (int(ALONE), ""))
         lines = done.stdout.splitlines()
         self.assertLess(max(map(len, lines)), 100)
         self.assertRegex(done.stdout, r"(?m)^ok      secret      in .*\(mode 0600\),\s+fingerprint [0-9a-f]{4}$")
         self.assertRegex(done.stdout, r'(?m)^  one +127.0.0.1:\d+ +peer +3\.\d+\.\d+ +\S+ ms +pycoslite$')
-        self.assertEqual(lines[-1], "Nothing is wrong.")
+        self.assertEqual(lines[-1], "WARNING: addresses" if ALONE else "Nothing is wrong.")
 
     def test_clock_of_another_machine(self):
         with self.agent("name=early", program=SKEWED):
@@ -415,7 +428,7 @@ class ThereTest(DoctorTestCase):
         lines = done.stdout.splitlines()
         self.assertLess(max(map(len, lines)), 100)
         self.assertRegex(done.stdout, r"(?m)^FAILED  connection  127.0.0.1:\d+ refuses connections")
-        self.assertEqual(lines[-3:-1], ["FAILED: connection", "WARNING: discovery"])
+        self.assertEqual(lines[-3:-1], ["FAILED: connection", "WARNING: %sdiscovery" % ("addresses, " * ALONE)])
         self.assertTrue(lines[-1].startswith("not looked at: greeting, version, "))
 
     def test_interrupted(self):
