@@ -2303,8 +2303,9 @@ OPS = {
     "node.granted": Op("node", {"servers": list, "directory": str, "name": str, "cpus": int, "platform": str}, None),
     # The place of a client that waits (1 is next) has changed, or who has the node.
     "node.waiting": Op("node", {"position": int, "holder": str}, None),
-    # The client does not get the node, or has it no longer. final: it need not ask again.
-    "node.refused": Op("node", {"reason": str, "final?": bool}, None),
+    # The client does not get the node, or has it no longer. final: it need not ask again. A node that ends waits for
+    # the answer; otherwise this is sent like the one-way ones.
+    "node.refused": Op("node", {"reason": str, "final?": bool}, {}),
     # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that;
     # the node of this version does not, and leaves it out).
     "node.server": Op("node", {"n": int, "state": str, "pid?": int, "port?": int, "process?": str, "reason?": str,

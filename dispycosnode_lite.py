@@ -2591,6 +2591,7 @@ class NodeDirectory:
 # nursery - each sets `ending`, whose first reason wakes the main thread; `run_node` then takes everything down.
 
 PORTS_TRIED = 64                        # consecutive ones, when none are listed, before any free port will do
+_GOODBYE_S = 1.0                        # a client has this long to hear that the node ends, before its servers do
 _LOOK_S = 0.01                          # how often a node that is being set up is looked at
 
 
@@ -2881,11 +2882,20 @@ class NodeDriver(_Carrier):
             self._tell(holder.client, "node.refused", {"reason": "its owner took it back", "final": True})
             self.release(holder.client)
 
-    def say_goodbye(self, reason: str) -> None:
-        """Tell all clients that the program ends now."""
-        holder = self.state.holder
-        for client in ([holder] if holder is not None else []) + self.state.queue:
+    def say_goodbye(self, reason: str, told: threading.Event) -> Iterator:
+        """Tell all clients that the program ends now. A system task; `told` is set once the one that has the node has
+        answered: it must hear the reason before it hears of the end of its servers, by their own connections."""
+        for client in self.state.queue:
             self._tell(client.client, "node.refused", {"reason": reason})
+        holder = self.state.holder
+        peer = holder and self.network.peers.get(bytes.fromhex(holder.client))
+        try:
+            if peer is not None:
+                yield peer.request("node.refused", {"reason": reason}, timeout=_GOODBYE_S)
+        except pycoslite.PycosError as error:       # it is gone, or does not answer
+            log.info("client %s was not told of the end: %s", holder.name, error)
+        finally:
+            told.set()
 
     def quit(self) -> None:
         """Take no new client; end once the present one is done."""
@@ -3070,10 +3080,12 @@ def run_node(options: NodeOptions) -> int:
         threading.Thread(target=_end_with_input, args=(lines, driver), name="client's line", daemon=True).start()
     else:
         _open_ways_in(options, driver)
+    reason, told = driver.ending.wait(), threading.Event()
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     try:
-        network.post(driver.say_goodbye, driver.ending.wait())
+        network.spawn(driver.say_goodbye, reason, told)
+        told.wait(_GOODBYE_S + 1.0)             # longer than the other wait, which ends with a line in the log
     finally:
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
         processes.close()
         pycoslite.stop_network()
         pycoslite.stop_default()

@@ -10176,31 +10176,34 @@ def _on_ended(peer: Peer, args: dict, payload: bytes) -> None:
     monitor.send(status)
 
 
-class _Remote(Request):
-    """A user task waits for the result of a generator function that runs as a system task, and ends it if it is itself
-    ended before.
+class _Elsewhere(Request):
+    """A task waits for what a function gives, or raises, that is called where it belongs. A subclass says where: its
+    `_start` has `_run` called there."""
 
-    This is how whatever needs several steps of the engine is made an API for user tasks: ``yield _Remote(network,
-    function, *args)``. What the function returns is the result, what it raises is raised at the yield. It runs in the
-    engine, so it must not call code of the user's.
-    """
-
-    __slots__ = ("network", "function", "args", "task", "system")
+    __slots__ = ("network", "function", "args", "task")
 
     def __init__(self, network: Network, function: Callable, *args: Any) -> None:
         self.network, self.function, self.args = network, function, args
 
     def begin(self, kernel: Kernel, task: Task) -> bool:
+        """Park the task, and only then start: the result may be there at once."""
         self.task = task
         task.wait = self
-        self.system = self.network.spawn(self._run)
+        self._start()
         return False
 
-    def _run(self) -> Generator:
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _run(self) -> Any:
+        """Where the function belongs."""
         try:
-            result, error = (yield self.function(*self.args)), None
+            result, error = self.function(*self.args), None
         except Exception as failure:
             result, error = None, failure
+        self._end(result, error)
+
+    def _end(self, result: Any, error: Optional[Exception]) -> None:
         self.task.kernel.call(self._done, result, error)
 
     def _done(self, result: Any, error: Optional[Exception]) -> None:
@@ -10209,6 +10212,28 @@ class _Remote(Request):
                 self.task.unpark(result)
             else:
                 self.task.unpark_with(error)
+
+
+class _Remote(_Elsewhere):
+    """A user task waits for the result of a generator function that runs as a system task, and ends it if it is itself
+    ended before.
+
+    This is how whatever needs several steps of the engine is made an API for user tasks: ``yield _Remote(network,
+    function, *args)``. What the function returns is the result, what it raises is raised at the yield. It runs in the
+    engine, so it must not call code of the user's.
+    """
+
+    __slots__ = ("system",)
+
+    def _start(self) -> None:
+        self.system = self.network.spawn(self._run)
+
+    def _run(self) -> Generator:
+        try:
+            result, error = (yield self.function(*self.args)), None
+        except Exception as failure:
+            result, error = None, failure
+        self._end(result, error)
 
     def abandon(self, task: Task) -> None:
         self.system.terminate()
@@ -10888,30 +10913,14 @@ class RemoteChannel(_ByName, Channel):
     register = unregister = set_transform = close = _refuse     # type: ignore[assignment]
 
 
-class _AtHome(Request):
+class _AtHome(_Elsewhere):
     """A system task waits for the result of a function that is called in the user kernel's thread, where channels and
     their subscribers belong. It comes when that kernel's loop does: not while a user task computes."""
 
-    __slots__ = ("network", "function", "args", "task")
+    __slots__ = ()
 
-    def __init__(self, network: Network, function: Callable, *args: Any) -> None:
-        self.network, self.function, self.args = network, function, args
-
-    def begin(self, kernel: Kernel, task: Task) -> bool:
-        """Park the system task and have the function called there."""
-        self.task = task
-        task.wait = self
+    def _start(self) -> None:
         self.network.host.call(self._run)
-        return False
-
-    def _run(self) -> None:
-        """In the user kernel's thread; an exception would be logged there, and the task wait for ever: the function
-        must not raise."""
-        self.task.kernel.call(self._done, self.function(*self.args))
-
-    def _done(self, result: Any) -> None:
-        if self.task.wait is self:
-            self.task.unpark(result)
 
 
 def _on_change(what: str, peer: Peer, args: dict, payload: bytes) -> Generator:
@@ -11550,33 +11559,13 @@ class PeerCalls:
         return HostInfo(family, address, interface.name, group or interface.broadcast, str(netmask))
 
 
-class _InThread(Request):
+class _InThread(_Elsewhere):
     """A system task waits for the result of a function that may block, which is called in a thread of its own."""
 
-    __slots__ = ("network", "function", "args", "task")
+    __slots__ = ()
 
-    def __init__(self, network: Network, function: Callable, *args: Any) -> None:
-        self.network, self.function, self.args = network, function, args
-
-    def begin(self, kernel: Kernel, task: Task) -> bool:
-        self.task = task
-        task.wait = self
+    def _start(self) -> None:
         threading.Thread(target=self._run, name="pycoslite call of %s" % self.function.__name__, daemon=True).start()
-        return False
-
-    def _run(self) -> None:
-        try:
-            result, error = self.function(*self.args), None
-        except Exception as failure:
-            result, error = None, failure
-        self.task.kernel.call(self._done, result, error)
-
-    def _done(self, result: Any, error: Optional[Exception]) -> None:
-        if self.task.wait is self:
-            if error is None:
-                self.task.unpark(result)
-            else:
-                self.task.unpark_with(error)
 
 
 _REVIVERS["peer status"] = PeerStatus
