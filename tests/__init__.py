@@ -14,6 +14,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Tuple
 
 # The user's home: other interpreters are looked for below it. In the environment it marks the processes of a test run.
 REAL_HOME = Path(os.environ.get("PYCOSLITE_TEST_REAL_HOME") or Path.home())
@@ -40,10 +41,14 @@ def _make_home() -> None:
 
 
 # Test modules that talk to nodes and peers of whole machines, which must not meet those of another test.
-ON_THE_NETWORK = ("node_program", "node_server", "dispycos_cluster", "dispycos_client", "pycoslite_discovery",
-                  "pycoslite_network", "pycoslite_networks", "node_announcement", "pycoslite_rps", "pycoslite_doctor",
-                  "pycoslite_mixed", "pycoslite_undelivered", "example_word_count",
-                  "readme", "examples_network", "upstream_examples")
+ON_THE_NETWORK = ("node_program", "node_server", "dispycos_cluster", "dispycos_client", "dispycos_patience",
+                  "pycoslite_discovery", "pycoslite_network", "pycoslite_networks", "node_announcement",
+                  "pycoslite_rps", "pycoslite_doctor", "pycoslite_mixed", "pycoslite_undelivered",
+                  "example_word_count", "readme", "examples_network", "upstream_examples",
+                  "httpd_browser", "httpd_cluster")
+# Test modules that wait for real heartbeats and real partitions, for more than a minute, and do little else.
+WAITING = ("pycoslite_partitions",)
+APART = ON_THE_NETWORK, WAITING         # each of these lists has a process of its own, all other modules have the first
 
 
 class _Told:
@@ -66,31 +71,22 @@ class _Told:
 
 
 class SideBySide(unittest.TestSuite):
-    """Two suites at once, the second in a forked process: most tests wait for processes most of the time."""
-
-    def __init__(self, here: unittest.TestSuite, there: unittest.TestSuite) -> None:
-        super().__init__([here, there])
+    """Several suites at once, all but the first in forked processes: most tests wait for processes most of the time."""
 
     def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
         """See unittest; one suite after the other where processes cannot be forked."""
-        if not hasattr(os, "fork"):
+        here, *apart = self
+        if not hasattr(os, "fork") or not apart:
             return super().run(result, debug)
-        here, there = self
-        reading, writing = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if not pid:
-            os.close(reading)
-            _run_apart(there, writing)
-        os.close(writing)
-        with open(reading, "rb") as pipe:
-            here.run(result, debug)
-            self._take_over(pickle.loads(pipe.read() or pickle.dumps(None)), result)
-        try:
-            os.waitpid(pid, 0)
-        except ChildProcessError:       # a leak check has reaped it
-            pass
+        forked = [_forked(suite) for suite in apart if suite.countTestCases()]
+        here.run(result, debug)
+        for pid, reading in forked:
+            with open(reading, "rb") as pipe:
+                self._take_over(pickle.loads(pipe.read() or pickle.dumps(None)), result)
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:       # a leak check has reaped it
+                pass
         return result
 
     @staticmethod
@@ -104,6 +100,19 @@ class SideBySide(unittest.TestSuite):
             getattr(result, kind).extend((_Told(name), text) for name, text in found)
         from tests import support
         support.DURATIONS.extend(timings)
+
+
+def _forked(suite: unittest.TestSuite) -> Tuple[int, int]:
+    """Run `suite` in a new process; its id, and a descriptor from which the results can be read."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        os.close(reading)
+        _run_apart(suite, writing)
+    os.close(writing)
+    return pid, reading
 
 
 def _run_apart(suite: unittest.TestSuite, writing: int) -> None:
@@ -125,13 +134,14 @@ def _run_apart(suite: unittest.TestSuite, writing: int) -> None:
 
 
 def load_tests(loader: unittest.TestLoader, _standard: unittest.TestSuite, pattern: str) -> unittest.TestSuite:
-    """For ``python3 -m unittest`` at the root: everything, in two processes."""
-    here, there = unittest.TestSuite(), unittest.TestSuite()
+    """For ``python3 -m unittest`` at the root: everything, in one process more than there are lists in `APART`."""
+    suites = [unittest.TestSuite() for _ in range(1 + len(APART))]
     folder = Path(__file__).parent
     for path in sorted(folder.glob(pattern or "test*.py")):
-        apart = path.stem[len("test_"):] in ON_THE_NETWORK
-        (there if apart else here).addTests(loader.loadTestsFromName("tests." + path.stem))
-    return SideBySide(here, there)
+        name = path.stem[len("test_"):]
+        number = next((number for number, names in enumerate(APART, 1) if name in names), 0)
+        suites[number].addTests(loader.loadTestsFromName("tests." + path.stem))
+    return SideBySide(suites)
 
 
 if "PYCOSLITE_TEST_REAL_HOME" not in os.environ:        # else a program of this package that a test started

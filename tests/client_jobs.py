@@ -71,6 +71,30 @@ def wait(client, task=None):
     return (yield task.receive())
 
 
+def until_there(path, client, task=None):
+    """Says that it is there, then waits for a file, and says which process it was."""
+    client.send("waits")
+    while not os.path.exists(path):
+        yield task.sleep(0.01)
+    client.send(os.getpid())
+
+
+def answers(name, client, task=None):
+    """Can be found by its name; gives the first message it gets."""
+    task.register(name)
+    client.send("waits")
+    return (yield task.receive(20))
+
+
+def finds(name, timeout, task=None):
+    """Looks for a task of that name at another server, and says something to it; None when there is none."""
+    import pycoslite
+    other = yield pycoslite.Task.locate(name, timeout=timeout)
+    if other is not None:
+        other.send("found")
+    return other is not None
+
+
 def echo_points(client, task=None):
     """Answers points, with another point each."""
     while True:

@@ -19,6 +19,7 @@ LOOPBACK = {"host": "127.0.0.1", "tcp_port": 0, "udp_port": free_port(), "discov
 def running_node(cpus: int = 2, *options: Any) -> Iterator[Process]:
     """A node program on the loopback interface, at a port of its own (attribute `port`)."""
     command = [sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", cpus, "--host", "127.0.0.1",
+               "--min_pulse_interval", "0.01",
                "--udp_port", free_port(), "--daemon", *options]
     with running(command, ready=r"listening at 127\.0\.0\.1:(\d+)") as process:
         process.port = int(process.match.group(1))

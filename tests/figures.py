@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence
 
 SOAK = os.environ.get("PYCOSLITE_TEST_SOAK") == "1"     # tests take the sizes of a release
 
-TIMES = ("us", "ms", "s")
+TIMES = ("us", "ms", "s", "1/s")
 
 _RELATIONS: Dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}

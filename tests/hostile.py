@@ -7,6 +7,7 @@
     S3  fuzzing, of the pure parsers and over TCP            S9  files stay below their directory, whole or not at all
     S4  silent and slow strangers, too few descriptors       S11 what is open by default, and where secrets show
     I1  peers that hold the secret and say what makes no sense
+    I2  peers that ask and ask, and do not read the answers
 
 Each row is a generator of `Figure`s, see figures.py; test_pycoslite_hostile.py holds the same rows against their goals.
 """
@@ -452,7 +453,8 @@ class AddressedSocket:
 
 ROWS: Dict[str, figures.Row] = {
     "S1": unpickles, "S2": kept, "S3": fuzz, "S4": crowds, "S5": datagrams, "S6": hostile_streams.recorded,
-    "S9": hostile_files.files, "S11": hostile_secrets.secrets, "I1": hostile_insiders.insiders}
+    "S9": hostile_files.files, "S11": hostile_secrets.secrets, "I1": hostile_insiders.insiders,
+    "I2": hostile_insiders.greedy}
 
 if __name__ == "__main__":
     sys.exit(figures.main(ROWS))

@@ -1,8 +1,8 @@
 """Files that a peer with the secret sends to places where they do not belong, or does not finish, or lies about."""
 from __future__ import annotations
 
+import binascii
 import contextlib
-import hashlib
 import itertools
 import os
 import shutil
@@ -21,6 +21,7 @@ from tests.hostile_wire import STRANGE, Insider, target
 OLD = b"the old file"
 LARGE = bytes(range(256)) * 1024            # too much to come along with its offer
 LIMIT = 1 << 20                             # max_file_size of the target
+TOTAL = 32 << 20                            # its max_total_size
 PLACES: List[Tuple[str, str]] = [           # (dir, name) that lead, or might lead, out of the directory for files
     (folder, "data.bin") for folder in (
         "..", "../keep", "/", "/tmp", "a/../../keep", "./../keep", "../base-twin", "link", "link/deeper", "link/..",
@@ -80,7 +81,7 @@ class Sender:
 
     def small(self, folder: str, name: str, data: bytes = b"evil", digest: Optional[str] = None) -> bool:
         """Whether a small file was taken."""
-        digest = hashlib.sha256(data).hexdigest() if digest is None else digest
+        digest = "%08x" % binascii.crc32(data) if digest is None else digest
         return self.offer(folder, name, len(data), data, digest=digest)[1] == "done"
 
     def large(self, folder: str, name: str, data: bytes = LARGE, promised: Optional[int] = None,
@@ -92,7 +93,7 @@ class Sender:
         self.insider.request("file.rest", {"id": number})
         for start in range(0, len(data), 1 << 16):
             self.insider.say(encode_frame(pycoslite.CHUNK, struct.pack(">Q", number) + data[start:start + (1 << 16)]))
-        digest = digest or hashlib.sha256(data).hexdigest()
+        digest = digest or "%08x" % binascii.crc32(data)
         return not self.insider.request("file.end", {"id": number, "digest": digest})[0]
 
     def delete(self, folder: str, name: str) -> bool:
@@ -109,7 +110,7 @@ def files(soak: bool) -> Iterator[Figure]:
     try:
         base = build(root)
         before = snapshot(root)
-        with target("dest_path=%r" % str(base), "max_file_size=%d" % LIMIT) as victim:
+        with target("dest_path=%r" % str(base), "max_file_size=%d" % LIMIT, "max_total_size=%d" % TOTAL) as victim:
             with Insider(victim.port) as insider:
                 sender = Sender(insider)
                 yield from misplaced(sender)
@@ -156,7 +157,7 @@ def unfinished(sender: Sender, base: Path) -> Iterator[Figure]:
     number, _ = sender.offer("", "old", len(LARGE))
     sender.insider.say(encode_frame(pycoslite.CHUNK, struct.pack(">Q", number) + LARGE[:1000]))
     sender.insider.request("file.abort", {"id": number})
-    digest = hashlib.sha256(LARGE[:1000]).hexdigest()
+    digest = "%08x" % binascii.crc32(LARGE[:1000])
     failed, _, _ = sender.insider.request("file.end", {"id": number, "digest": digest})
     taken.append(not failed)
     yield Figure("transfers cut, aborted, or with a lie about length or checksum, that were taken, of %d" % len(taken),
@@ -181,7 +182,17 @@ def caps(sender: Sender, base: Path) -> Iterator[Figure]:
     open_offers = [sender.offer("", "open-%d" % count, len(LARGE)) for count in range(100)]
     yield Figure("transfers open at the same time, of 100 offered",
                  sum(state == "go" for _, state in open_offers), "", "<=", 64)
-    for number, state in open_offers:
+    abort(sender, open_offers)
+    many = [sender.offer("", "much-%d" % count, LIMIT) for count in range(60)]
+    most = sum(path.stat().st_size for path in base.rglob("*") if path.is_file() and not path.is_symlink())
+    yield Figure("bytes of all files and of those let in, of 60 MiB offered at the same time",
+                 most + LIMIT * sum(state == "go" for _, state in many), "B", "<=", TOTAL)
+    abort(sender, many)
+
+
+def abort(sender: Sender, offers: List[Tuple[int, str]]) -> None:
+    """Give up those that were let in."""
+    for number, state in offers:
         if state == "go":
             sender.insider.request("file.abort", {"id": number})
 
@@ -220,16 +231,16 @@ def raced(sender: Sender, root: Path, rounds: int) -> Iterator[Figure]:
 def strange_offers(sender: Sender, base: Path) -> Iterator[Figure]:
     """Requests about files whose items are of other types; afterwards files are taken as before."""
     ops = {"file.offer": ("id", "name", "dir", "place", "size", "mtime_ns", "mode", "overwrite", "token", "dials",
-                          "digest"),
+                          "line", "digest"),
            "file.end": ("id", "digest"), "file.rest": ("id",), "file.abort": ("id",), "file.delete": ("name", "dir"),
            "file.refused": ("id", "reason"), "file.undialled": ("id",)}
     usual = {"id": 7, "name": "strange", "dir": "", "place": "", "size": 4, "mtime_ns": 0, "mode": 0o600,
-             "overwrite": True, "token": "t", "dials": "S", "digest": "0" * 64, "reason": "r"}
+             "overwrite": True, "token": "t", "dials": "S", "line": "l", "digest": "0" * 64, "reason": "r"}
     count = 0
     for op, names in ops.items():
         for name, value in itertools.product(names, STRANGE):
             args = {other: usual[other] for other in names
-                    if other not in ("token", "dials", "digest") or op == "file.end"}
+                    if other not in ("token", "dials", "line", "digest") or op == "file.end"}
             sender.insider.request(op, dict(args, **{name: value}))
             sender.insider.request("file.abort", {"id": 7})
             count += 1

@@ -19,7 +19,7 @@ import pycoslite
 from pycoslite import PycosError, encode_frame
 from tests.figures import Figure
 from tests.hostile_parsers import usual_arguments
-from tests.hostile_wire import (CANARY, HOST, SECRET, STRANGE, Insider, Target, mutated, request_frame,
+from tests.hostile_wire import (CANARY, HOST, SECRET, STRANGE, Insider, Prober, Target, mutated, request_frame,
                                 strange_arguments, target)
 from tests.support import ROOT, free_port, running
 
@@ -119,6 +119,44 @@ def insiders(soak: bool) -> Iterator[Figure]:
         yield from against_node(choose, count, secret)
         yield from against_scheduler(choose, count, secret)
         yield from against_client(choose, count, secret)
+
+
+ASK = request_frame(1, b'{"op":"task.monitor","args":{"task":1099511627776,"id":1}}')
+"""A request that is answered at once, with "no such task"."""
+
+
+def greedy(soak: bool) -> Iterator[Figure]:
+    """I2: peers that ask and ask, and read the answers at once, late, or never."""
+    window = pycoslite.Settings().window_messages if soak else 5000
+    with target(env={"PYCOSLITE_WINDOW_MESSAGES": str(window)}) as victim, Prober(victim.port) as prober:
+        yield Figure("answers to one who reads them soon", answered(victim, 500, window // 100), "", "==", 5 * window)
+        before, asked = victim.memory(), 0
+        insider = Insider(victim.port)
+        with insider.sock, contextlib.suppress(OSError):
+            while asked < 50 * window:
+                insider.say(ASK * 500)
+                asked += 500
+        told = victim.process.wait_for(r"does not take the answers: it is cut off, and (\d+) messages")
+        grown = max(0, victim.memory() - before)
+        yield Figure("answers to one who reads them late", answered(victim, 2 * window, 2), "", "==", 4 * window)
+    yield Figure("asked by one who reads nothing, until he was cut off", asked, "", "<", 50 * window)
+    yield Figure("windows of answers that waited for him", int(told.group(1)) / window, "", "<=", 3.25)
+    yield Figure("memory they took", grown / (1 << 20), "MiB", "<=", 64 if soak else 8)
+    yield Figure("lines of the log about him", victim.lines("does not take the answers"), "", "==", 1)
+    yield Figure("probes meanwhile that got no answer, of %d" % prober.count, len(prober.failures), "", "==", 0)
+
+
+def answered(victim: Target, at_once: int, rounds: int) -> int:
+    """Ask so many questions before reading the answers, several times; gives how many came. Heartbeats work as ever."""
+    came = 0
+    with Insider(victim.port) as insider:
+        for _ in range(rounds):
+            insider.say(ASK * at_once)
+            for _ in range(at_once):
+                insider.wait_for(pycoslite.REPLY)
+                came += 1
+        insider.ping()
+    return came
 
 
 def against_peer(choose: random.Random, count: int) -> Iterator[Figure]:

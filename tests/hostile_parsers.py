@@ -274,8 +274,8 @@ def fuzz_sessions(tally: Tally, choose: random.Random, count: int) -> None:
             session.disconnected()
         except Exception as error:          # as above
             tally.uncaught["session: %s: %s" % (type(error).__name__, error)] += 1
-        if not (0 <= session._base <= session._confirmed <= session._sent_most and session.unconfirmed_frames >= 0
-                and session.unconfirmed_bytes >= 0):
+        if not (0 <= session._base <= session._confirmed <= max(session._sent, session._sent_before)
+                and session.unconfirmed_frames >= 0 and session.unconfirmed_bytes >= 0):
             tally.uncaught["session: its numbers contradict each other"] += 1
             session = Session(7)
 

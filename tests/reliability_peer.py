@@ -4,9 +4,10 @@
     ["exchange", "host:port", 1000, 0]
 
 Each line is a JSON list, the name of one of the `do_` functions below and its arguments; it answers with lines of a
-word and JSON: ``DONE {...}``, ``EVENT {...}`` for each peer that comes or goes, ``BEAT {...}``. A `dialler` always dials
-first, and cannot be dialled itself. With `log` the number of each message is written to that file as it is put into the
-mailbox.
+word and JSON: ``DONE {...}``, ``EVENT {...}`` for each peer that comes or goes, ``BEAT {...}``, ``SENT {...}`` and
+``HEARD {...}`` for messages of a stream. ["go"] starts what was prepared last, ["stop"] ends all streams. A `dialler`
+always dials first, and cannot be dialled itself. With `log` the number of each message is written to that file as it is
+put into the mailbox.
 """
 import json
 import os
@@ -28,12 +29,12 @@ def say(word, **facts):
     print(word, json.dumps(dict(facts, t=time.monotonic())), flush=True)
 
 
-def found(at):
-    """Reference to the agent of another process. Use with yield."""
-    agent = None
-    while agent is None:                # the first connections may be cut before they are any
-        agent = yield Task.locate("agent", Location.parse(at), timeout=COME_S)
-    return agent
+def found(at, name="agent"):
+    """Reference to a task of another process. Use with yield."""
+    task = None
+    while task is None:                 # the first connections may be cut before they are any
+        task = yield Task.locate(name, Location.parse(at), timeout=COME_S)
+    return task
 
 
 def rss_kib():
@@ -44,7 +45,8 @@ def rss_kib():
 
 def do_watch(task=None):
     """Say of all peers when they come and go."""
-    Pycos().network.on_peer(lambda peer, event, detail: say("EVENT", event=event, detail=detail))
+    Pycos().network.on_peer(lambda peer, event, detail: say(
+        "EVENT", peer=peer.name, event=event, detail=detail))
     say("DONE")
     yield
 
@@ -70,7 +72,8 @@ def do_exchange(at, count, size, back=None, task=None):
             got.append(number)
     agent.send(("report", task))
     there = yield task.receive(COME_S)
-    say("DONE", here=[len(got), got == list(range(back))], there=there, most=most, seconds=time.monotonic() - began)
+    say("DONE", here=[len(got), got == list(range(back))], there=there, most=most, seconds=time.monotonic() - began,
+        connections=agent.peer.connections)
 
 
 def do_beat(at, task=None):
@@ -81,6 +84,43 @@ def do_beat(at, task=None):
             say("BEAT", number=number)
         number += 1
         yield task.sleep(0.02)
+
+
+def do_listen(task=None):
+    """Say what streams and deliveries of others bring, from whom."""
+    task.register("ear")
+    say("DONE")
+    while True:
+        by, number = yield task.receive()
+        say("HEARD", by=by, number=number)
+
+
+def do_stream(at, task=None):
+    """Send a number four times a second, until told to "stop"; then say, once all that were sent are known to have
+    arrived or to be lost, which were accepted, which were reported, and how."""
+    streams.append(task)
+    Pycos().undelivered(task)
+    ear, me, number, accepted, reports = (yield found(at, "ear")), Pycos().name, 0, [], []
+    message = None
+    while message != "stop":
+        if message is None:
+            number += 1
+            if ear.send((me, number)) == 0:
+                accepted.append(number)
+                say("SENT", to=at, number=number)
+        elif message.recipient == ear:
+            reports.append((message.message[1], message.status))
+        message = yield task.receive(0.25)
+    last = yield ear.deliver((me, number + 1), COME_S)
+    say("DONE", to=at, accepted=accepted, reports=reports, last=last)
+
+
+def do_deliver(at, task=None):
+    """At ["go"], deliver one message, however long that takes, and say what came of it."""
+    ear = yield found(at, "ear")
+    say("DONE")
+    yield task.receive()
+    say("DELIVERED", to=at, status=(yield ear.deliver((Pycos().name + " delivers", 0))))
 
 
 def do_hog(seconds, task=None):
@@ -100,13 +140,13 @@ def do_send(at, count, size, task=None):
     yield task.receive(COME_S)
     say("DONE")
     yield task.receive()                # ["go"] at standard input
-    before, accepted, filler, ended = rss_kib(), [], bytes(size), object()
+    before, accepted, filler, ended = rss_kib(), [], bytearray(size), object()
     for number in range(count):
         if agent.send(("number", number, filler)) == 0:
             accepted.append(number)
         if number % (count // 10) == 0:
             say("SENT", number=number)
-        if not number % 20:
+        if not number % 20 or size > 50_000:
             yield
     grown, told = rss_kib() - before, {}
     while agent.peer.state != "lost":
@@ -120,7 +160,13 @@ def do_send(at, count, size, task=None):
     say("DONE", accepted=accepted, told=sorted(told.items()), grown_kib=grown)
 
 
-tasks = []
+tasks, streams = [], []
+
+
+def run(name, args, task=None):
+    """Do what a line says, for no longer than the program runs."""
+    task.set_daemon()
+    yield globals()["do_" + name](*args, task=task)
 
 
 def listen():
@@ -129,9 +175,11 @@ def listen():
         name, *args = json.loads(line)
         if name == "go":
             tasks[-1].send("go")
+        elif name == "stop":
+            for task in streams:
+                task.send("stop")
         else:
-            tasks.append(Task(globals()["do_" + name], *args))
-            tasks[-1].set_daemon()
+            tasks.append(Task(run, name, args))
     network_peer.finish()
 
 

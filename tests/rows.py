@@ -186,7 +186,8 @@ COVERED: Dict[str, str] = {
     "V06": "networks: PeersTest.test_times_of_the_documents",
     "V07": "network: FaultsTest.test_an_unreachable_process_is_given_up_and_what_it_missed_is_reported",
     "V08": "test_dispycos_client: StatusTest.test_availability",
-    "V09": "test_dispycos_state: FleetTest.test_a_node_that_is_lost_or_abandoned",
+    "V09": "test_dispycos_patience: SilentTest.test_a_node_is_abandoned_after_its_time_and_only_if_that_is_wanted",
+    "V10": "test_dispycos_patience: RealTest.test_an_idle_client_leaves_the_queue_of_a_shared_scheduler",
     "V11": "test_node_program: EndsTest.test_node_comes_back_during_a_run",
     "V12": "test_dispycos_client: StatusTest.test_closing_servers_and_nodes",
     "V13": "test_dispycos_client: TurnTest.test_close_stops_all",
@@ -197,6 +198,7 @@ COVERED: Dict[str, str] = {
     "V18": "network: FaultsTest.test_a_process_that_computes_stays_online_and_takes_messages",
     "V19": "tasks: ConstructionTest.test_tasks_are_equal_to_themselves_only",
     "V20": "tasks: SuspendTest.test_timeouts",
+    "V21": "test_httpd_server: ViewersTest.test_every_viewer_sees_every_change",
     "V22": "transfer: InterruptionTest.test_the_sender_gives_up",
     # threads and databases
     "H01": "threads: AsyncThreadPoolTest.test_threads_are_daemons_and_no_more_than_asked_for",
@@ -210,6 +212,4 @@ COVERED: Dict[str, str] = {
 }
 
 NOT_YET: Dict[str, str] = {
-    "V10": "zombie_period is taken and checked, and ends nothing: an idle client keeps its turn until it closes or ends",
-    "V21": "a rule for the web monitor, which is not built",
 }

@@ -219,19 +219,49 @@ class EndsTest(ClusterCase):
             lost = [f.exception() for f in futures if f.exception()]
             self.assertEqual(lost, [])
 
+    def test_what_a_dead_server_had_begun_is_known(self) -> None:
+        """Results of short jobs die with the server; these are not run again all the same, and no others are lost."""
+        folder = self.temp_dir()
+        with self.cluster(1) as cluster:
+            list(cluster.map(jobs.double, range(500)))          # widens what a server may hold
+            release, held = folder / "go", folder / "held"
+            first = cluster.submit(jobs.hold, str(held), str(release))
+            self.wait_marks(held)
+            before = [cluster.submit(jobs.touch, str(folder / ("before%d" % n))) for n in range(2)]
+            before += [cluster.submit(jobs.double, n) for n in range(5)]        # their results wait to be sent together
+            killer = cluster.submit(jobs.kill_itself)
+            again = cluster.submit(jobs.kill_first_time, str(folder / "again"), retries=1)
+            after = [cluster.submit(jobs.touch, str(folder / ("after%d" % n))) for n in range(20)]
+            with self.expect_log(r"server 1 of node \S+: killed by signal 9 \(SIGKILL\)") as lines:
+                release.touch()
+                error = killer.exception(WAIT_S)
+                self.assertIsInstance(error, dispycos_lite.WorkerDied)
+                self.assertEqual(error.attempt, 1)
+                for future in after:
+                    future.result(WAIT_S)
+                self.assertEqual(again.result(WAIT_S), "survived")
+            self.assertEqual(len(lines), 2)
+            for future in [first, *before]:
+                self.assertIn(type(future.exception(WAIT_S)), (type(None), dispycos_lite.WorkerDied))
+            self.assertEqual({path.name: len(self.marks(path)) for path in folder.glob("*[0-9]")},
+                             {name: 1 for name in ["before0", "before1"] + ["after%d" % n for n in range(20)]})
+
     def test_stopped_server_is_replaced(self) -> None:
+        mark = self.temp_dir() / "mark"
         program = """
-import os, signal, sys, logging
+import os, signal, sys, logging, time
 sys.path.insert(0, %r)
 import dispycos_lite
 from tests import cluster_jobs as jobs
 with dispycos_lite.Cluster(cpus=1, cluster=%r) as cluster:
     pid = cluster.submit(jobs.where).result(10)[1]
-    future = cluster.submit(jobs.nap, 60)
+    future = cluster.submit(jobs.nap, 60, %r)
+    while not os.path.exists(%r):
+        time.sleep(0.01)
     os.kill(pid, signal.SIGSTOP)
     print(type(future.exception(15)).__name__, future.exception())
     print(cluster.submit(jobs.double, 4).result(10))
-""" % (str(support.ROOT), CLUSTER)
+""" % (str(support.ROOT), CLUSTER, str(mark), str(mark))
         with support.running([sys.executable, "-c", program], env={"PYCOSLITE_HEARTBEAT_S": "0.2"}) as process:
             self.assertEqual(process.wait(WAIT_S), 0)
         self.assertIn("WorkerDied job 2 was lost", process.output)

@@ -590,7 +590,7 @@ class LossTest(StateTest):
                 self.take()
                 self.state.server_down("a", 0, "gone", 1.0, begun)
                 self.assertEqual([job for job, _ in self.done()], ended)
-                self.assertEqual(sum(job.doubts for job in self.state.jobs.values()), begun is None)
+                self.assertEqual(sum(job.doubts for job in self.state.jobs.values()), begun in (None, 0, 99))
 
     def test_io_jobs_have_all_begun(self) -> None:
         self.cluster(1)
@@ -756,16 +756,13 @@ class FleetTest(StateTest):
         self.state.server_ready("a", 0, 0.0)
         self.assertEqual(self.sent(), [("here", 1)])
 
-    def test_a_node_that_is_lost_or_abandoned(self) -> None:
-        for abandoned, verb in ((False, "Disconnected"), (True, "Abandoned")):
-            with self.subTest(verb):
-                self.setUp()
-                self.cluster(1)
-                self.state.node_down("a", "silence", 0.0, abandoned)
-                self.assertEqual(self.statuses(), ["ServerClosed ('a', 0)", "Server%s ('a', 0)" % verb,
-                                                   "Node%s addr-a" % verb])
-                self.state.node_down("a", "silence", 0.0)
-                self.assertEqual(self.take(), [])
+    def test_a_node_that_is_lost(self) -> None:
+        self.cluster(1)
+        self.state.node_down("a", "silence", 0.0)
+        self.assertEqual(self.statuses(), ["ServerClosed ('a', 0)", "ServerDisconnected ('a', 0)",
+                                           "NodeDisconnected addr-a"])
+        self.state.node_down("a", "silence", 0.0)
+        self.assertEqual(self.take(), [])
 
     def test_suspend_and_resume_once(self) -> None:
         (server,), = self.cluster(1)
@@ -871,11 +868,11 @@ class History:
     Every job ends exactly once. A result is accepted from the current attempt alone, and only if that run came to its
     end. A job begins at most once more than its `retries` where it is known what each server began (no node is lost),
     and never more than `max_runs` times. A server gets the jobs that may run anywhere in the order of their ids, and
-    never more than its limit. There is one RECALL at a time. Statuses of an entity come in their order.
+    never more than its limit. There is one RECALL at a time. Statuses of an entity come in their order, but that it is
+    abandoned may be told of it at any time.
     """
 
-    ORDER = {"Node": ["Discovered", "Initialized", "Closed", "Disconnected", "Abandoned"],
-             "Server": ["Discovered", "Initialized", "Closed", "Disconnected", "Abandoned"]}
+    ORDER = ["Discovered", "Initialized", "Closed", "Disconnected"]
 
     def __init__(self, test: TestCase) -> None:
         self.test = test
@@ -899,14 +896,13 @@ class History:
             self.test.assertIn(payload, self.finished)
 
     def status(self, code: int, info: Any) -> None:
-        match = re.match("(Node|Server)(Disc.*|Init.*|Closed|Aband.*)", CODE_NAMES[code])
+        match = re.match("(Node|Server)(Disc.*|Init.*|Closed)", CODE_NAMES[code])
         if match:
             seen = self.statuses[(match.group(1), str(info))]
-            order = self.ORDER[match.group(1)]
             if match.group(2) == "Discovered":
                 seen.clear()
             seen.append(match.group(2))
-            places = [order.index(each) for each in seen]
+            places = [self.ORDER.index(each) for each in seen]
             self.test.assertEqual(places, sorted(set(places)), (info, seen))
 
     def conclude(self, jobs: List[Job], exact: bool) -> None:
@@ -1000,6 +996,7 @@ class World:
         self.jobs: List[Job] = []
         self.tick_at: Optional[float] = None
         self.recalled: set = set()
+        self.woken = self.abandoned = 0
         self.loads: Dict[Server, int] = {}
 
     def after(self, delay: float, fn: Callable, *args: Any) -> None:
@@ -1060,11 +1057,19 @@ class World:
     def do_done(self, job: Job, outcome: int, payload: Any) -> None:
         self.history.ended(job, outcome, payload)
 
-    def do_status(self, code: int, info: Any) -> None:
+    def do_status(self, code: int, info: Any, reason: str = "") -> None:
         self.history.status(code, info)
+        self.abandoned += CODE_NAMES[code] == "NodeAbandoned"
 
-    def do_restart(self, server: Server, _reason: str, _again: bool) -> None:
-        self.kill(self.processes[server])
+    def do_restart(self, server: Server, _reason: str, again: bool) -> None:
+        self.kill(self.processes[server], again)
+
+    def do_wake(self, node: Any, n: Optional[int]) -> None:
+        self.woken += 1
+        if n is None:
+            self.after(0.02, self.add_node, node.id, node.info.cpus)
+        else:
+            self.after(0.02, self.add_server, node.id, n)
 
     def do_release(self, node: Any) -> None:
         for process in self.processes.values():
@@ -1074,6 +1079,7 @@ class World:
         if self.state.closed:
             return
         self.event(lambda now: self.state.node_up(name, DispycosNodeInfo(name, "addr-" + name, cpus), now))
+        self.event(functools.partial(self.state.abandon, self.state.nodes[name], not self.exact))
         for n in range(cpus):
             self.add_server(name, n)
 
@@ -1084,7 +1090,7 @@ class World:
         self.processes[server] = Process(self, server)
         self.event(self.state.server_ready, name, n)
 
-    def kill(self, process: Process) -> None:
+    def kill(self, process: Process, again: bool = True) -> None:
         """A server process dies; what it has said may arrive or not, then its death is known, then it is replaced."""
         if not process.alive:
             return
@@ -1094,7 +1100,7 @@ class World:
             self.events = [each for each in self.events if not self._said_by(each, process)]
             heapq.heapify(self.events)
         delay = max(self.arrival(process), 0.001)
-        self.after(delay, self.bury, server, process.begun if self.exact else None)
+        self.after(delay, self.bury, server, process.begun if self.exact else None, again)
 
     @staticmethod
     def _said_by(event: tuple, process: Process) -> bool:
@@ -1102,11 +1108,12 @@ class World:
         args = event[3]
         return len(args) > 1 and getattr(args[0], "__name__", "") == "ended" and args[1] in process.server.held
 
-    def bury(self, server: Server, begun: Optional[int]) -> None:
+    def bury(self, server: Server, begun: Optional[int], again: bool) -> None:
         node = server.node
         if self.state.nodes.get(node.id) is node and node.servers.get(server.n) is server:
             self.event(lambda now: self.state.server_down(node.id, server.n, "killed", now, begun))
-            self.after(0.02, self.add_server, node.id, server.n)
+            if again:
+                self.after(0.02, self.add_server, node.id, server.n)
 
     def vanish(self, name: str) -> None:
         """A node is lost with all that is on it; some time later there is a new one of its name."""
@@ -1114,7 +1121,7 @@ class World:
         if node is None:
             return
         self.do_release(node)
-        self.event(lambda now: self.state.node_down(name, "lost", now, self.random.random() < 0.5))
+        self.event(lambda now: self.state.node_down(name, "lost", now))
         self.after(0.05, self.add_node, name, len(node.servers) or 2)
 
     def pause(self, name: str) -> None:
@@ -1166,6 +1173,8 @@ class SimulationTest(TestCase):
     def simulate(self, seed: int, exact: bool, faults: int) -> World:
         world = World(self, seed, exact)
         chance = world.random.random
+        world.event(functools.partial(world.state.limit, 0.05, 0.02, "zombie_period=0.05", "..."))
+        world.event(functools.partial(world.state.setting_up, 1))       # keeps the client, whose servers become idle
         for name, cpus in (("a", 1), ("b", 2), ("c", 3)):
             world.after(chance() * 0.1, world.add_node, name, cpus)
         for _ in range(8):
@@ -1202,8 +1211,11 @@ class SimulationTest(TestCase):
         outcomes: collections.Counter = collections.Counter()
         for seed in range(1000, 1025):
             with self.subTest(seed=seed):
-                outcomes.update(self.simulate(seed, False, 12).history.done.values())
+                world = self.simulate(seed, False, 12)
+                outcomes.update(world.history.done.values())
+                outcomes.update({"woken": world.woken, "abandoned": world.abandoned})
         self.assertLessEqual({VALUE, "WorkerDied", "NodeLost", "Cancelled", "TimedOut"}, set(outcomes), outcomes)
+        self.assertGreater(min(outcomes["woken"], outcomes["abandoned"]), 20, outcomes)
 
 
 class GrowthTest(TestCase):

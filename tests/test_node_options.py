@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import re
+import time
 import unittest
 from typing import Any, Dict, List
 
@@ -68,13 +69,19 @@ class ValuesTest(RefusedCase):
                 ("--dest_path", "dest_path", "d", "d"),
                 ("--max_file_size", "max_file_size", "10", 10),
                 ("--serve", "serve", "3", 3),
+                ("--zombie_period", "zombie_period", "1000", 1000),
+                ("--msg_timeout", "msg_timeout", "20", 20.0),
+                ("--min_pulse_interval", "pulses", "5", (5.0, 100.0)),
+                ("--max_pulse_interval", "pulses", "50.5", (10.0, 50.5)),
                 ("--secret-file --secret_file", "secret_file", "f", "f"),
                 ("--start_method", "start_method", "spawn", "spawn")):
             for flag in flags.split():
                 with self.subTest(flag=flag):
                     self.assertEqual(getattr(parse(flag, text), name), value)
-        options = parse("--daemon", "-d")
-        self.assertEqual((options.daemon, options.debug), (True, True))
+        options = parse("--daemon", "-d", "--discover_peers")
+        self.assertEqual((options.daemon, options.debug, options.discover_peers), (True, True, True))
+        for flag in ("--clean", "--phoenix"):
+            self.assertTrue(parse(flag).clean)
 
     def test_repeatable_options_keep_their_order(self) -> None:
         options = parse("-i", "b", "--host", "a", "--peer", "h:1", "--peer", "[::1]:2", "--peer", "g",
@@ -101,6 +108,18 @@ class ValuesTest(RefusedCase):
             ("--max_file_size M", "'M' is not a size", "10M"),
             ("--max_file_size -5", "'-5' is not a size", "10M"),
             ("--serve -2", "--serve: -2 is too small", "--serve 1"),
+            ("--zombie_period -1", "--zombie_period: -1 is too small", "1000"),
+            ("--min_pulse_interval x", "'x' is not a number of seconds", "--min_pulse_interval 5"),
+            ("--msg_timeout 0", "0 is no time to wait", "--msg_timeout 20"),
+            ("--msg_timeout nan", "nan is no time to wait", "--msg_timeout 20"),
+            ("--min_pulse_interval 200", "200 is longer than --max_pulse_interval 100", "--max_pulse_interval"),
+            ("--service_start 25:00", "'25:00' is not a time of day", "17:00"),
+            ("--service_start 17", "'17' is not a time of day", "17:00"),
+            ("--service_start 17:00", "--service_start alone says nothing", "--service_stop or --service_end"),
+            ("--service_start 17:00 --service_stop 08:00 --service_end 07:00",
+             "--service_start 17:00, --service_stop 08:00 and --service_end 07:00 do not follow each other", "for example"),
+            ("--service_start 17:00 --service_end 17:00",
+             "--service_start 17:00, --service_stop is not given and --service_end 17:00 do not", "for example"),
             ("--start_method thread", "'thread' is not one of fork, spawn", "fork or spawn"),
             ("--cpus", "expected one argument", "--cpus 2"),
             ("--cpu 3", "unrecognized arguments: --cpu 3", "did you mean --cpus?"),
@@ -126,6 +145,101 @@ class ValuesTest(RefusedCase):
         self.assertEqual(len(commands), 3)
         for words in commands:
             node.parse_options(words, {}, (8, "8 CPUs"))
+
+
+class HoursTest(RefusedCase):
+    """The service window."""
+
+    def test_phases(self) -> None:
+        """Times are as in the documents' main example, and with each part left out; minutes of the day -> phase."""
+        for argv, phases in (
+                ("--service_start 17:00 --service_stop 07:00 --service_end 08:00",
+                 {"16:59": "closed", "17:00": "open", "23:59": "open", "00:00": "open", "06:59": "open",
+                  "07:00": "stopping", "07:59": "stopping", "08:00": "closed", "12:00": "closed"}),
+                ("--service_start 9:00 --service_end 17:30",
+                 {"08:59": "closed", "09:00": "open", "17:29": "open", "17:30": "closed", "00:00": "closed"}),
+                ("--service_start 9:00 --service_stop 17:30",
+                 {"08:59": "stopping", "09:00": "open", "17:29": "open", "17:30": "stopping", "00:00": "stopping"}),
+                ("--service_start 9:00 --service_stop 17:00 --service_end 17:00",
+                 {"09:00": "open", "17:00": "closed"})):
+            hours = parse(*argv.split()).hours
+            for text, phase in phases.items():
+                with self.subTest(argv, text=text):
+                    self.assertEqual(hours.phase(node._time_of_day(text)), phase)
+
+    def test_start_is_now_unless_it_is_given(self) -> None:
+        values = {"service_start": None, "service_stop": 60, "service_end": None}
+        hours = node._service_hours(values, lambda: time.struct_time((2026, 1, 1, 23, 45, 0, 0, 0, 0)))
+        self.assertEqual((hours.start, hours.phase(0), hours.phase(60)), (23 * 60 + 45, "open", "stopping"))
+        self.assertEqual(values, {})
+        self.assertIsNone(parse().hours)
+
+    def test_sentence(self) -> None:
+        self.assertEqual(node.Hours(17 * 60, 7 * 60, 8 * 60).sentence(),
+                         "this node serves from 17:00 to 07:00; what runs then may go on until 08:00")
+        self.assertEqual(node.Hours(17 * 60, None, 8 * 60).sentence(), "this node serves from 17:00 to 08:00")
+
+
+class ConfigTest(RefusedCase):
+    """--save_config and --config."""
+
+    def save(self, *argv: str) -> str:
+        """Path of the file that these options were saved to."""
+        path = str(self.temp_dir() / "node.ini")
+        with self.assertRaises(SystemExit) as caught:
+            parse(*argv, "--save_config", path)
+        self.assertEqual(caught.exception.code, 0)
+        return path
+
+    def test_what_is_saved_comes_back(self) -> None:
+        argv = ("-c", "3", "--tcp_ports", "51347-51355", "--tcp_ports", "7000", "--max_file_size", "10M", "--daemon",
+                "--service_start", "17:00", "--service_end", "08:00", "--peer", "head:9705", "--serve", "2",
+                "--dest_path", "/var/100%/{x}", "--secret-file", "s")
+        saved = parse("--config", self.save(*argv))
+        self.assertEqual(saved, parse(*argv))
+
+    def test_the_file_is_text_with_all_options(self) -> None:
+        path = self.save("--max_file_size", "10M", "--host", "10.0.0.7", "--name", "n")
+        with open(path) as file:
+            text = file.read()
+        self.assertTrue(text.startswith("[DEFAULT]\n"), text)
+        self.assertIn("max_file_size = 10M\n", text)
+        self.assertIn("\nserve = \n", text)
+        for name in ("hosts", "name", "secret", "config", "save_config"):
+            self.assertNotIn("\n%s =" % name, text)
+        self.assertEqual(os.stat(path).st_mode & 0o077, 0)
+
+    def test_the_secret_is_not_saved_and_that_is_said(self) -> None:
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            path = self.save("-s", "hunter2")
+        self.assertIn("the secret is not saved", printed.getvalue())
+        with open(path) as file:
+            self.assertNotIn("hunter2", file.read())
+
+    def test_command_line_wins_then_the_environment(self) -> None:
+        path = self.save("-c", "3", "--serve", "5", "--ping_interval", "7", "--peer", "a:1")
+        options = parse("--config", path, "-c", "2", "--peer", "b:2", PYCOSLITE_NODE_SERVE="6")
+        self.assertEqual((options.cpus, options.serve, options.ping_interval), (2, 6, 7))
+        self.assertEqual(options.peers, (pycoslite.Location("b", 2),))
+        self.assertEqual(parse(PYCOSLITE_NODE_CONFIG=path).serve, 5)
+
+    def test_wrong_files_are_named(self) -> None:
+        folder = self.temp_dir()
+        for text, problem in (("cpus = 2\n", "is no configuration"), ("[other]\ncpus = 2\n", "has a section [other]"),
+                              ("[DEFAULT]\ncpu = 2\n", "there is no option cpu"),
+                              ("[DEFAULT]\nsecret = x\n", "there is no option secret"),
+                              ("[DEFAULT]\ncpus = __import__('os')\n", "is not a whole number"),
+                              ("[DEFAULT]\nmax_file_size = 10X\n", "max_file_size in %s: '10X' is not a size"),
+                              (None, "cannot be read: No such file")):
+            path = folder / "wrong.ini"
+            if text is None:
+                path = folder / "none.ini"
+            else:
+                path.write_text(text)
+            with self.subTest(text):
+                self.assertIn(problem % path if "%s" in problem else problem, self.refused("--config", str(path))[0])
+        self.assertIn("cannot be written", self.refused("--save_config", str(folder / "no" / "file"))[0])
 
 
 class EnvironmentTest(RefusedCase):

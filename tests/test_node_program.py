@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
 import dispycos_lite
+import dispycosnode_lite
 import pycoslite
 from tests import cluster_jobs as jobs
 from tests import support
@@ -245,6 +246,89 @@ class ConsoleTest(NodeCase):
                 self.assertEqual(second.wait(), 1)
                 self.assertRegex(second.output, r"cannot listen at port %d .*in use" % node.port)
                 self.assertNotIn("Traceback", second.output)
+
+
+HOURS_PROGRAM = """
+import sys, time
+sys.path.insert(0, %r)
+import dispycosnode_lite as node
+
+def localtime(*when):
+    with open(sys.argv[1]) as file:
+        hours, minutes = map(int, file.read().split(":"))
+    return time.struct_time((2026, 1, 1, hours, minutes, 0, 0, 0, 0))
+
+time.localtime, node._HOURS_S = localtime, 0.05
+sys.exit(node.main(sys.argv[2:]))
+""" % str(support.ROOT)
+
+
+class ServiceTest(NodeCase):
+    """The service window, and what was left by a node before."""
+
+    def test_hours(self) -> None:
+        clock, folder = self.temp_dir() / "clock", self.temp_dir()
+
+        def set_clock(text: str) -> None:
+            (folder / "next").write_text(text)
+            os.replace(str(folder / "next"), str(clock))
+        set_clock("16:59")
+        refused = "this node serves from 17:00 to 07:00; what runs then may go on until 08:00"
+        with self.node("--service_start", "17:00", "--service_stop", "07:00", "--service_end", "08:00",
+                       program=("-c", HOURS_PROGRAM, str(clock))) as node:
+            node.wait_for("it is closed now")
+            with self.assertRaisesRegex(pycoslite.PycosError, refused):
+                dispycos_lite.Cluster(nodes=[node.location])
+            set_clock("17:00")
+            node.wait_for("it is open now")
+            mark, go = folder / "mark", folder / "go"
+            with self.quick_give_up(), dispycos_lite.Cluster(nodes=[node.location]) as cluster:
+                running = cluster.submit(jobs.hold, str(mark), str(go))
+                self.wait_until(lambda: mark.exists() and mark.read_text())
+                with self.expect_log("gets no more jobs: " + refused):
+                    set_clock("07:30")
+                    node.wait_for("it is stopping now")
+                with self.expect_log("going on without|no node is left for now|cannot be used for now"):
+                    go.touch()
+                    self.assertIsNotNone(running.result(WAIT_S))
+            set_clock("18:00")
+            node.wait_for("it is open now", start=node.output.rindex("stopping"))
+            with self.quick_give_up(), self.expect_log("no node is left for now"):
+                with self.expect_log("is lost: " + refused), dispycos_lite.Cluster(nodes=[node.location]) as cluster:
+                    endless = cluster.submit(jobs.spin, str(folder / "spins"))
+                    self.wait_until(lambda: (folder / "spins").exists())
+                    set_clock("08:00")
+                    self.assertIsInstance(endless.exception(WAIT_S), dispycos_lite.NodeLost)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "processes are not told by signals on this system")
+    def test_clean_ends_the_node_before(self) -> None:
+        folder = self.temp_dir()
+        with self.node("--dest_path", folder) as first:
+            with support.running([sys.executable, "dispycosnode_lite.py", "--tcp_ports", first.port, "--dest_path", folder,
+                                  "--udp_port", support.free_port(), "--cpus", "1", "--daemon"]) as second:
+                self.assertEqual(second.wait(), 1)
+            with self.node("--dest_path", folder, "--clean", port=first.port) as third:
+                self.assertEqual(first.wait(), 0)
+                self.assertIn("process %d, is ended (SIGTERM)" % first.pid, third.output)
+                with dispycos_lite.Cluster(nodes=[third.location]) as cluster:
+                    self.assertEqual(cluster.submit(jobs.double, 2).result(WAIT_S), 4)
+                third.signal(signal.SIGKILL)
+                third.wait()
+            with self.node("--dest_path", folder, "--clean", port=first.port) as fourth:
+                self.assertNotIn("is ended", fourth.output)         # nothing was left
+
+    @unittest.skipUnless(hasattr(os, "fork"), "processes are not told by signals on this system")
+    def test_clean_ends_nothing_but_nodes(self) -> None:
+        folder, port = self.temp_dir(), support.free_port()
+        lock = dispycosnode_lite.FileLock(str(folder / ("node-%d.lock" % port)))
+        self.assertTrue(lock.take())
+        self.addCleanup(lock.give_back)
+        for text in ("process %d" % os.getpid(), "process 1", "process -1", "what?"):
+            lock.note(text)
+            with support.running([sys.executable, "dispycosnode_lite.py", "--tcp_ports", port, "--dest_path", folder,
+                                  "--clean", "--cpus", "1", "--daemon"]) as process:
+                self.assertEqual(process.wait(), 1)
+                self.assertIn("end it by hand", process.output)
 
 
 class InstallTest(NodeCase):

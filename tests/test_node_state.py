@@ -55,7 +55,7 @@ class StateCase(support.TestCase):
 
     def do(self, event: str, *arguments: Any, now: bool = False) -> List[Any]:
         """Send an event and check the state it leads to."""
-        out = getattr(self.state, event)(*((self.clock(),) if now else ()), *arguments)
+        out = getattr(self.state, event)(*((self.clock(),) if now or event == "reserve" else ()), *arguments)
         check(self.state)
         return out
 
@@ -122,7 +122,7 @@ class ClientsTest(StateCase):
             with self.subTest(cpus=cpus):
                 state = node.NodeState(2)
                 state.fork_spare()
-                self.assertEqual(state.reserve("a", "Anna", cpus)[0].cpus, granted)
+                self.assertEqual(state.reserve(0.0, "a", "Anna", cpus)[0].cpus, granted)
         for cpus, words in ((3, "asked for were 3"), (-2, "asked for were all but 2")):
             refused, = self.do("reserve", "b", "Bert", cpus)
             self.assertIsInstance(refused, Refuse)
@@ -135,6 +135,10 @@ class ClientsTest(StateCase):
         self.assertEqual(self.do("reserve", "c", "Cleo"), [Refuse("c", "closed until 17:00")])
         self.assertEqual(self.do("reserve", "b", "Bert"), [Wait("b", 1, "Anna")])
         self.assertIn(Grant("b", 2, 2, ()), self.release("a"))
+
+    def test_serve_none(self) -> None:
+        self.state.serve = 0
+        self.assertIn("--serve 0", self.do("reserve", "a", "Anna")[0].reason)
 
     def test_status_names_holder_and_waiting(self) -> None:
         self.do("reserve", "a", "Anna")
@@ -237,6 +241,86 @@ class ServersTest(StateCase):
         self.assertEqual(self.do("restart", "a", 1, "no use"), [])
         self.clock.advance(0.25)
         self.assertEqual(self.do("tick", now=True), [ForkGeneration(1)] + self.starts(1))
+
+
+    def test_what_a_dead_server_had_begun_is_told(self) -> None:
+        self.assertEqual(self.do("server_died", 1, 2, "exit status 1", 77, now=True)[0],
+                         TellServer("a", ServerFacts(2, "down", 102, reason="exit status 1", begun=77)))
+        out = self.do("generation_died", 1, "exit status 1", {1: 5}, now=True)
+        self.assertEqual(out[0].server.begun, 5)
+
+
+class IdleTest(StateCase):
+    """A node that takes itself back from clients that run nothing for 60 s."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.state.zombie_s = 60.0
+        self.looks = 0
+
+    def pass_time(self, seconds: float, busy: bool = False, done: Any = 0) -> List[Any]:
+        """Advance the clock; looks find what is given."""
+        until, out = self.clock() + seconds, []
+        while self.state.next_deadline() is not None and self.state.next_deadline() <= until:
+            self.clock.advance(self.state.next_deadline() - self.clock())
+            for instruction in self.do("tick", now=True):
+                if isinstance(instruction, node.Look):
+                    self.looks += 1
+                    out += self.do("activity", instruction.generation, busy, done, now=True)
+        self.clock.advance(until - self.clock())
+        return out
+
+    def test_a_client_that_runs_nothing_loses_the_node(self) -> None:
+        self.do("reserve", "a", "Anna")
+        self.do("reserve", "b", "Bert")
+        self.assertEqual(self.pass_time(71, done=5), [], "the first look found something new")
+        refused, kill, *rest = self.pass_time(2, done=5)
+        self.assertEqual((refused.client, refused.idle, kill), ("a", True, KillGeneration(1)))
+        self.assertIn("its client was idle for 60 s, --zombie_period 60 of the node", refused.reason)
+        self.assertIn(Grant("b", 2, 2, ()), rest)
+        self.assertEqual(self.looks, 6)
+
+    def test_what_runs_or_has_run_is_no_idleness(self) -> None:
+        self.do("reserve", "a", "Anna")
+        self.assertEqual(self.pass_time(500, busy=True), [])
+        for done in range(10):
+            self.assertEqual(self.pass_time(59, done=done + 1), [])
+        self.assertEqual(len([each for each in self.pass_time(80, done=10) if isinstance(each, Refuse)]), 1)
+
+    def test_nobody_looks_at_a_node_without_a_client(self) -> None:
+        self.assertEqual(self.pass_time(1000), [])
+        self.assertEqual(self.looks, 0)
+        self.do("reserve", "a", "Anna")
+        self.release("a")
+        self.assertIsNone(self.state.next_deadline())
+        self.assertEqual(self.do("activity", 1, False, 0, now=True), [], "late news")
+
+    def test_without_a_limit_nobody_looks(self) -> None:
+        self.state.zombie_s = 0
+        self.do("reserve", "a", "Anna")
+        self.assertIsNone(self.state.next_deadline())
+
+
+class PauseTest(StateCase):
+    """Out of service for a while."""
+
+    def test_pause_lets_what_runs_run_on_and_sends_the_others_away(self) -> None:
+        self.do("reserve", "a", "Anna")
+        self.do("reserve", "b", "Bert")
+        self.assertEqual(self.do("pause", "closed until 17:00"), [Refuse("b", "closed until 17:00"),
+                                                                  node.Pause("a", "closed until 17:00")])
+        self.assertEqual(self.do("reserve", "c", "Cleo"), [Refuse("c", "closed until 17:00")])
+        self.assertEqual(self.release("a")[0], KillGeneration(1))
+        self.do("resume")
+        self.assertEqual(self.do("reserve", "c", "Cleo"), [Grant("c", 2, 2, ())])
+
+    def test_vacate_ends_what_runs(self) -> None:
+        self.assertEqual(self.do("vacate", "it is 8:00", now=True), [])
+        self.do("resume")
+        self.do("reserve", "a", "Anna")
+        self.do("reserve", "b", "Bert")
+        self.assertEqual(self.do("vacate", "it is 8:00", now=True), [
+            Refuse("b", "it is 8:00"), Refuse("a", "it is 8:00"), KillGeneration(1), ForkGeneration(2), *self.starts(2)])
 
 
 class StopTest(StateCase):
@@ -342,7 +426,7 @@ class World:
     def client(self) -> None:
         client = self.rng.choice("abcde")
         if self.rng.random() < 0.6:
-            self.carry_out(self.state.reserve(client, client.upper(), self.rng.choice((0, 1, 9, -1))))
+            self.carry_out(self.state.reserve(self.clock(), client, client.upper(), self.rng.choice((0, 1, 9, -1))))
         elif self.rng.random() < 0.8:
             self.carry_out(self.state.release(self.clock(), client))
         else:

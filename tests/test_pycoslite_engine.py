@@ -16,6 +16,12 @@ from tests.test_pycoslite_network import COME_S, HOST, SECRET, NetworkTestCase
 MIB = 1 << 20
 
 
+def asks_nothing():
+    """A task."""
+    yield
+    return "well"
+
+
 class HandOverTest(NetworkTestCase):
     def test_posts_from_many_threads_while_the_watcher_comes_and_goes(self):
         self.setting(takeover_s=0.002)
@@ -56,6 +62,28 @@ class HandOverTest(NetworkTestCase):
                 Task(self.note, come, number)
                 self.wait_until(lambda: len(come) == number + 1 + number // 3 + 1, timeout_s=5)
         self.wait_until(lambda: len(come) == 4000)
+
+    def test_a_task_that_is_ended_while_its_answer_comes_ends_once(self):
+        network, inside = self.node().network, []
+
+        def answer():
+            inside.append(network.engine.current)
+            return (yield pycoslite.Suspend(None))
+
+        def asks():
+            yield pycoslite._Remote(network, answer)
+
+        def main(task=None):
+            asking = Task(asks)
+            while not (inside and inside[0].wait):
+                yield task.sleep(0.001)
+            with network.engine.lock:           # so that both are done at once, in this order
+                inside[0].resume("the answer")
+            asking.terminate()
+            yield task.sleep(0)
+            return asking.is_alive()
+        self.assertIs(self.do(main), False)
+        self.assertEqual(self.do(asks_nothing), "well")     # the kernel goes on
 
     @staticmethod
     def note(come, number):

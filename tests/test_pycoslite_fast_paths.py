@@ -8,11 +8,12 @@ import random
 import sys
 import unittest
 from collections import deque
-from typing import Any, List
+from typing import Any, Callable, Iterator, List
 from unittest import mock
 
 import pycoslite
-from pycoslite import Engine, FrameDecoder, Kernel, Session, Settings, encode_frame, frame_buffers
+from pycoslite import (Engine, FrameDecoder, Kernel, ProtocolError, RecordOpener, RecordSealer, Session, Settings,
+                       encode_frame, frame_buffers)
 from tests.support import TestCase
 
 MIB = 1 << 20
@@ -43,6 +44,29 @@ class LongMessagesTest(TestCase):
         self.assertTrue(any(part is fixed for part in parts))
         changing[:] = bytes(len(changing))          # as a program may, once it has sent it
         self.assertEqual(pickle.loads(b"".join(parts)), [fixed, bytearray(b"y" * (2 * MIB))])
+
+    @unittest.skipUnless(pycoslite._Mapped._ADVICE, "only Linux can keep such memory")
+    def test_memory_of_a_copy_is_used_again_once_nobody_has_a_view_of_it(self) -> None:
+        copy_of, spare = pycoslite._Mapped.copy_of, pycoslite._Mapped._spare
+        spare.clear()
+        self.addCleanup(spare.clear)
+        first = copy_of(bytearray(b"1" * 3 * MIB))
+        piece, memory = first[5:10], first.obj
+        first = None
+        second = copy_of(bytearray(b"2" * 3 * MIB))
+        self.assertIsNot(second.obj, memory)
+        self.assertEqual(bytes(piece), b"11111")
+        piece = None
+        third = copy_of(bytearray(b"3" * 2 * MIB))
+        self.assertIs(third.obj, memory)
+        self.assertEqual((len(third), bytes(third[:1]), bytes(second[:1])), (2 * MIB, b"3", b"2"))
+        large = copy_of(bytearray(60 * MIB))            # more than is kept beside the others
+        self.assertLessEqual(sum(map(len, spare)), 64 * MIB)
+        self.assertEqual((bytes(second[-1:]), bytes(third[-1:]), large[-1]), (b"2", b"3", 0))
+        pycoslite._Mapped.forget_spare()
+        self.assertTrue(spare)
+        pycoslite._Mapped.forget_spare()
+        self.assertFalse(spare)
 
     def test_buffers_of_other_libraries(self) -> None:
         """As numpy's arrays are pickled."""
@@ -133,6 +157,75 @@ class LongMessagesTest(TestCase):
             self.assertEqual(memory.count(b"x"), 5 * MIB)
 
 
+class InPlaceTest(TestCase):
+    """Long frames received where they stay, against frames that were copied there."""
+
+    KEY = b"k" * 32
+    USUAL = 200_000             # bytes of the place for all that is not received where it stays
+
+    def stream(self, rng: random.Random, bodies: List[Any], key: Any) -> bytes:
+        """Frames with these bodies, cut over records of any size."""
+        frames, sealer = b"".join(encode_frame(64, body) for body in bodies), RecordSealer(key)
+        records, position = [], 0
+        while position < len(frames):
+            size = rng.choice((1, 1000, 20_000, 70_000, 262_144, 262_144, 262_144, 1_000_000))
+            records += sealer.seal([frames[position:position + size]])
+            position += size
+        return b"".join(records)
+
+    def received(self, stream: bytes, key: Any, most: Callable[[int], int]) -> Iterator[tuple]:
+        """The frames, as a link finds them whose socket gives at most `most(asked)` bytes at a time."""
+        opener, decoder, position = RecordOpener(key), FrameDecoder(1 << 30), 0
+        usual = memoryview(bytearray(self.USUAL))
+        while position < len(stream):
+            space = decoder.long and opener.place(decoder.room) or usual
+            count = min(most(len(space)), len(space), len(stream) - position)
+            space[:count] = stream[position:position + count]
+            position += count
+            for body in opener.feed(space[:count]):
+                for code, body in decoder.feed(body):
+                    yield code, pycoslite.deserialize_frame(body, 0)
+
+    def test_both_ways_receive_the_same(self) -> None:
+        rng = random.Random(5)
+        values = [bytearray(os.urandom(3 * MIB)), b"short", os.urandom(2 * MIB), bytearray(os.urandom(MIB)),
+                  list(range(9)), bytearray(os.urandom(5 * MIB)), bytearray(os.urandom(2 * MIB))]
+        pickled = [pickle.dumps(value, 5) for value in values]
+        for key in (self.KEY, None):
+            for most in (lambda asked: asked, lambda asked: 65_483, lambda asked: rng.randrange(1, 2 * asked + 1),
+                         lambda asked: rng.choice((1, 3, asked, 100_000))):
+                stream = self.stream(rng, pickled, key)
+                found = list(self.received(stream, key, most))
+                self.assertEqual([code for code, _ in found], [64] * len(values))
+                self.assertTrue(all(value == came for value, (_, came) in zip(values, found)))
+
+    def test_little_is_copied(self) -> None:
+        stream = self.stream(self.Whole(), [pickle.dumps(bytearray(8 * MIB), 5)], self.KEY)
+        copied = 0
+
+        def most(asked: int) -> int:
+            nonlocal copied
+            copied += asked == self.USUAL
+            return asked
+        self.assertEqual(list(self.received(stream, self.KEY, most)), [(64, bytearray(8 * MIB))])
+        self.assertLess(copied, 5)          # of the first record, with which the frame begins, and of the last
+
+    class Whole(random.Random):
+        """All records are 256 KiB long."""
+
+        def choice(self, _: Any) -> int:
+            """The same each time."""
+            return 262_144
+
+    def test_a_changed_byte_is_refused(self) -> None:
+        stream = bytearray(self.stream(self.Whole(), [pickle.dumps(bytearray(2 * MIB), 5)], self.KEY))
+        for place in (700_000, 524_290 + 40, len(stream) - 500_000):
+            stream[place] ^= 1
+            with self.assertRaisesRegex(ProtocolError, "wrong MAC|announced"):
+                list(self.received(stream, self.KEY, lambda asked: asked))
+            stream[place] ^= 1
+
+
 class SessionTest(TestCase):
     """`pass_on` and `push_all` against `push` and `next_batch`."""
 
@@ -146,8 +239,8 @@ class SessionTest(TestCase):
 
     @staticmethod
     def state(session: Session) -> tuple:
-        kept = [(list(frames), nbytes) for frames, _, nbytes in session._kept]
-        return (kept, session._sent, session._sent_most, session.unconfirmed_bytes, session.unconfirmed_frames,
+        kept = [(last, nbytes, list(frames), list(tags)) for last, nbytes, frames, tags in session._kept]
+        return (kept, session._sent, session._sent_before, session.unconfirmed_bytes, session.unconfirmed_frames,
                 session.below_window, session.has_more)
 
     def send(self, plain: Session, fast: Session, frames: List[Any], now: float) -> None:
@@ -159,7 +252,7 @@ class SessionTest(TestCase):
             fast.push_all(queued)
         self.assertFalse(queued)
         slow_out = [b"".join(plain.next_batch(4096, now))]
-        fast_out = [b"".join(fast.next_batch(4096, now) if first is None else first)]
+        fast_out = [b"".join(fast.next_batch(4096, now)) if first is None else first]
         while slow_out[-1] or fast_out[-1]:
             slow_out.append(b"".join(plain.next_batch(4096, now)))
             fast_out.append(b"".join(fast.next_batch(4096, now)))

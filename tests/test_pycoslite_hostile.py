@@ -67,6 +67,10 @@ class GoalsTest(TestCase):
     def test_i1_insiders(self) -> None:
         figures.check(self, hostile.ROWS["I1"])
 
+    @LINUX
+    def test_i2_answers_that_nobody_reads(self) -> None:
+        figures.check(self, hostile.ROWS["I2"])
+
 
 class InsidersTest(NetworkTestCase):
     """What a peer that holds the secret says wrongly is an error of its own, and nobody waits for it."""

@@ -64,31 +64,36 @@ class LanTestCase(TestCase):
 class DiscoveryTest(LanTestCase):
     """Who is on the same wire is found, by whatever the wire has."""
 
-    def both(self, on: Any, at: str, *options: str) -> None:
-        """Two hosts on that wire find each other; `at` says which of the addresses is used."""
-        a, b = self.enter(lan(on))
-        one = self.start(a, "one", *options)
-        two = self.start(b, "two", *options)
-        self.meets(one, two, getattr(b.on[0], at).partition("%")[0] + ("%eth0" if at == "link_local" else ""))
-        self.quiet(one, two)
+    def all_meet(self, at: str, *options: str, **wired: bool) -> None:
+        """Two hosts, and three, on such a wire find each other, without a default route; `at` says which of the
+        addresses is used."""
+        for letters in "ab", "abc":
+            with self.subTest(hosts=len(letters)):
+                hosts = self.enter(lan(wire(letters, **wired)))
+                processes = [self.start(host, "on_" + host.letter, *options) for host in hosts]
+                for (_, one), (there, other) in itertools.combinations(zip(hosts, processes), 2):
+                    address = getattr(there.on[0], at).partition("%")[0]
+                    self.meets(one, other, address + ("%eth0" if at == "link_local" else ""))
+                self.assertEqual([host.ip("route", "show", "default") for host in hosts], [""] * len(hosts))
+                self.quiet(*processes)
 
     def test_ipv4_is_preferred_where_there_is_both(self) -> None:
-        self.both(wire("ab"), "address")
+        self.all_meet("address")
 
     def test_ipv6_only(self) -> None:
-        self.both(wire("ab", ipv4=False), "address6")
+        self.all_meet("address6", ipv4=False)
 
     def test_link_local_only(self) -> None:
-        self.both(wire("ab", ipv4=False, ipv6=False), "link_local")
+        self.all_meet("link_local", ipv4=False, ipv6=False)
 
     def test_ipv6_alone_is_wanted(self) -> None:
-        self.both(wire("ab"), "address6", "socket_family=10")
+        self.all_meet("address6", "socket_family=10")
 
     def test_ipv4_alone_is_wanted(self) -> None:
-        self.both(wire("ab"), "address", "socket_family=2")
+        self.all_meet("address", "socket_family=2")
 
     def test_ipv4_multicast(self) -> None:
-        self.both(wire("ab", ipv6=False, link_local=False, broadcast=False), "address", "ipv4_udp_multicast=True")
+        self.all_meet("address", "ipv4_udp_multicast=True", ipv6=False, link_local=False, broadcast=False)
 
     def test_only_one_end_searches_by_multicast(self) -> None:
         a, b = self.enter(lan(wire("ab", ipv6=False, link_local=False, broadcast=False)))
@@ -243,6 +248,16 @@ class SeveralNetworksTest(LanTestCase):
         self.meets(one, late, b.on[1].address)
         self.quiet(one, two, late, middle)
 
+    def test_relay_on_the_host_that_it_leads_to(self) -> None:
+        a, b = self.enter(lan(wire("ab"), wire("b")))           # two hosts, two networks
+        a.route(b.on[1].address, by=b.on[0].address)
+        middle, two = self.start(b, "middle"), self.start(b, "two", "host='%s'" % b.on[1].address)
+        self.meets(middle, two, b.on[1].address)
+        one = self.start(a, "one", "discover_peers=False")
+        self.assertEqual(self.do(one, "peer %s:%d relay" % (b.on[0].address, middle.port)), "0")
+        self.meets(one, two, b.on[1].address)
+        self.quiet(one, two, middle)
+
     def test_relay_without_a_way_between_the_networks(self) -> None:
         a, b, c = self.enter(lan(wire("ac"), wire("bc")))
         middle, two = self.start(c, "middle"), self.start(b, "two")
@@ -257,35 +272,47 @@ class SeveralNetworksTest(LanTestCase):
         self.assertEqual([process.output.count("WARNING") for process in (one, two, middle)], [1, 1, 0])
 
     def test_behind_nat(self) -> None:
-        a, b, c, d = self.enter(lan(wire("ad"), wire("bcd")))
-        gateway = "%s:9800" % d.on[1].address
-        self.enter(d.running([sys.executable, GATEWAY, gateway, "%s:9800" % a.on[0].address], ready="READY"))
-        inside = self.start(a, "inside", "tcp_port=9800", "ext_ip_addr='%s'" % d.on[1].address)
-        inside.wait_for(r"LOCATIONS \[%s\]$" % gateway)
-        one, two = self.start(b, "one"), self.start(c, "two")
-        self.meets(one, two)
-        self.assertEqual(self.do(one, "peer " + gateway), "0")
-        self.meets(one, inside, d.on[1].address)
-        # A reference tells the third process the address outside, too.
-        self.assertEqual(self.do(one, "pass two inside"), "1")
-        inside.wait_for("^HEARD two: by reference$")
-        self.quiet(inside, one, two)
+        for outside in "c", "cd":
+            with self.subTest(hosts=1 + len(outside)):
+                self.behind_nat(*self.enter(lan(wire("ab"), wire("b" + outside))))
+
+    def behind_nat(self, a: Machine, gateway: Machine, *outside: Machine) -> None:
+        """`a` is behind a gateway, one host or two are not."""
+        place = "%s:9800" % gateway.on[1].address
+        self.enter(gateway.running([sys.executable, GATEWAY, place, "%s:9800" % a.on[0].address], ready="READY"))
+        inside = self.start(a, "inside", "tcp_port=9800", "ext_ip_addr='%s'" % gateway.on[1].address)
+        inside.wait_for(r"LOCATIONS \[%s\]$" % place)
+        one, *rest = [self.start(host, "on_" + host.letter) for host in outside]
+        for two in rest:
+            self.meets(one, two)
+        self.assertEqual(self.do(one, "peer " + place), "0")
+        self.meets(one, inside, gateway.on[1].address)
+        for two in rest:            # a reference tells the third process the address outside, too
+            self.assertEqual(self.do(one, "pass %s inside" % two.name), "1")
+            inside.wait_for("^HEARD %s: by reference$" % two.name)
+        self.quiet(inside, one, *rest)
 
 
 class ClustersTest(LanTestCase):
     """Several clusters share a wire and a port, and have nothing to do with each other."""
 
     def test_clusters_of_several_names_and_secrets(self) -> None:
-        a, b = self.enter(lan(wire("ab")))
+        for letters in "ab", "abc":
+            with self.subTest(hosts=len(letters)):
+                self.check(self.enter(lan(wire(letters))))
+
+    def check(self, hosts: List[Machine]) -> None:
+        """Each of four clusters has a process on each of the hosts."""
         clusters = {"red": "cluster='red'", "blue": "cluster='blue'", "own": "secret='%s'" % ("0e" * 32),
                     "else": "secret='%s'" % ("e0" * 32)}
-        groups = {name: [self.start(host, name + host.letter, option) for host in (a, b)]
+        groups = {name: [self.start(host, name + host.letter, option) for host in hosts]
                   for name, option in clusters.items()}
-        for one, two in groups.values():
-            self.meets(one, two)
-        for name, pair in groups.items():
-            for process in pair:
-                others = [other.name for other in pair if other is not process]
+        for group in groups.values():
+            for one, two in itertools.combinations(group, 2):
+                self.meets(one, two)
+        for name, group in groups.items():
+            for process in group:
+                others = [other.name for other in group if other is not process]
                 self.assertEqual(self.do(process, "peers"), repr(others))
                 lines = [line for line in process.output.splitlines() if line.startswith(("WARNING", "ERROR"))]
                 if name in ("red", "blue"):

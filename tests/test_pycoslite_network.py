@@ -495,6 +495,23 @@ class FaultsTest(NetworkTestCase):
                 self.assertEqual(self.ask(agent, "echo", 1), 1)
                 self.wait_until(lambda: len(node.network.links) == 1)
 
+    def test_who_goes_on_sending_does_not_hold_up_the_end(self):
+        node = self.node()
+        with self.agent() as process, self.lost_messages():
+            agent, sent = self.find(process), [0]
+
+            def stream(task=None):
+                task.set_daemon()
+                while agent.send(("number", sent[0])) == 0:
+                    sent[0] += 1
+                    yield task.sleep(0.05)
+            self.stop(process)
+            Task(stream)
+            self.wait_until(lambda: sent[0])
+            node.terminate()
+            process.signal(signal.SIGKILL)
+        self.assertLess(sent[0], 400)               # of 1200 until the peer would have been given up
+
     def test_last_words_arrive(self):
         self.node()
         for _ in range(3):

@@ -66,7 +66,8 @@ def pair(limits: Settings = SMALL) -> Tuple[Session, Session]:
 
 def check(test: TestCase, session: Session) -> None:
     """The invariants written at the head of the section."""
-    batches = list(session._kept) + list(session._ready)
+    kept = [(frames, tags, nbytes) for _, nbytes, frames, tags in session._kept]
+    batches = kept + list(session._ready)
     for frames, tags, nbytes in batches:
         test.assertTrue(frames)
         test.assertEqual(len(frames), len(tags))
@@ -75,8 +76,15 @@ def check(test: TestCase, session: Session) -> None:
     test.assertEqual(session.unconfirmed_frames, count)
     test.assertEqual(session.unconfirmed_bytes, sum(batch[2] for batch in batches) + session._nbytes)
     test.assertLessEqual(session._base, session._confirmed)
-    test.assertLessEqual(session._confirmed, session._sent_most)
-    test.assertEqual(session._sent - session._base if session._open else 0, sum(len(b[0]) for b in session._kept))
+    test.assertLessEqual(session._confirmed, max(session._sent, session._sent_before))
+    test.assertEqual(session._sent - session._base if session._open else 0, sum(len(batch[0]) for batch in kept))
+    number = session._base
+    for last, _, frames, _ in session._kept:
+        number += len(frames)
+        test.assertEqual(last, number)
+    if session._clear:
+        test.assertTrue(session._open)
+        test.assertFalse(session._rest or session._control or session._ready or session._frames)
 
 
 class FirstContactTest(TestCase):

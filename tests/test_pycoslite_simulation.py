@@ -125,6 +125,10 @@ class Half:
                 self._take(result.leftover)
 
     def _take(self, data: bytes) -> None:
+        lone = self.opener.lone_frame(data, self.decoder)
+        if lone is not None:
+            self.process.frame(self, *lone)
+            return
         for body in self.opener.feed(data):
             for code, payload in self.decoder.feed(body):
                 self.process.frame(self, code, payload)
@@ -175,21 +179,21 @@ class Process:
         """Hand to the connection what there is to send, by the same calls as a Peer."""
         session, link, now = self.session, self.link, self.world.now
         if link is not None:
-            parts = session.pass_on(self.outbox, 1024, now)
-            if parts is not None:
-                self.write(link, parts)
+            frame = session.pass_on(self.outbox, 1024, now)
+            if frame is not None:
+                self.write(link, [link.sealer.seal_short(frame)])
                 return
         session.push_all(self.outbox)
         while link is not None and not link.closed and session.wants_write(now):
             parts = session.next_batch(self.world.chance.choice((700, 4096)), now)
             if not parts:
                 return
-            self.write(link, parts)
+            self.write(link, link.sealer.seal(parts))
 
-    def write(self, link: Half, parts: list) -> None:
-        """One record."""
+    def write(self, link: Half, record: list) -> None:
+        """One record, in parts."""
         link.last_out = self.world.now
-        link.wire.send(link, b"".join(bytes(part) for part in link.sealer.seal(parts)))
+        link.wire.send(link, b"".join(bytes(part) for part in record))
 
     def authenticated(self, half: Half, other_id: bytes) -> None:
         """A connection stands: it replaces the one before."""
@@ -474,7 +478,7 @@ class SimulationTest(TestCase):
     def test_a_session_that_forgets_what_was_on_its_way(self) -> None:
         class Faulty(Session):
             def disconnected(self) -> None:
-                self._base += sum(len(batch[0]) for batch in self._kept)
+                self._base += sum(len(batch[2]) for batch in self._kept)
                 self._kept.clear()
                 super().disconnected()
         self.assert_found(Faulty)

@@ -1,13 +1,18 @@
 """Files sent to other processes: what arrives, what is refused, what an interrupted transfer leaves behind."""
 from __future__ import annotations
 
+import binascii
 import os
 import random
+import shutil
 import signal
+import socket
+import stat
 import threading
 import unittest
 from pathlib import Path
-from typing import Any, Callable, List
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, List
 from unittest import mock
 
 import pycoslite
@@ -19,6 +24,10 @@ from tests.test_pycoslite_remote_channels import ServiceTestCase
 
 OUTSIDE = ["../evil", "/evil", "a/../../evil", "base-twin/../../evil", "nul\0", "link", "link/deeper", "..", "n" * 300,
            "..\\evil"]
+
+
+OFFER = {"id": 1, "name": "data.bin", "dir": "", "place": "", "size": 3, "mtime_ns": 0, "mode": 0o600,
+         "overwrite": False}
 
 
 class TransferTestCase(ServiceTestCase):
@@ -306,7 +315,7 @@ class ManyTest(TransferTestCase):
         self.assertEqual(files.carriers._threads, [])
 
     def test_a_busy_receiver_is_asked_again(self):
-        self.begin(100_000)
+        self.begin(pycoslite._SMALL_FILE + 1)
         peer = self.process.agent.peer
         offer = {"dir": "", "place": "", "size": 100_000, "mtime_ns": 0, "mode": 0o600, "overwrite": True}
         asked = []
@@ -332,6 +341,205 @@ class ManyTest(TransferTestCase):
         self.wait_until(lambda: self.names() == ["data.bin"])
 
 
+class CheckTest(TransferTestCase):
+    """Which checksum is made of a large file, where, and how often."""
+
+    SIZE = 1_000_001
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.kinds: List[str] = []              # of the checksums that were asked for
+        self.read = 0                           # times that some of the file was read for one
+        check_with, read = pycoslite._Outgoing.check_with, pycoslite._Outgoing._read
+
+        def asked(outgoing: Any, kind: str, known: str) -> None:
+            self.kinds.append(kind)
+            check_with(outgoing, kind, known)
+
+        def reading(outgoing: Any, *args: Any) -> Any:
+            self.read += 1
+            return read(outgoing, *args)
+        self.enter(mock.patch.object(pycoslite._Outgoing, "check_with", asked))
+        self.enter(mock.patch.object(pycoslite._Outgoing, "_read", reading))
+        self.begin(self.SIZE)
+
+    @unittest.skipUnless(pycoslite._network_stack(), "this system does not tell which network a process is in")
+    def test_within_a_host(self):
+        self.assertEqual(self.send(), 0)
+        self.assertEqual(self.kinds, ["crc32"])
+
+    def test_between_hosts(self):
+        for number, stack in enumerate(("", "another host's")):
+            with self.subTest(stack), mock.patch.object(pycoslite, "_network_stack", return_value=stack):
+                self.assertEqual(self.send(dir=str(number)), 0)
+        self.assertEqual(self.kinds, ["sha256"] * 2)
+
+    def test_the_link_protects_what_it_carries(self):
+        with through_the_link(), mock.patch.object(pycoslite, "_network_stack", return_value=""):
+            self.assertEqual(self.send(), 0)
+        self.assertEqual(self.kinds, ["crc32"])
+
+    def test_what_is_changed_on_its_way_is_refused(self):
+        def evil(sock: int, file: int, offset: int, count: int) -> int:
+            data = bytearray(os.pread(file, min(count, 10_000), offset))
+            data[-1] ^= 1
+            return os.write(sock, data)
+        for stack in (pycoslite._network_stack(), ""):
+            with self.subTest(stack), mock.patch.object(pycoslite, "_network_stack", return_value=stack):
+                with mock.patch.object(os, "sendfile", evil), self.expect_log("what arrived of it is not what was"):
+                    self.assertEqual(self.send(), -1)
+        self.wait_until(lambda: self.names() == [])
+
+    def test_kinds_that_there_are_not(self):
+        outgoing = pycoslite._Outgoing(self.process.agent.peer, str(self.file), self.file.stat(), None, None)
+        for kind in ("md5", None, 7):
+            with self.subTest(kind), self.assertRaisesRegex(pycoslite.ProtocolError, "checksum of the kind"):
+                outgoing.check_with(kind, "")
+
+    def test_a_file_for_many_peers_is_read_for_it_once(self):
+        known = Pycos().network.files.checksums
+        with mock.patch.object(pycoslite, "_SETTLED_NS", -10 ** 12):        # as if it had been there for long
+            self.assertEqual(self.send(dir="a"), 0)
+            self.assertGreater(self.read, 0)
+            self.read = 0
+            self.assertEqual(self.send(dir="b"), 0)
+            self.assertEqual((self.read, len(known)), (0, 1))
+            self.write(os.urandom(self.SIZE))           # another content, with the size and the time of the first
+            self.assertEqual(self.send(dir="c"), 0)
+            self.assertEqual((self.there / "c" / "data.bin").read_bytes(), self.file.read_bytes())
+            for key in known:
+                known[key] = "0" * 8                    # as if it had been changed without a trace
+            with self.expect_log("what arrived of it is not what was"):
+                self.assertEqual(self.send(dir="d"), -1)
+            self.assertEqual(self.send(dir="d"), 0)
+
+    def test_a_file_that_was_changed_a_moment_ago_may_change_again(self):
+        self.assertEqual(self.send(), 0)
+        self.assertEqual(Pycos().network.files.checksums, {})
+
+    def test_no_more_checksums_are_kept_than_agreed(self):
+        with mock.patch.object(pycoslite, "_SETTLED_NS", -10 ** 12), mock.patch.object(pycoslite, "_MOST_KNOWN", 2):
+            for number in range(4):
+                self.write(os.urandom(self.SIZE))
+                self.assertEqual(self.send(dir=str(number)), 0)
+        self.assertEqual(len(Pycos().network.files.checksums), 2)
+
+
+@unittest.skipUnless(pycoslite._network_stack(), "this system does not tell which network a process is in")
+class InnerLineTest(TestCase):
+    """Whether a connection is known to stay in the system."""
+
+    def ends(self, relayed: bool) -> List[Any]:
+        """Both ends of a connection, or of two with a relay between them, in the place of peers."""
+        sockets = [socket.create_server(("127.0.0.1", 0))]
+        self.addCleanup(lambda: [sock.close() for sock in sockets])
+        for _ in range(1 + relayed):
+            sockets += [socket.create_connection(sockets[0].getsockname()), sockets[0].accept()[0]]
+        dialled, accepted = sockets[1], sockets[-1]
+        return [SimpleNamespace(link=SimpleNamespace(sock=sock)) for sock in (dialled, accepted)]
+
+    def test_both_ends_of_a_connection_agree_and_nobody_else(self):
+        here, there = self.ends(relayed=False)
+        line = pycoslite._inner_line(here, "token")
+        self.assertRegex(line, "^[0-9a-f]{64}$")
+        self.assertEqual(pycoslite._inner_line(there, "token"), line)
+        self.assertNotEqual(pycoslite._inner_line(there, "another token"), line)
+        with mock.patch.object(pycoslite, "_network_stack", return_value="another"):
+            self.assertNotEqual(pycoslite._inner_line(there, "token"), line)
+
+    def test_a_relay_is_noticed(self):
+        here, there = self.ends(relayed=True)
+        self.assertNotEqual(pycoslite._inner_line(here, "token"), pycoslite._inner_line(there, "token"))
+
+    def test_what_is_not_known_to_stay_here(self):
+        here, _ = self.ends(relayed=False)
+        with mock.patch.object(pycoslite, "_is_near", return_value=False):
+            self.assertEqual(pycoslite._inner_line(here, "token"), "")
+        here.link.sock.close()
+        self.assertEqual(pycoslite._inner_line(here, "token"), "")
+        self.assertEqual(pycoslite._inner_line(SimpleNamespace(link=None), "token"), "")
+
+
+class QuotaTest(TransferTestCase):
+    """`max_total_size`: of all files together."""
+
+    def sized(self, name: str, size: int) -> Path:
+        """Another file to be sent."""
+        path = self.file.with_name(name)
+        path.write_bytes(os.urandom(size))
+        return path
+
+    def test_files_beyond_it_are_refused_until_others_have_gone(self):
+        self.begin(100, "max_total_size=250_000")
+        large, small = self.sized("large", 200_000), self.sized("small", 50_000)
+        self.assertEqual(self.call("send_file", large), 0)
+        with self.expect_log("was not sent .*it has 100 bytes, and of the 250000 .*max_total_size. 0 are left"):
+            self.assertEqual((self.call("send_file", small, dir="a"), self.send()), (0, -1))
+        self.assertEqual(self.names(), ["a", "a/small", "large"])
+        self.assertEqual(self.call("del_file", small, dir="a"), 0)
+        self.assertEqual(self.send(), 0)
+        (self.there / "large").unlink()                 # by the program that used it
+        self.assertEqual(self.call("send_file", self.sized("larger", 249_900)), 0)
+
+    def test_a_file_counts_besides_the_one_it_replaces(self):
+        self.begin(100, "max_total_size=250")
+        for size in (110, 120, 115):
+            self.write(os.urandom(size))
+            self.assertEqual(self.send(overwrite=True), 0)
+        self.write(os.urandom(140))
+        with self.expect_log("it has 140 bytes, and of the 250 .* 135 are left"):
+            self.assertEqual(self.send(overwrite=True), -1)
+        self.assertEqual((self.there / "data.bin").stat().st_size, 115)
+
+    def test_files_on_their_way_count(self):
+        self.begin(10, "max_total_size=1_000_000")
+        peer = self.process.agent.peer
+        offer = {"dir": "", "place": "", "size": 400_000, "mtime_ns": 0, "mode": 0o600, "overwrite": True}
+        answers: Dict[int, str] = {}
+
+        def ask(number):
+            try:
+                reply, _ = yield peer.request("file.offer", dict(offer, id=1 << 40 | number, name="n%d" % number))
+                answers[number] = reply["state"]
+            except pycoslite.PycosError as error:
+                answers[number] = str(error)
+        network = Pycos().network
+        for task in [network.spawn(ask, number) for number in range(4)]:
+            task.value(COME_S)
+        begun = [number for number, answer in answers.items() if answer == "go"]
+        self.assertEqual(len(begun), 2)
+        for number, answer in answers.items():
+            self.assertRegex(answer, "go|max_total_size. 200000 are left")
+        peer.notify("file.abort", {"id": 1 << 40 | begun[0]})
+
+        def fits() -> bool:
+            network.spawn(ask, 7).value(COME_S)
+            return answers[7] == "go"
+        self.wait_until(fits)
+
+    def test_the_directory_is_walked_through_when_that_matters(self):
+        base = self.temp_dir()
+        for number in range(5):
+            (base / str(number)).write_bytes(bytes(10))
+        quota = pycoslite._Quota(str(base), 100)
+        with mock.patch.object(os, "walk", side_effect=os.walk) as walk:
+            for number in range(5):
+                quota.claim("t%d" % number, 10)
+                (base / ("t%d" % number)).write_bytes(bytes(5))
+            self.assertEqual(walk.call_count, 1)
+            with self.assertRaisesRegex(pycoslite.PycosError, "it has 10 bytes, and of the 100 .* 0 are left"):
+                quota.claim("another", 10)
+            self.assertEqual(walk.call_count, 2)
+            with quota.lock:
+                quota.settle("t0", 0)
+                quota.settle("t0", 1000)                # again: it counts no more
+                quota.settle("t1", 0)
+            quota.claim("another", 10)
+            self.assertEqual(walk.call_count, 2)
+        quota.limit = 0
+        quota.claim("huge", 1 << 60)
+
+
 class ReceivedHereTest(TransferTestCase):
     """This process receives, so that its disk can be what the test wants."""
 
@@ -344,12 +552,12 @@ class ReceivedHereTest(TransferTestCase):
 
     def receive(self, meanwhile: Callable) -> Any:
         """Have the agent send the file, and `meanwhile()` called when all of it is written; what it got."""
-        fsync = os.fsync
+        mark = pycoslite._Folder.mark
 
-        def with_trouble(fd: int) -> None:
+        def with_trouble(*args: Any) -> None:
             meanwhile()
-            fsync(fd)
-        with mock.patch.object(os, "fsync", with_trouble):
+            mark(*args)
+        with mock.patch.object(pycoslite._Folder, "mark", with_trouble):
             return self.ask(self.process.agent, "send_file", Pycos().location, str(self.file))
 
     def test_a_slow_disk_delays_nobody_else(self):
@@ -369,13 +577,33 @@ class ReceivedHereTest(TransferTestCase):
         asker.join(COME_S)
         self.assertEqual(done, [0])
 
-    def test_a_large_file_is_written_out_along_the_way(self):
-        self.write(os.urandom(2_000_000))
-        syncs: List[None] = []
-        with mock.patch.object(pycoslite, "_SYNC_EVERY", 500_000):
-            self.assertEqual(self.receive(lambda: syncs.append(None)), 0)
-        self.assertGreaterEqual(len(syncs), 2)
+    def synced(self) -> List[str]:
+        """What was written out while the file was received: "file", or "directory"."""
+        fsync = os.fsync
+        found: List[str] = []
+
+        def noting(fd: int) -> None:
+            found.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+            fsync(fd)
+        with mock.patch.object(os, "fsync", noting), mock.patch.object(pycoslite, "_SYNC_EVERY", 500_000):
+            self.assertEqual(self.receive(lambda: None), 0)
         self.assertEqual((self.here / "data.bin").read_bytes(), self.file.read_bytes())
+        return found
+
+    def test_nothing_is_written_out_unless_that_is_asked_for(self):
+        self.write(os.urandom(2_000_000))
+        self.assertEqual(self.synced(), [])
+
+    def test_a_large_file_is_written_out_along_the_way(self):
+        self.setting(sync_files=1)
+        self.write(os.urandom(2_000_000))
+        found = self.synced()
+        self.assertGreaterEqual(found.count("file"), 3)
+        self.assertEqual(found[-2:], ["file", "directory"] if pycoslite._DIR_FDS else ["file", "file"])
+
+    def test_a_small_file_is_written_out(self):
+        self.setting(sync_files=1)
+        self.assertEqual(self.synced(), ["file", "directory"] if pycoslite._DIR_FDS else ["file"])
 
     def test_a_link_put_in_its_place_meanwhile_is_replaced_and_not_followed(self):
         outside = self.outside / "outside"
@@ -387,14 +615,15 @@ class ReceivedHereTest(TransferTestCase):
     def test_no_room(self):
         with mock.patch.object(pycoslite._Folder, "room", lambda folder: 2):
             self.assertEqual(self.receive(lambda: None), -1)
+            incoming = pycoslite._Incoming(None, dict(OFFER))       # type: ignore[arg-type]
+            with self.assertRaisesRegex(pycoslite.PycosError, "it has 3 bytes, and the disk there has room for 1"):
+                incoming.open(str(self.here), 1)
         self.assertEqual(list(self.here.iterdir()), [])
         self.assertEqual(self.receive(lambda: None), 0)
 
     def test_the_empty_directory_is_deleted_meanwhile(self):
         """It is not empty, but nothing is to be seen in it yet."""
-        offer = {"id": 1, "name": "data.bin", "dir": "a/b", "place": "", "size": 3, "mtime_ns": 0, "mode": 0o600,
-                 "overwrite": False}
-        incoming = pycoslite._Incoming(None, offer)         # type: ignore[arg-type]
+        incoming = pycoslite._Incoming(None, dict(OFFER, dir="a/b"))        # type: ignore[arg-type]
         incoming.open(str(self.here), 0)
         self.addCleanup(lambda: incoming.folder.close())
         with pycoslite._Folder(str(self.here), "a/b", create=False) as folder:
@@ -405,10 +634,8 @@ class ReceivedHereTest(TransferTestCase):
         self.assertEqual((self.here / "a" / "b" / "data.bin").read_bytes(), b"new")
 
     def test_another_file_got_the_name_meanwhile(self):
-        offer = {"id": 1, "name": "data.bin", "dir": "", "place": "", "size": 3, "mtime_ns": 0, "mode": 0o600,
-                 "overwrite": False}
-        incoming = pycoslite._Incoming(None, offer)         # type: ignore[arg-type]
-        self.assertEqual(incoming.open(str(self.here), 0), {"state": "go"})
+        incoming = pycoslite._Incoming(None, dict(OFFER))           # type: ignore[arg-type]
+        self.assertEqual(incoming.open(str(self.here), 0), {"state": "go", "check": "sha256"})
         (self.here / "data.bin").write_text("came first")
         incoming._write(b"new")
         with self.assertRaisesRegex(pycoslite.PycosError, "another file has got its name"):
@@ -417,6 +644,157 @@ class ReceivedHereTest(TransferTestCase):
         incoming.folder.close()
         self.assertEqual((self.here / "data.bin").read_text(), "came first")
         self.assertEqual([path.name for path in self.here.iterdir()], ["data.bin"])
+
+
+    def test_small_files_that_wait_for_the_disk_are_limited(self):
+        files, peer = Pycos().network.files, self.process.agent.peer
+        self.addCleanup(setattr, files, "storing", 0)
+        files.storing = 1
+        with mock.patch.object(pycoslite, "_MOST_STORED", 3), self.assertRaises(StopIteration) as answered:
+            next(files._on_offer(peer, dict(OFFER, digest="%08x" % binascii.crc32(b"new")), b"new"))
+        self.assertEqual((answered.exception.value, files.storing), ({"state": "busy"}, 1))
+
+
+class ReceivedWithoutDescriptorsTest(ReceivedHereTest):
+    """The same where the platform has no calls relative to an open directory."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enter(mock.patch.object(pycoslite, "_DIR_FDS", False))
+
+
+class ExchangedDirectoryTest(TestCase):
+    """What is done there about a directory that becomes a link to elsewhere meanwhile."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        patch = mock.patch.object(pycoslite, "_DIR_FDS", False)
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.here, self.elsewhere = self.temp_dir(), self.temp_dir()
+        self.incoming = pycoslite._Incoming(None, dict(OFFER, dir="a/b"))   # type: ignore[arg-type]
+        self.addCleanup(self.incoming._close)
+
+    def swap(self) -> None:
+        """Put a link in the place of the upper one of two directories."""
+        (self.here / "a").rename(self.here / "kept")
+        (self.elsewhere / "b").mkdir(exist_ok=True)
+        (self.here / "a").symlink_to(self.elsewhere)
+
+    def nothing_elsewhere(self) -> None:
+        """Nothing has been led astray."""
+        self.assertEqual([str(path.relative_to(self.elsewhere)) for path in self.elsewhere.rglob("*")], ["b"])
+
+    def test_links_are_refused(self):
+        self.swap_made_first()
+        with self.assertRaisesRegex(pycoslite.MisuseError, "does not stay below"):
+            self.incoming.open(str(self.here), 0)
+        with mock.patch.object(pycoslite, "confined_path", lambda base, name: os.path.join(base, name)):
+            with self.assertRaisesRegex(pycoslite.MisuseError, "a, on the way to it, is no directory"):
+                self.incoming.open(str(self.here), 0)
+        self.nothing_elsewhere()
+
+    def swap_made_first(self) -> None:
+        """The link is there before anything else."""
+        (self.here / "a").mkdir()
+        self.swap()
+
+    def test_junctions_are_refused(self):
+        (self.here / "a").mkdir()
+        found = SimpleNamespace(st_mode=stat.S_IFDIR | 0o700, st_dev=1, st_ino=2, st_reparse_tag=0xA0000003)
+        with mock.patch.object(os, "lstat", return_value=found):
+            self.assertRaises(pycoslite.MisuseError, pycoslite._which_directory, str(self.here / "a"))
+        found.st_reparse_tag = 0x9000001A               # a directory of a cloud, which is one all the same
+        with mock.patch.object(os, "lstat", return_value=found):
+            self.assertEqual(pycoslite._which_directory(str(self.here / "a")), (1, 2))
+
+    def test_a_directory_exchanged_before_the_file_is_made(self):
+        look = pycoslite._Folder.look
+
+        def late(folder: Any, name: str) -> Any:
+            found = look(folder, name)
+            self.swap()
+            return found
+        with mock.patch.object(pycoslite._Folder, "look", late):
+            with self.assertRaisesRegex(pycoslite.MisuseError, "a, on the way to it, is no directory"):
+                self.incoming.open(str(self.here), 0)
+        self.nothing_elsewhere()
+
+    def test_a_directory_exchanged_at_the_moment_the_file_is_made(self):
+        made, opened = os.open, []
+
+        def late(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if flags & os.O_EXCL:
+                self.swap()
+                opened.append(path)
+            return made(path, flags, *args, **kwargs)
+        with mock.patch.object(os, "open", late):
+            with self.assertRaisesRegex(pycoslite.MisuseError, "a, on the way to it, is no directory"):
+                self.incoming.open(str(self.here), 0)
+        self.assertEqual(len(opened), 1)
+        self.nothing_elsewhere()
+
+    def test_a_directory_that_was_exchanged_twice_at_that_moment(self):
+        """The path leads where it did, and the file is elsewhere."""
+        made = os.open
+
+        def late(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if not flags & os.O_EXCL:
+                return made(path, flags, *args, **kwargs)
+            self.swap()
+            try:
+                return made(path, flags, *args, **kwargs)
+            finally:
+                (self.here / "a").unlink()
+                (self.here / "kept").rename(self.here / "a")
+        with mock.patch.object(os, "open", late), self.assertRaises((pycoslite.MisuseError, OSError)):
+            self.incoming.open(str(self.here), 0)
+        left, = (path for path in self.elsewhere.rglob("*") if path.is_file())
+        self.assertEqual(left.stat().st_size, 0)        # nothing of the file went there
+
+    def test_a_directory_exchanged_before_the_file_gets_its_name(self):
+        self.assertEqual(self.incoming.open(str(self.here), 0)["state"], "go")
+        self.incoming._write(b"new")
+        pin = pycoslite._Folder._pin
+
+        def late(path: str) -> Any:
+            self.swap()
+            (self.elsewhere / "b" / self.incoming.temporary).write_text("as it was")
+            (self.elsewhere / "b" / "data.bin").write_text("as it was")
+            return pin(path)
+        with mock.patch.object(pycoslite._Folder, "_pin", staticmethod(late)):
+            with self.assertRaisesRegex(pycoslite.MisuseError, "a, on the way to it, is no directory"):
+                self.incoming.complete(self.incoming._digest.hexdigest())
+        with self.expect_log("cannot be removed"):
+            self.incoming._discard()
+        self.assertEqual({path.name: path.read_text() for path in (self.elsewhere / "b").iterdir()},
+                         {"data.bin": "as it was", self.incoming.temporary: "as it was"})
+
+    def test_another_directory_in_its_place(self):
+        self.assertEqual(self.incoming.open(str(self.here), 0)["state"], "go")
+        (self.here / "a" / "b").rename(self.here / "a" / "c")
+        (self.here / "a" / "b").mkdir()
+        self.incoming._write(b"new")
+        with self.assertRaisesRegex(pycoslite.MisuseError, "the directory b was exchanged for another one"):
+            self.incoming.complete(self.incoming._digest.hexdigest())
+        self.assertEqual(list((self.here / "a" / "b").iterdir()), [])
+
+    def test_a_link_in_the_place_of_what_is_to_be_deleted(self):
+        (self.here / "a" / "b").mkdir(parents=True)
+        with pycoslite._Folder(str(self.here), "a/b", create=False) as folder:
+            self.swap()
+            (self.elsewhere / "b" / "data.bin").write_text("as it was")
+            self.assertRaises(pycoslite.MisuseError, folder.look, "data.bin")
+            self.assertRaises(pycoslite.MisuseError, folder.remove, "data.bin")
+            (self.elsewhere / "b" / "data.bin").unlink()
+            folder.prune()
+        self.nothing_elsewhere()
+
+    def test_room_is_known(self):
+        with pycoslite._Folder(str(self.here), "", create=False) as folder:
+            self.assertGreater(folder.room(), 0)
+            with mock.patch.object(shutil, "disk_usage", side_effect=OSError("it does not tell")):
+                self.assertIsNone(folder.room())
 
 
 class ConfinementTest(TransferTestCase):
@@ -646,9 +1024,9 @@ class DestPathTest(TestCase):
     def test_dest_path(self):
         base = self.temp_dir()
         node = Pycos(host="127.0.0.1", tcp_port=0, secret=SECRET, discover_peers=False, dest_path=str(base / "files"),
-                     max_file_size=7)
+                     max_file_size=7, max_total_size=8)
         self.addCleanup(node.terminate)
-        self.assertEqual((node.dest_path, node.max_file_size), (str(base / "files"), 7))
+        self.assertEqual((node.dest_path, node.max_file_size, node.max_total_size), (str(base / "files"), 7, 8))
         self.assertTrue((base / "files").is_dir())
         node.dest_path = base / "files" / "below"
         self.assertEqual(node.dest_path, str(base / "files" / "below"))
@@ -657,8 +1035,9 @@ class DestPathTest(TestCase):
         self.assertTrue(os.path.isdir(node.dest_path))
         with self.assertRaises(pycoslite.MisuseError):
             node.dest_path = "../out"
-        node.max_file_size = None
+        node.max_file_size = node.max_total_size = None
         self.assertIsNone(node.max_file_size)
+        self.assertIsNone(node.max_total_size)
 
 
 if __name__ == "__main__":

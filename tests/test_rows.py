@@ -5,6 +5,7 @@ import importlib
 import unittest
 
 from tests.rows import CHOICES, COVERED, NOT_YET, SECTIONS
+from tests.rows_httpd import ROWS as MONITOR
 from tests.support import TestCase
 
 
@@ -33,6 +34,23 @@ class RowsTest(TestCase):
                 module = importlib.import_module("tests." + name)
                 self.assertTrue(callable(getattr(getattr(module, owner), method)))
                 self.assertTrue(method.startswith("test_"))
+
+
+class MonitorRowsTest(TestCase):
+    """The table in rows_httpd.py."""
+
+    def test_every_row_is_covered(self):
+        rows = [row for names in MONITOR for row in names.split()]
+        self.assertEqual(sorted(row for row in rows if row[0] == "W"), expanded("W01-W26"))
+        self.assertEqual(len(rows), len(set(rows)))
+
+    def test_the_tests_exist(self):
+        for rows, names in MONITOR.items():
+            for name in names.split():
+                with self.subTest(rows):
+                    module, owner, method = name.split(".")
+                    self.assertTrue(method.startswith("test_"))
+                    self.assertTrue(callable(getattr(getattr(importlib.import_module("tests." + module), owner), method)))
 
 
 if __name__ == "__main__":

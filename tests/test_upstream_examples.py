@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 import re
@@ -285,16 +286,47 @@ class RemoteTest(ExampleTest):
 class ClusterTest(ExampleTest):
     """Those that need a node."""
 
+    def node(self) -> contextlib.AbstractContextManager:
+        """A node that they find."""
+        return running([sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", 1, "--host", "127.0.0.1", "--daemon",
+                        "--udp_port", self.port], ready="listening at")
+
     def test_dispycos_client4(self):
         """A file goes to a server's working directory, and what its job makes of it comes back."""
-        node = [sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", 1, "--host", "127.0.0.1", "--daemon",
-                "--udp_port", self.port]
-        with running(node, ready="listening at"):
+        with self.node():
             text = self.output("dispycos_client4", "1")
         result = Path(re.search(r"job 0 output is in (.*)", text).group(1))
         self.addCleanup(result.unlink)
         lines = (Path(EXAMPLES) / result.name.replace("result-", "")).read_text().splitlines()
         self.assertEqual(result.read_text().splitlines(), ["%d: %d" % (n, len(line)) for n, line in enumerate(lines, 1)])
+
+    def monitored(self, text: str) -> List[Any]:
+        """Nodes that the web monitor at the URL in that text knows."""
+        url = re.search(r"(http://127\.0\.0\.1:8181)/#token=(\S+)", text)
+        request = urllib.request.Request(url.group(1) + "/cluster_status",
+                                         headers={"Authorization": "Bearer " + url.group(2)})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
+    def test_dispycos_client1(self):
+        with self.node(), self.example("dispycos_client1", "1", ready="job 0 processed by") as process:
+            self.assertEqual([node["tasks_submitted"] for node in self.monitored(process.output)], [1])
+            self.assertEqual(process.wait(40), 0, process.output)       # it runs on for a while, for the browser
+
+    def test_dispycos_httpd1(self):
+        with self.node(), self.example("dispycos_httpd1", ready="monitor: open") as process:
+            process.write("0.1\n0.1\n")
+            self.wait_until(lambda: [node["tasks_done"] for node in self.monitored(process.output)] == [2])
+            process.write(QUIT)
+            self.assertEqual(process.wait(40), 0, process.output)
+
+    def test_dispycos_httpd2(self):
+        with self.node(), self.example("dispycos_httpd2", ready="monitor: open") as process:
+            process.write("go\n")
+            process.wait_for(r"rtask compute/\d+@\S+ started")         # relayed by the monitor
+            process.write(QUIT)
+            process.wait_for(r"rtask compute/\d+@\S+ failed: 23")      # I/O tasks are stopped by close()
+            self.assertEqual(process.wait(40), 0, process.output)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 D4 sends LARGE bytes, D4b a bytearray, each confirmed before the next. A receiver is owed an object of its own for each
 message, of the type that was sent: the limit of D4b receives into a fresh bytearray, that of D4 makes bytes of it, which
-costs a copy. `peer_peak_x` is by how much the receiver's memory grew at most, in messages. D6b sends SMALL messages to
+costs a copy. "checked" is the limit with what a message owes its user besides: a MAC of every RECORD bytes, made at one
+end and proved at the other, and a copy of what may change before it is confirmed. `peer_peak_x` is by how much the receiver's memory grew at most, in messages. D6b sends SMALL messages to
 PROCESSES others, pickled once for all.
 """
 from __future__ import annotations
 
 import functools
+import hashlib
 import pickle
 import socket
 import sys
@@ -19,7 +21,9 @@ from .messages import (BATCH, BURST, COUNT, PROTOCOL, SMALL, Inbox, accept_one, 
 LARGE = 64 << 20
 MIB = 1 << 20
 PROCESSES = 4
+RECORD = 256 << 10
 TYPES = {"D4": bytes, "D4b": bytearray}
+CHAIN = hashlib.blake2b(key=bytes(32), digest_size=16)
 
 
 # ---- large messages --------------------------------------------------------------------------------------------------
@@ -67,6 +71,59 @@ def _large_limit(n: int, workload: str) -> Measured:
         sock.sendall(data)
         return sock.recv(1)
     return _timed_messages(n, TYPES[workload](LARGE), deliver, b"\1")
+
+
+def serve_large_checked(workload: str) -> None:
+    """As the limit's; each record is proved before the next is taken."""
+    sock = accept_one()
+    mac, told = CHAIN.copy(), memoryview(bytearray(CHAIN.digest_size))
+    try:
+        while True:
+            message = bytearray(LARGE)
+            for record in _records(message):
+                _fill(sock, record)
+                mac.update(hashlib.sha256(record).digest())
+                _fill(sock, told)
+                expect(bytes(told), mac.copy().digest(), "MAC")
+            if workload == "D4":
+                message = bytes(message)
+            sock.sendall(b"\1")
+            del message, record
+    except EOFError:
+        return
+
+
+def _large_checked(n: int, workload: str) -> Measured:
+    """Each record is copied, if it is of a bytearray, hashed and sent before the next: so it is in the processor's cache
+    meanwhile. The memory of the copies is used again and again."""
+    sock = connect(serve_large_checked, workload)
+    mac, copy = CHAIN.copy(), memoryview(bytearray(LARGE if workload == "D4b" else 0))
+
+    def deliver(data):
+        kept = iter(_records(copy))
+        for record in _records(data):
+            if workload == "D4b":
+                target = next(kept)
+                target[:] = record
+                record = target
+            mac.update(hashlib.sha256(record).digest())
+            sock.sendall(record)
+            sock.sendall(mac.copy().digest())
+        return sock.recv(1)
+    return _timed_messages(n, TYPES[workload](LARGE), deliver, b"\1")
+
+
+def _records(data: Any) -> List[memoryview]:
+    view = memoryview(data)
+    return [view[start:start + RECORD] for start in range(0, len(view), RECORD)]
+
+
+def _fill(sock: socket.socket, view: memoryview) -> None:
+    while view:
+        taken = sock.recv_into(view)
+        if not taken:
+            raise EOFError("connection closed")
+        view = view[taken:]
 
 
 def serve_large_ours(secure: str) -> None:
@@ -134,6 +191,7 @@ def _large_mpconn(n: int, workload: str) -> Measured:
 
 for _workload in TYPES:
     contestant(_workload, "limit")(functools.partial(_large_limit, workload=_workload))
+    contestant(_workload, "checked")(functools.partial(_large_checked, workload=_workload))
     contestant(_workload, "ours")(functools.partial(_large_ours, workload=_workload, secure=True))
     contestant(_workload, "open")(functools.partial(_large_ours, workload=_workload, secure=False))
     contestant(_workload, "mpconn")(functools.partial(_large_mpconn, workload=_workload))
