@@ -40,6 +40,7 @@ import builtins
 import collections
 import collections.abc
 import concurrent.futures
+import configparser
 import copyreg
 import dataclasses
 import dis
@@ -70,7 +71,7 @@ import types
 import weakref
 from concurrent.futures import CancelledError
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import islice, takewhile
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar,
                     Union)
 
@@ -212,15 +213,15 @@ class SchedulerStatus:
     ClientClosed = ComputationClosed = 32                               # info: id; the last message
 
 
-class DispycosStatus(NamedTuple):
+class DispycosStatus(NamedTuple("_Status", [("status", int), ("info", Any)])):
     """A change in the cluster, as status tasks receive it: `status` is a code of `SchedulerStatus`, `info` its subject.
 
     Also a plain tuple: ``status, info = message``. A status task gets it by ``message = yield task.receive()``, among
-    `pycoslite.MonitorStatus` (how jobs ended) and `DispycosNodeAvailInfo` (what nodes have free) messages.
+    `pycoslite.MonitorStatus` (how jobs ended) and `DispycosNodeAvailInfo` (what nodes have free) messages. `reason` is
+    a sentence where the change was nobody's wish: why a client or server that was idle is closed, a node abandoned.
     """
 
-    status: int
-    info: Any
+    reason = ""
 
 
 @dataclasses.dataclass(eq=False)
@@ -2195,10 +2196,12 @@ _BUILDERS: Dict[str, Callable[[Namespace, _Received], Any]] = {
 #   node set-up   its files, then node.setup                 error ('': none); the servers are made anew
 #   servers       (connects to each that is up)              node.server for each that comes or goes, from then on
 #                 server.attach; DEFINEs; server.setup       error ('': none); then the server gets jobs
-#   in use        node.restart                               node.server 'down', and 'up' for the next one
+#   in use        node.restart                               an empty reply, or a refusal; node.server 'down', and 'up'
+#                                                            for the next one
 #                 node.avail, every pulse_interval           what is free
 #   the end       node.release                               an empty reply; the processes are killed
-#   at any time                                              node.refused: the node is lost for this client
+#   at any time                                              node.stopping: release it as soon as its jobs have ended;
+#                                                            node.refused: the node is lost for this client
 #
 # Jobs of a client can close their server or node by client.close_server and client.close_node, which the client then
 # carries out with node.restart or node.release. The node frees itself, too, when its client's process is lost.
@@ -2298,19 +2301,23 @@ OPS = {
     # Ask for a node's servers. state: 'granted' (the rest as in node.granted), or 'waiting' (position, holder).
     "node.reserve": Op("client", {"client": str, "python": list, "magic": str, "cpus": int},
                        {"state": str, "directory?": str, "servers?": list, "name?": str, "cpus?": int,
-                        "platform?": str, "position?": int, "holder?": str}),
-    # The turn of a client that waited. servers: [{n, pid, process, port, name}].
-    "node.granted": Op("node", {"servers": list, "directory": str, "name": str, "cpus": int, "platform": str}, None),
+                        "platform?": str, "pulses?": list, "position?": int, "holder?": str}),
+    # The turn of a client that waited. servers: [{n, pid, process, port, name}]; pulses: the least and the most seconds
+    # between two node.avail.
+    "node.granted": Op("node", {"servers": list, "directory": str, "name": str, "cpus": int, "platform": str,
+                                "pulses?": list}, None),
     # The place of a client that waits (1 is next) has changed, or who has the node.
     "node.waiting": Op("node", {"position": int, "holder": str}, None),
-    # The client does not get the node, or has it no longer. final: it need not ask again. A node that ends waits for
-    # the answer; otherwise this is sent like the one-way ones.
-    "node.refused": Op("node", {"reason": str, "final?": bool}, {}),
-    # A server process came ('up') or ended ('down'; begun: id of the last job it began, where the node knows that;
-    # the node of this version does not, and leaves it out).
+    # The client does not get the node, or has it no longer. final: it need not ask again; idle: not before it has jobs.
+    # A node that ends waits for the answer; otherwise this is sent like the one-way ones.
+    "node.refused": Op("node", {"reason": str, "final?": bool, "idle?": bool}, {}),
+    # The node takes no more jobs for now, so the client is to release it when those that run have ended.
+    "node.stopping": Op("node", {"reason": str}, None),
+    # A server process came ('up') or ended ('down'; begun: id of the CPU job that it began last, 0: none; left out
+    # where the node could not find that out).
     "node.server": Op("node", {"n": int, "state": str, "pid?": int, "port?": int, "process?": str, "reason?": str,
                                "begun?": int}, None),
-    # Kill server n and, unless again is false, start a fresh one in its place.
+    # Kill server n and, unless again is false, start a fresh one in its place. Refused unless the node is the client's.
     "node.restart": Op("client", {"n": int, "reason": str, "again?": bool}, {}),
     # The client has done; the node frees itself.
     "node.release": Op("client", {}, {}),
@@ -2328,8 +2335,8 @@ OPS = {
     # To a scheduler program: one of this process's clients, by a number of its own, wants the nodes, or has done.
     "scheduler.enter": Op("client", {"client": int, "name": str}, None),
     "scheduler.leave": Op("client", {"client": int}, None),
-    # The client's turn has come, or there are more nodes: [[host, port]].
-    "scheduler.turn": Op("scheduler", {"client": int, "nodes": list}, None),
+    # The client's turn has come, or there are more nodes: [[host, port]]. zombie_s: how long it may be idle, 0: always.
+    "scheduler.turn": Op("scheduler", {"client": int, "nodes": list, "zombie_s?": float}, None),
 }
 
 
@@ -2366,6 +2373,9 @@ def checked_grant(facts: Any) -> Dict[str, Any]:
     checked("node.granted", facts)
     for server in facts["servers"]:
         checked_server(server)
+    pulses = facts.get("pulses", [0, 0])
+    if not (len(pulses) == 2 and all(type(limit) in (int, float) and limit >= 0 for limit in pulses)):
+        raise pycoslite.ProtocolError("node.granted: pulses must be two numbers of seconds, not %.80r" % (pulses,))
     return facts
 
 
@@ -2390,23 +2400,28 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 #   (CANCEL_JOB, server, job, attempt)          send CANCEL
 #   (JOB_DONE, job, outcome, payload)           settle the job; once per job. Outcome ERROR: payload is a JobError,
 #                                               the others are a server's outcome and payload, untouched
-#   (STATUS, code, info)                        tell the status task; info is the node's DispycosNodeInfo, the server's
+#   (STATUS, code, info[, reason])              tell the status task; info is the node's DispycosNodeInfo, the server's
 #                                               location, or for TaskStarted (job, task id)
 #   (RESTART_SERVER, server, reason, again)     have the node kill the process; again: and start another
 #   (RELEASE_NODE, node)                        give the node back
+#   (WAKE, node, n)                             there is work again for what was ended because it was idle: have the
+#                                               node start server n, or (n None) take the node anew
 #
 # CPU jobs: a server runs those it holds one after the other, in the order in which it got them. It holds the running
 # one and some that wait (prefetched), within its window, which follows its pace: about `credit_target_s` of work.
 # I/O jobs take no part in that; each goes to the server with the fewest.
-# What a server that died has begun of the jobs it held: the first one for sure (as far as the caller may know), those
-# behind it not, unless the node knows better (`begun`). A job that has not begun goes back to the head of the queue;
-# one that has, runs again only within its `retries`. Because results may die with their server, "not begun" can be
-# wrong: a job that went down with `max_runs` - 1 servers is next sent alone to an idle one, so that the third time
-# decides, and a job that kills its server cannot go round for ever.
+# What a server that died has begun of the jobs it held, its node knows (`begun`), as the server keeps that where it
+# outlives it. Without the node, which may be lost, too: the first one for sure (as far as the caller may know), those
+# behind it not. A job that has not begun goes back to the head of the queue; one that has, runs again only within its
+# `retries`. As "not begun" can be wrong without the node, and as a job may kill its server by its mere arrival, some
+# are doubtful: all that had not begun without the node, with it the first if not even that had begun. A job that went
+# down with `max_runs` - 1 servers is next sent alone to an idle one, so that the third time decides, and a job that
+# kills its server cannot go round for ever.
 #
-# Four classes, each the base of the next: `_Dispatch` (which job goes where), `_Lives` (what becomes of a job),
-# `_Fleet` (steps of what happens to nodes and servers), `ClusterState` (the events). The lower two call up only
-# through `_emptied`, `_restart` and `_close_if_done`, which `_Fleet` has.
+# Five classes, each the base of the next: `_Dispatch` (which job goes where), `_Lives` (what becomes of a job),
+# `_Fleet` (steps of what happens to nodes and servers), `_Patience` (what becomes of those that are idle, or silent),
+# `ClusterState` (the events). The lower two call up only through `_emptied`, `_restart` and `_close_if_done`, which
+# `_Fleet` has.
 #
 # A job (`JOB_MOVES`):
 #
@@ -2418,6 +2433,8 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 #   sent, started    stop      stopping   it may have begun and is to end: `_stop`, for cancel, timeout or close
 #   sent             drop      ghost      it has not begun and is to end: its caller is told at once, the server later
 #   stopping         drop      ghost      it did not stop within `grace_s`: `_expire`, which has the server killed
+#   sent, started,   drop      ghost      its node is abandoned, and it may not run again: `_give_up`
+#   stopping
 #   any              end       ended      a result, or a loss that is final: `_finish`; for ghosts `_lay`
 #
 # A node or server (`PLACE_MOVES`), where "takes jobs" is `Server.serves`:
@@ -2430,6 +2447,20 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 #   restarting   no            its process is being killed; what it holds is settled by server_down
 #   gone         no            server_down, node_down, released
 #   A node that is silent keeps its state, and its servers take no jobs until it is heard.
+#
+# What is idle, and what is silent (`limit` says after how long; all of it is off at first):
+#
+#   a server that takes jobs had none for `zombie_s`    it is closed, and its process ended, unless a job waits; the
+#                                                       first job that has to wait wakes all (WAKE)
+#   all servers of a node that are left                 the node is closed and given back; such a job has it taken anew
+#   the client had no job for twice `zombie_s`          it is closed; its set-ups count as jobs as long as they run
+#   a node was out of reach for `abandon_s`             it is abandoned, if that is wanted (`abandon`): its jobs are
+#                                                       settled with NodeLost, or run again elsewhere by their retries
+#   an abandoned node is heard again                    it is told as if it had just come. Servers are busy with what is
+#                                                       settled and still runs there (ghosts); one that runs what was
+#                                                       sent elsewhere, too, is restarted
+#
+# An idle server has nothing to finish, so it needs no second look after twice that time: its process is killed.
 #
 # What holds after every event (`validate` checks it, the tests call that each time):
 #   - A job is in exactly one place: a backlog, `_suspects`, a server's `held` or its `io`. `jobs` has them all until
@@ -2445,12 +2476,14 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 #     what is on offer, and dropping old ones when met, costs nothing while the queue is not empty.
 #   - ... the load of nodes: of equal servers the one goes first whose number, as a share of its node's, is lowest. That
 #     fills all nodes alike without a figure per node that would have to be kept right in every server's entry.
+#   - ... a clock per server for idleness: `idle` has the servers in the order in which they became so, hence the first
+#     one is the next to be closed, and a busy cluster pays nothing for the rule.
 #   - ... a window in seconds as told by the server: results arrive in batches, so what matters here is how fast they
 #     arrive, the way back included; a server that runs dry looks slow, but its window still doubles turn by turn.
 
 # The first item of an instruction; the driver looks its method up by it.
-SEND_JOB, RECALL_JOBS, CANCEL_JOB, JOB_DONE, STATUS, RESTART_SERVER, RELEASE_NODE = (
-    "send", "recall", "cancel", "done", "status", "restart", "release")
+SEND_JOB, RECALL_JOBS, CANCEL_JOB, JOB_DONE, STATUS, RESTART_SERVER, RELEASE_NODE, WAKE = (
+    "send", "recall", "cancel", "done", "status", "restart", "release", "wake")
 
 _QUEUED = "queued"                      # in a backlog
 _SENT = "sent"                          # held by a server; has begun if it is the first one there, or does I/O
@@ -2464,7 +2497,7 @@ JOB_MOVES = {
     "start": {_SENT: _STARTED},
     "requeue": {_SENT: _QUEUED, _STARTED: _QUEUED},
     "stop": {_SENT: _STOPPING, _STARTED: _STOPPING},
-    "drop": {_SENT: _GHOST, _STOPPING: _GHOST},
+    "drop": {_SENT: _GHOST, _STARTED: _GHOST, _STOPPING: _GHOST},
     "end": {_QUEUED: _ENDED, _SENT: _ENDED, _STARTED: _ENDED, _STOPPING: _ENDED, _GHOST: _ENDED},
 }
 """Event -> state before -> state after; what is not here cannot happen."""
@@ -2545,15 +2578,17 @@ class Job:
 class Node:
     """One node: `id`, `info` (DispycosNodeInfo), `servers` by number, `state`; `silent` while it is out of reach.
 
-    Silence is no state of its own, because a node can be suspended, or closing, and silent at the same time.
+    Silence is no state of its own, because a node can be suspended, or closing, and silent at the same time. `abandon`
+    says whether it is to be abandoned when it is silent for too long, `abandoned` whether it is; its servers may run
+    `strays` then, and later: jobs that were settled without an end.
     """
 
-    __slots__ = ("id", "info", "state", "silent", "servers")
+    __slots__ = ("id", "info", "state", "silent", "abandon", "abandoned", "strays", "servers")
 
     def __init__(self, id: Any, info: DispycosNodeInfo) -> None:
         self.id, self.info = id, info
         self.state = _FOUND
-        self.silent = False
+        self.silent = self.abandon = self.abandoned = self.strays = False
         self.servers: Dict[int, Server] = {}
 
 
@@ -2570,7 +2605,7 @@ class Server:
     """
 
     __slots__ = ("node", "n", "id", "location", "link", "state", "held", "io", "limit", "window", "solo",
-                 "reserved", "again", "recalling", "timed", "places", "bias", "ticket", "io_ticket",
+                 "reserved", "again", "recalling", "astray", "timed", "places", "bias", "ticket", "io_ticket",
                  "since", "mark", "ends", "turn", "spent", "count", "rtt_s")
 
     def __init__(self, node: Node, n: int, id: Any, location: Any) -> None:
@@ -2584,6 +2619,7 @@ class Server:
         self.solo = False                           # runs a suspect, which gets no company
         self.reserved = False                       # gets no more jobs until it is idle and can take a suspect
         self.again = self.recalling = False         # to be replaced when closed; a RECALL is on its way
+        self.astray = False                         # may run jobs that were sent elsewhere while it was out of reach
         self.timed = 0                              # jobs held that have a timeout
         self.places: Tuple[Place, ...] = ()         # places it belongs to, besides anywhere
         self.bias = n / max(node.info.cpus, 1)      # among equals the lowest goes first: spreads jobs over the nodes
@@ -2752,7 +2788,9 @@ class _Dispatch:
         self.stale = 0                              # results of older attempts and second results: ignored
         self.anywhere = Place(None)
         self.places: Dict[Any, Place] = {}          # those some job has named
-        self.idle: Dict[Server, None] = {}          # servers that take jobs and hold none
+        self.idle: Dict[Server, float] = {}         # servers that take jobs and hold none, in the order of: since when
+        self.rested = 0.0                           # when the last job was settled
+        self._asleep: Dict[Tuple[Node, Optional[int]], None] = {}   # ended because they were idle; None: a whole node
         self._by_key: Dict[Any, Dict[Server, None]] = {}        # servers by all that a job may name
         self._suspects: Dict[int, Job] = {}         # jobs that wait for an idle server, to run alone
         self._reserved: Dict[Server, Place] = {}    # servers that get no jobs until they are idle, and for which place
@@ -2792,7 +2830,7 @@ class _Dispatch:
         for place in server.places:
             place.offer(entry)
         if not server.held:
-            self.idle[server] = None
+            self.idle.setdefault(server, self.now)
             self._look_soon()
 
     def _offer_io(self, server: Server) -> None:
@@ -2821,6 +2859,8 @@ class _Dispatch:
         if len(held) == 2:
             self._loaded[server] = None
             self._look_soon()
+            if self._asleep:
+                self._wake()
         self._out.append((SEND_JOB, server, job, attempt))
         if not job.plain:
             self._send_special(server, job)
@@ -2851,7 +2891,7 @@ class _Dispatch:
         A plain call sends no STARTED; it is taken to start when the result of the one before it arrives.
         """
         for job in server.held.values():
-            if job.terms.timeout is not None and not job.timer and job.state in (_SENT, _STARTED):
+            if job.terms.timeout is not None and not job.timer:
                 self._timers.push(self.now + job.terms.timeout, job)
             break
 
@@ -2863,6 +2903,8 @@ class _Dispatch:
             del server.io[job.id]
             if server.limit:
                 self._offer_io(server)
+            if self.idle.pop(server, None) is not None:
+                self.idle[server] = self.now        # to the end: it is idle from now on
             return
         del server.held[job.id]
         if job.terms.timeout is not None:
@@ -2921,6 +2963,12 @@ class _Dispatch:
                 break
             self._send_io(server, place.io_queue.pop())
 
+    def _wake(self) -> None:
+        """A job has to wait: let all come back that was ended because it was idle. Not one for each job: a job may want
+        a certain one, and not all of them can come back."""
+        asleep, self._asleep = self._asleep, {}
+        self._out += [(WAKE, node, n) for node, n in asleep]
+
     def _requeue(self, jobs: Iterable[Job]) -> None:
         """Put jobs that have left their servers back in front, and send them on where there is room."""
         places: Dict[Place, None] = {}
@@ -2930,6 +2978,7 @@ class _Dispatch:
             else:
                 self._queue(job).push(job)
                 places[self._place(job.terms.where)] = None
+            self._wake()
         if self._suspects:
             self._attend()
         for place in places:
@@ -2986,6 +3035,7 @@ class _Dispatch:
 
     def _finish(self, job: Job, outcome: int, payload: Any) -> None:
         """Settle a job that is on no server any more."""
+        self.rested = self.now
         job.move("end")
         del self.jobs[job.id]
         self._out.append((JOB_DONE, job, outcome, payload))
@@ -3072,9 +3122,12 @@ class _Lives(_Dispatch):
             server = place.best_io()
             if server is not None:
                 return self._send_io(server, job)
+            self._wake()
             return place.io_queue.push(job)
         server = place.best() if place.free and not place.queue.live else None
         if server is None:
+            if self._asleep:
+                self._wake()
             return place.queue.push(job)
         self._send(server, job)
         if len(server.held) < server.limit:
@@ -3098,7 +3151,7 @@ class _Lives(_Dispatch):
         if job is None or job.attempt != attempt or job.state == _QUEUED:
             self.stale += 1
             return False
-        self.now = now
+        self.now = self.rested = now
         server = job.server
         if job.plain and job.state == _SENT:
             job.state = _ON_END[job.state]
@@ -3194,6 +3247,7 @@ class _Lives(_Dispatch):
 
     def _drop(self, job: Job, fate: JobError) -> None:
         """Settle a job that its server still has."""
+        self.rested = self.now
         job.move("drop")
         self.ghosts += 1
         self._out.append((JOB_DONE, job, ERROR, fate))
@@ -3248,7 +3302,7 @@ class _Lives(_Dispatch):
                 self._lay(job)
             elif job.state == _STOPPING:
                 self._finish(job, ERROR, job.fate)
-            elif self._may_run_again(job, ran, begun is None):
+            elif self._may_run_again(job, ran, begun is None or position == 0):
                 job.move("requeue")
                 again.append(job)
             else:
@@ -3331,6 +3385,8 @@ class _Fleet(_Lives):
         super().__init__()
         self.nodes: Dict[Any, Node] = {}
         self.closed = False
+        self._why_closed = ""                       # unless its owner wished so
+        self._silent: Dict[Node, float] = {}        # nodes out of reach and not abandoned, in the order of: since when
 
     def _add(self, server: Server) -> None:
         """Enter a new server in all places that it belongs to, and tell."""
@@ -3342,10 +3398,14 @@ class _Fleet(_Lives):
                 self._join(server, self.places[key])
         self._out.append((STATUS, SchedulerStatus.ServerDiscovered, server.location))
 
-    def _remove(self, server: Server, code: Optional[int]) -> None:
+    def _say(self, code: int, info: Any, reason: str) -> None:
+        """Tell of a change; the reason only where there is one."""
+        self._out.append((STATUS, code, info, reason) if reason else (STATUS, code, info))
+
+    def _remove(self, server: Server, code: Optional[int], reason: str = "") -> None:
         """Take a server out of all places, and tell that it closed, if that was not said before, and `code`."""
         self._reserved.pop(server, None)
-        self._shut(server, "down")
+        self._shut(server, "down", reason)
         del server.node.servers[server.n], self.anywhere.servers[server]
         for key in _keys(server):
             del self._by_key[key][server]
@@ -3376,13 +3436,13 @@ class _Fleet(_Lives):
         if self._suspects:
             self._attend()
 
-    def _shut(self, server: Server, event: str) -> bool:
+    def _shut(self, server: Server, event: str, reason: str = "") -> bool:
         """Carry out an event after which a server takes no jobs for good; tell it once if it ever took any."""
         took = server.state in (_UP, _SUSPENDED)
         if not _move_place(server, event):
             return False
         if took:
-            self._out.append((STATUS, SchedulerStatus.ServerClosed, server.location))
+            self._say(SchedulerStatus.ServerClosed, server.location, reason)
         self._open(server)
         return True
 
@@ -3395,7 +3455,7 @@ class _Fleet(_Lives):
 
     def _emptied(self, server: Server) -> None:
         """If a closing server has nothing left, have it ended."""
-        if server.state != _CLOSING or server.held or server.io:
+        if server.state != _CLOSING or self._occupied(server):
             return
         if server.node.state == _CLOSING:
             self._release_if_empty(server.node)
@@ -3404,16 +3464,32 @@ class _Fleet(_Lives):
 
     def _release_if_empty(self, node: Node) -> None:
         """A closing node is released as a whole: its servers' processes end with it, so none is ended by itself."""
-        if node.state == _CLOSING and not any(server.held or server.io for server in node.servers.values()):
+        if node.state == _CLOSING and not any(map(self._occupied, node.servers.values())):
             self._release(node)
 
-    def _release(self, node: Node) -> None:
-        """Give a node back that has no jobs any more."""
+    @staticmethod
+    def _is_stray(job: Job) -> bool:
+        """Whether it may be a job that was settled when its node was abandoned: nobody's any more."""
+        return job.state == _GHOST and job.server.node.strays
+
+    def _occupied(self, server: Server) -> bool:
+        """Whether a server has jobs that its end has to wait for."""
+        return not all(map(self._is_stray, list(server.held.values()) + list(server.io.values())))
+
+    def _forget(self, node: Node) -> None:
+        """A node is not there any more."""
         del self.nodes[node.id]
+        self._silent.pop(node, None)
+        for key in [key for key in self._asleep if key[0] is node and key[1] is not None]:
+            del self._asleep[key]
         _move_place(node, "down")
+
+    def _release(self, node: Node, reason: str = "") -> None:
+        """Give a node back that has no jobs any more."""
+        self._forget(node)
         for server in list(node.servers.values()):
-            self._remove(server, None)
-        self._out.append((STATUS, SchedulerStatus.NodeClosed, node.info))
+            self._remove(server, None, reason)
+        self._say(SchedulerStatus.NodeClosed, node.info, reason)
         self._out.append((RELEASE_NODE, node))
         if self._suspects:
             self._attend()
@@ -3433,11 +3509,188 @@ class _Fleet(_Lives):
             self._unload(ghost)
             self._lay(ghost)
         for node in list(self.nodes.values()):
-            self._release(node)
-        self._out.append((STATUS, SchedulerStatus.ClientClosed, None))
+            self._release(node, self._why_closed)
+        self._say(SchedulerStatus.ClientClosed, None, self._why_closed)
 
 
-class ClusterState(_Fleet):
+class _Patience(_Fleet):
+    """What becomes of servers, nodes and the client when nothing happens: the rules for what is idle, or silent.
+
+    The head of this section has them in a table. Idleness counts from when the last job of a server, or of the client,
+    was settled, or its last set-up ended; silence from `node_silent`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zombie_s = self.abandon_s = 0.0        # 0: never
+        self.setups = 0                             # set-ups of nodes and servers that run now
+        self._rule = self._advice = ""              # where `zombie_s` comes from, and what to do then, for people
+
+    def limit(self, zombie_s: float, abandon_s: float, rule: str, advice: str, now: float) -> None:
+        """Begin to judge what is idle or silent, by these limits in seconds, 0 for never. `rule` says what the first
+        one was set by, as in "zombie_period=60", `advice` what to do when the client was closed by it."""
+        self.now = self.rested = now
+        self.zombie_s, self.abandon_s, self._rule, self._advice = zombie_s, abandon_s, rule, advice
+
+    def setting_up(self, change: int, now: float) -> None:
+        """One set-up of a node or server more (1) or less (-1) runs; it is work, as jobs are."""
+        self.now = self.rested = now
+        self.setups += change
+
+    def _client_idle(self) -> bool:
+        """Whether the client has nothing to do, and is not closing anyway."""
+        return not self.closing and not self.setups and len(self.jobs) == self.ghosts
+
+    def next_deadline(self) -> Optional[float]:
+        """When `tick` is next due; None while nothing is."""
+        due = super().next_deadline()
+        if not self.zombie_s and not self._silent or self.closing:
+            return due
+        dues = [] if due is None else [due]
+        if self.zombie_s:
+            dues += (since + self.zombie_s for since in islice(self.idle.values(), 1))
+            dues += [self.rested + 2 * self.zombie_s] if self._client_idle() else []
+        if self.abandon_s:
+            dues += islice((since + self.abandon_s for node, since in self._silent.items() if node.abandon), 1)
+        return min(dues, default=None)
+
+    def tick(self, now: float) -> None:
+        """Time has passed; to be called at `next_deadline()`."""
+        super().tick(now)
+        if self.closing:
+            return
+        if self.zombie_s:
+            self._end_idle()
+        for node, since in list(self._silent.items()) if self.abandon_s else ():
+            if node.abandon and now >= since + self.abandon_s:
+                self._abandon(node, since)
+
+    # -- idle ----------------------------------------------------------------------------------------------------------
+
+    def _idle_for(self, since: float) -> str:
+        return "idle for %.3g s, %s" % (self.now - since, self._rule)
+
+    def _end_idle(self) -> None:
+        """Close the servers that were idle for long enough, nodes that have no others, then perhaps the client."""
+        for node, servers in self._idle_by_node().items():
+            if len(servers) == sum((node, n) not in self._asleep for n in node.servers):
+                self._rest_node(node, self._idle_for(servers[-1][1]))
+            else:
+                for server, since in servers:
+                    self._rest_server(server, self._idle_for(since))
+        if self._client_idle() and self.now >= self.rested + 2 * self.zombie_s:
+            self.closing = True
+            self._why_closed = "the client was %s; %s" % (self._idle_for(self.rested), self._advice)
+            self._close_if_done()
+
+    def _idle_by_node(self) -> Dict[Node, List[Tuple[Server, float]]]:
+        """The servers that are to be closed, and since when they are idle. The others' time begins anew."""
+        found: Dict[Node, List[Tuple[Server, float]]] = {}
+        waiting = self._suspects or any(place.queue.live or place.io_queue.live
+                                        for place in [self.anywhere, *self.places.values()])
+        for server, since in list(takewhile(lambda entry: self.now >= entry[1] + self.zombie_s, self.idle.items())):
+            if server.io or waiting:
+                del self.idle[server]
+                self.idle[server] = self.now
+            else:
+                found.setdefault(server.node, []).append((server, since))
+        return found
+
+    def rest_node(self, node_id: Any, reason: str, now: float) -> bool:
+        """A node took itself back because it was idle; returns False when it is not: then that is its loss."""
+        self.now = now
+        node = self.nodes.get(node_id)
+        if node is None or any(map(self._occupied, node.servers.values())):
+            return False
+        self._rest_node(node, reason)
+        return True
+
+    def _rest_node(self, node: Node, reason: str) -> None:
+        """Give a node back whose servers are all idle, or ended for that; `_wake` has it taken anew."""
+        self._asleep[node, None] = None
+        self._release(node, reason)
+
+    def sleeps(self, node: Node) -> bool:
+        """Whether a node was given back because it was idle, and is not wanted again so far."""
+        return (node, None) in self._asleep
+
+    def _rest_server(self, server: Server, reason: str) -> None:
+        """End the process of an idle server; `_wake` has another started."""
+        self._shut(server, "close", reason)
+        _move_place(server, "restart")
+        self._asleep[server.node, server.n] = None
+        self._out.append((RESTART_SERVER, server, reason, False))
+
+    # -- silent --------------------------------------------------------------------------------------------------------
+
+    def abandon(self, node: Node, flag: bool, now: float) -> None:
+        """Whether this node is to be abandoned once it was silent for long enough; not at first."""
+        self.now = now
+        node.abandon = flag
+
+    def node_silent(self, node_id: Any, now: float) -> None:
+        """A node cannot be reached and may come back: it gets no new jobs."""
+        self.now = now
+        node = self.nodes[node_id]
+        node.silent = True
+        if not node.abandoned:
+            self._silent.setdefault(node, now)
+        self._reopen(node)
+
+    def node_heard(self, node_id: Any, now: float) -> None:
+        """A silent node is there again, with all it had."""
+        self.now = now
+        node = self.nodes[node_id]
+        node.silent = False
+        self._silent.pop(node, None)
+        if node.abandoned:
+            self._reclaim(node)
+        self._reopen(node)
+
+    def _abandon(self, node: Node, since: float) -> None:
+        """Settle what a silent node has, or send it elsewhere; the node's record stays, as it may come back."""
+        reason = "node %s could not be reached for %.3g s" % (node.info.name, self.now - since)
+        del self._silent[node]
+        node.abandoned = node.strays = True
+        for server in node.servers.values():
+            self._say(SchedulerStatus.ServerAbandoned, server.location, reason)
+        self._say(SchedulerStatus.NodeAbandoned, node.info, reason)
+        for server in list(node.servers.values()):
+            self._give_up(server, reason)
+        self._close_if_done()
+
+    def _give_up(self, server: Server, reason: str) -> None:
+        """The jobs of a server whose node is abandoned. One that may run again leaves it: the server is `astray`. The
+        others keep their timers: a stray that exceeds its timeout has its server killed, as before."""
+        first, again = next(iter(server.held), None), []
+        for job in list(server.held.values()) + list(server.io.values()):
+            ran = job.kind == IO or job.id == first or job.state == _STARTED
+            if job.state == _STOPPING:
+                self._drop(job, job.fate)
+            elif job.state != _GHOST and self._may_run_again(job, ran, True):
+                self._unload(job)
+                server.astray = True
+                job.move("requeue")
+                again.append(job)
+            elif job.state != _GHOST:
+                self._drop(job, self._loss(job, server, reason, NodeLost))
+        self._requeue(again)
+
+    def _reclaim(self, node: Node) -> None:
+        """An abandoned node is heard, and still serves this client: tell of it as of a new one."""
+        node.abandoned = False
+        self._say(SchedulerStatus.NodeDiscovered, node.info, "")
+        if node.state != _FOUND:
+            self._say(SchedulerStatus.NodeInitialized, node.info, "it is there again")
+        for server in list(node.servers.values()):
+            self._say(SchedulerStatus.ServerDiscovered, server.location, "")
+            if server.astray:
+                self._restart(server, "it runs jobs that were sent elsewhere while its node was out of reach")
+            elif server.state in (_UP, _SUSPENDED):
+                self._say(SchedulerStatus.ServerInitialized, server.location, "it is there again")
+
+
+class ClusterState(_Patience):
     """The nodes, servers and jobs of one client. Every public method is one event; see the head of this section.
 
         state.node_up(id, info, now); state.server_up(id, 1, process_id, location, now)
@@ -3445,8 +3698,8 @@ class ClusterState(_Fleet):
         for instruction in state.take(): ...
 
     Events: node_up, node_ready, node_silent, node_heard, node_down; server_up, server_ready, server_down; submit,
-    started, ended, returned, cancel; suspend, resume, restart_server, close_server, close_node, close; tick.
-    Questions: next_deadline, why, servers_at, validate. One thread at a time.
+    started, ended, returned, cancel; suspend, resume, restart_server, close_server, close_node, close; limit, abandon,
+    setting_up, rest_node; tick. Questions: next_deadline, why, servers_at, sleeps, validate. One thread at a time.
 
     `now` is in seconds of any monotonic clock, the same for all events. Ids of nodes and servers may be anything that
     can be a key; the driver takes process ids. An event about a server or node that is not there (any more) raises
@@ -3478,30 +3731,17 @@ class ClusterState(_Fleet):
         """A node is set up (files sent, node_setup done)."""
         self._change(self.nodes[node_id], "ready", SchedulerStatus.ServerInitialized, now)
 
-    def node_silent(self, node_id: Any, now: float) -> None:
-        """A node cannot be reached and may come back: it gets no new jobs."""
+    def node_down(self, node_id: Any, reason: str, now: float) -> None:
+        """A node's process is gone, or was given up; does nothing for one that is not known."""
         self.now = now
-        self.nodes[node_id].silent = True
-        self._reopen(self.nodes[node_id])
-
-    def node_heard(self, node_id: Any, now: float) -> None:
-        """A silent node is there again, with all it had."""
-        self.now = now
-        self.nodes[node_id].silent = False
-        self._reopen(self.nodes[node_id])
-
-    def node_down(self, node_id: Any, reason: str, now: float, abandoned: bool = False) -> None:
-        """A node's process is gone or (abandoned) was silent for too long; does nothing for one that is not known."""
-        self.now = now
-        node = self.nodes.pop(node_id, None)
+        node = self.nodes.get(node_id)
         if node is None:
             return
-        gone = SchedulerStatus.ServerAbandoned if abandoned else SchedulerStatus.ServerDisconnected
         servers = list(node.servers.values())
-        _move_place(node, "down")
+        self._forget(node)
         for server in servers:
-            self._remove(server, gone)
-        self._out.append((STATUS, gone - _NODE_CODES, node.info))
+            self._remove(server, SchedulerStatus.ServerDisconnected)
+        self._out.append((STATUS, SchedulerStatus.NodeDisconnected, node.info))
         for server in servers:
             self._lose(server, reason, NodeLost, None)
         self._close_if_done()
@@ -3513,6 +3753,7 @@ class ClusterState(_Fleet):
         if n in node.servers:
             self.server_down(node_id, n, "its process was replaced", now)
         server = Server(node, n, server_id, location)
+        self._asleep.pop((node, n), None)
         self._add(server)
         if ready:
             self.server_ready(node_id, n, now)
@@ -3588,6 +3829,8 @@ class ClusterState(_Fleet):
         assert self.ghosts == sum(job.state == _GHOST for job in self.jobs.values())
         known = [server for node in self.nodes.values() for server in node.servers.values()]
         assert set(known) == set(self.anywhere.servers) and set(known) >= set(self._reserved)
+        assert list(self.idle.values()) == sorted(self.idle.values()), "idle servers are not in order"
+        assert all(node.silent and not node.abandoned for node in self._silent)
         for check, subjects in ((self._validate_sent, [job for job in self.jobs.values() if job.state != _QUEUED]),
                                 (self._validate_suspect, self._suspects.values()),
                                 (self._validate_place, places), (self._validate_server, known)):
@@ -3615,8 +3858,9 @@ class ClusterState(_Fleet):
         server = job.server
         assert (server.io if job.kind == IO else server.held).get(job.id) is job, (job.id, job.state)
         timed = job.timer or server.state == _RESTARTING or self.closing and job.kind == IO
-        assert timed or job.state in (_SENT, _STARTED), "nothing will end job %d, %s" % (job.id, job.state)
-        assert not job.suspect or len(server.held) == 1, "suspect %d does not run alone" % job.id
+        stray = self._is_stray(job)
+        assert timed or stray or job.state in (_SENT, _STARTED), "nothing will end job %d, %s" % (job.id, job.state)
+        assert not job.suspect or len(server.held) == 1 or stray, "suspect %d does not run alone" % job.id
         first = next(iter(server.held), None) == job.id and job.state in (_SENT, _STARTED)
         assert job.timer or not first or job.terms.timeout is None, "job %d has no deadline" % job.id
 
@@ -3709,7 +3953,7 @@ class _NodeLink:
     for one reservation: a node that is taken again gets a new one.
     """
 
-    __slots__ = ("peer", "granted", "ready", "servers", "arriving", "place", "final", "reason", "told")
+    __slots__ = ("peer", "granted", "ready", "servers", "arriving", "place", "final", "reason", "told", "pulses")
 
     def __init__(self, peer: Any) -> None:
         self.peer = peer
@@ -3720,6 +3964,7 @@ class _NodeLink:
         self.final = False                          # the node does not want us any more
         self.reason = ""                            # why it is lost
         self.told: List[Callable] = []              # called once it is no more used
+        self.pulses = [0.0, float("inf")]           # at least and at most so many seconds between node.avail
 
 
 class _ServerLink:
@@ -3764,7 +4009,7 @@ class _Hub:
         for code, take in ((STARTED, SchedulerDriver.on_started), (RETURNED, SchedulerDriver.on_returned)):
             network.on_frame(code, functools.partial(self._route, take))
         for op, take in (("node.waiting", SchedulerDriver.on_waiting), ("node.refused", SchedulerDriver.on_refused),
-                         ("node.server", SchedulerDriver.on_server)):
+                         ("node.stopping", SchedulerDriver.on_stopping), ("node.server", SchedulerDriver.on_server)):
             network.on_request(op, functools.partial(self._route_news, take))
         network.on_request("node.granted", self._on_granted)
         network.on_peer(self._on_peer)
@@ -3963,8 +4208,9 @@ class _JobDriver:
         if not self._handing_over:
             self._rouse_user()
 
-    def _tell(self, code: int, info: Any) -> None:
-        self._for_user(self.status, (code, info))
+    def _tell(self, *change: Any) -> None:
+        """STATUS: code, info, perhaps a reason."""
+        self._for_user(self.status, change)
 
     def _for_user(self, call: Callable, args: tuple) -> None:
         """Have the user kernel make a call. One queue for all of them keeps a job's start before its end."""
@@ -4127,8 +4373,20 @@ class _ServerDriver(_JobDriver):
 
     def _restart(self, server: Server, reason: str, again: bool) -> None:
         """RESTART_SERVER. Its death comes back as node.server 'down', as if it had died by itself."""
-        link: _ServerLink = server.link
-        link.node.peer.notify("node.restart", {"n": server.n, "reason": reason, "again": again})
+        self.network.spawn(self._ask_restart, server.link.node, server.n, reason, again, server)
+
+    def _ask_restart(self, link: _NodeLink, n: int, reason: str, again: bool, server: Optional[Server]) -> Iterator:
+        """node.restart. If that is refused its `server` (None: it was none) is as good as dead: nothing will end what
+        it holds. A system task."""
+        try:
+            yield link.peer.request("node.restart", {"n": n, "reason": reason, "again": again})
+        except pycoslite.PeerLost:
+            pass                                    # the news of that come another way, and concern the whole node
+        except pycoslite.PycosError as error:
+            pycoslite.log.warning("server %d is not restarted by its node: %s", n, error)
+            if server is not None and self._is_current(server):
+                self._event(self.state.server_down, server.node.id, n, "its node refused to end it: %s" % error)
+                self._drop_server(server.link)
 
     def _on_silence(self, link: _ServerLink, event: str, detail: str) -> Iterator:
         """A server cannot be reached. If its node can, and does not say that it died, then it hangs. A system task."""
@@ -4141,10 +4399,10 @@ class _ServerDriver(_JobDriver):
 
 
 class SchedulerDriver(_ServerDriver):
-    """One client's scheduler. `status(code, info)` is called for each change in the cluster and `settle(job, outcome,
-    payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for the
-    engine, except `submit`, `cancel` and `why`. What clients want of nodes and servers before they use them is said by
-    `choose`, `prepare_node` and `prepare_server`, which subclasses override."""
+    """One client's scheduler. `status(code, info[, reason])` is called for each change in the cluster and `settle(job,
+    outcome, payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for
+    the engine, except `submit`, `cancel` and `why`. What clients want of nodes and servers before they use them is said
+    by `choose`, `prepare_node` and `prepare_server`, which subclasses override."""
 
     def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
         super().__init__(network, packer, settle, status, client)
@@ -4232,9 +4490,21 @@ class SchedulerDriver(_ServerDriver):
         """A node does not want this client, or no longer."""
         link = self.nodes.get(peer.process_id)
         args = checked("node.refused", args)
-        if link is not None:
+        if link is not None and not (args.get("idle") and self.rest(link, args["reason"])):
             link.final = args.get("final", False)
             self._node_gone(link, args["reason"])
+
+    def rest(self, _link: _NodeLink, _reason: str) -> bool:
+        """A node was taken back because it was idle; whether it will be asked for again only when there are jobs."""
+        return False
+
+    def on_stopping(self, peer: Any, args: dict, _payload: bytes) -> None:
+        """A node takes no more jobs: let those that run end, then give it back."""
+        node = self.state.nodes.get(peer.process_id)
+        reason = checked("node.stopping", args)["reason"]
+        if node is not None:
+            pycoslite.log.warning("node %s gets no more jobs: %s", peer, reason)
+            self._event(self.state.close_node, node)
 
     def _node_gone(self, link: _NodeLink, reason: str) -> None:
         """A node cannot be used any more: say so, and settle or send elsewhere what it had."""
@@ -4248,6 +4518,7 @@ class SchedulerDriver(_ServerDriver):
     def _grant(self, link: _NodeLink, facts: dict) -> None:
         """The node is ours: set it up, then connect to its servers."""
         link.granted = True
+        link.pulses = facts.get("pulses", link.pulses)
         peer = link.peer
         avail = DispycosNodeAvailInfo(location=peer.location)
         info = DispycosNodeInfo(facts["name"], peer.location.addr, facts["cpus"], facts["platform"], avail)
@@ -4516,6 +4787,7 @@ class LocalNode:
 _SEARCH_AGAIN_S = 5.0                   # a client without nodes looks for some this often
 _CONTACT_AGAIN_S = 5.0                  # a node that was named and cannot be used is tried again this often
 _PATIENCE_S = 3.0                       # a client that has waited so long for a node says what it waits for
+_MISSED_PULSES = 5                      # so many pulse intervals of silence are too many
 
 
 @dataclasses.dataclass
@@ -4531,7 +4803,12 @@ class _Wanted:
     disable_nodes: bool = False
     disable_servers: bool = False
     restart_servers: bool = False
-    pulse_s: float = 0.0                # how often nodes are asked what they have free; 0: never
+    pulse_s: float = 50.0               # how often nodes are asked what they have free
+    zombie_s: float = 0.0               # after so long an idle server is closed, the client after twice that; 0: never
+    idle_rule: Tuple[str, str] = ("", "")       # where that comes from, and what to do about it, for people
+    ping_s: float = 0.0                 # how often nodes are searched for; 0: as the scheduler does
+    introduce: bool = False             # servers are told of each other
+    abandon: bool = False               # nodes out of reach for `_MISSED_PULSES` times pulse_s are abandoned
 
 
 _Packed = Tuple[bytes, Tuple[bytes, ...]]       # arguments as `Packer.dumps` packs them, and the definitions they need
@@ -4553,6 +4830,8 @@ class _ClientDriver(SchedulerDriver):
         self._enabled: Dict[Any, _Packed] = {}      # id of a node or server -> arguments for its setup
         self._held: Dict[Any, Any] = {}             # id of one that waits to be enabled -> the task that waits
         self._again: Set[Any] = set()               # nodes to be taken anew as soon as they are released
+        self._asleep: Dict[Any, Any] = {}           # nodes given back because they were idle -> their peers
+        self._carry[WAKE] = self._wake
         network.on_request("client.close_server", self._on_close_server)
         network.on_request("client.close_node", self._on_close_node)
 
@@ -4560,7 +4839,7 @@ class _ClientDriver(SchedulerDriver):
 
     def choose(self, peer: Any) -> Iterator:
         """See `SchedulerDriver`. The rules are the client's code, so the user kernel asks them."""
-        if peer.process_id in self.left_alone:
+        if peer.process_id in self.left_alone or peer.process_id in self._asleep:
             return 0
         cpus = peer.info.get("cpus", 1)
         if not self.wanted.rules:
@@ -4577,9 +4856,15 @@ class _ClientDriver(SchedulerDriver):
         No definition is known at a node before, so all that node_setup needs goes in one request with it. How long it
         may take is up to the client's code: that request has no timeout.
         """
+        self._event(self.state.abandon, node, self.wanted.abandon)
+        self.network.spawn(self._watch_availability, peer, node)
         if self.wanted.disable_nodes:
             yield self._permission(node.id)
         args, needs = self._enabled.pop(node.id, self._no_args)
+        yield self._at_work(self._send_setup(peer, args, needs))
+
+    def _send_setup(self, peer: Any, args: bytes, needs: Tuple[bytes, ...]) -> Iterator:
+        """The part of `prepare_node` that the client need not permit any more."""
         for path_there, path in self.wanted.files:
             folder, name = os.path.split(path_there)
             yield self.network.files.send_to(
@@ -4591,8 +4876,14 @@ class _ClientDriver(SchedulerDriver):
             blobs = [self.packer.blob(digest, magic) for digest in digests]
             reply, _ = yield peer.request("node.setup", {}, _encode({"setup": setup.hex()}, [args] + blobs))
             _check_setup("node_setup", reply)   # see `unpack_setup`
-        if self.wanted.pulse_s:
-            self.network.spawn(self._watch_availability, peer, node)
+
+    def _at_work(self, setup: Iterator) -> Iterator:
+        """Run a set-up; the client is not idle meanwhile."""
+        self._event(self.state.setting_up, 1)
+        try:
+            return (yield setup)
+        finally:
+            self._event(self.state.setting_up, -1)
 
     def prepare_server(self, peer: Any, server: Server) -> Iterator:
         """See `SchedulerDriver`: the client's components, then its server_setup."""
@@ -4602,9 +4893,12 @@ class _ClientDriver(SchedulerDriver):
         args, needs = self._enabled.pop(server.id, self._no_args)
         setup = () if wanted.server_setup is None else (wanted.server_setup,)
         self._define(server.link, self._closure((*wanted.components, *setup, *needs)))
-        reply, _ = yield peer.request("server.setup", {"components": [key.hex() for key in wanted.components],
-                                                       "setup": [key.hex() for key in setup]}, args)
+        reply, _ = yield self._at_work(peer.request("server.setup", {
+            "components": [key.hex() for key in wanted.components], "setup": [key.hex() for key in setup]}, args))
         _check_setup("server_setup", reply)
+        if wanted.introduce:
+            for other in self.servers.values():
+                self.network.roster.introduce(server.link.peer, other.peer)
 
     def _closure(self, keys: Iterable[bytes]) -> List[bytes]:
         """Keys of all definitions that these need, in the order in which they are to be sent."""
@@ -4625,21 +4919,33 @@ class _ClientDriver(SchedulerDriver):
 
     # -- while they are used -------------------------------------------------------------------------------------------
 
+    def _pulse_of(self, peer: Any) -> float:
+        """How often to ask a node, which may not be asked so often, or so seldom, as the client wants."""
+        wanted_s = self.wanted.pulse_s
+        least_s, most_s = self.nodes[peer.process_id].pulses
+        pulse_s = max(least_s, min(wanted_s, most_s))
+        if pulse_s != wanted_s:
+            pycoslite.log.warning("node %s is asked every %g s what it has free, and not every %g s: it was started with "
+                                  "--min_pulse_interval %g and --max_pulse_interval %g", peer, pulse_s, wanted_s, least_s,
+                                  most_s)
+        return pulse_s
+
     def _watch_availability(self, peer: Any, node: Node) -> Iterator:
         """Tell the client what a node has free, every so often, as long as it has the node. A system task."""
+        pulse_s = self._pulse_of(peer) if peer.process_id in self.nodes else 0.0
         while self.state.nodes.get(node.id) is node:
             try:
-                facts, _ = yield peer.request("node.avail", {}, timeout=self.wanted.pulse_s)
+                facts, _ = yield peer.request("node.avail", {}, timeout=pulse_s)
             except pycoslite.PycosError:
                 pass                                # not this time: whether the node lives is others' concern
             else:
                 node.info.avail_info = _availability(peer, facts)
                 self._for_user(self.status, (None, node.info.avail_info))
-            yield pycoslite.Suspend(self.wanted.pulse_s)
+            yield pycoslite.Suspend(pulse_s)
 
     def change(self, event: str, entity: Union[Node, Server], **how: Any) -> None:
         """Let the cluster state handle an event that concerns a node or server."""
-        self._event(functools.partial(getattr(self.state, event), entity, **how))
+        self._event(lambda now: getattr(self.state, event)(entity, now=now, **how))
 
     def close_server(self, server: Server, terminate: bool, restart: bool) -> None:
         """Close a server, and replace it if that is wanted now or always."""
@@ -4658,9 +4964,40 @@ class _ClientDriver(SchedulerDriver):
         """Also take the node anew, if it was closed for that. Its release goes first on the same connection."""
         link = self.nodes.get(node.id)
         super()._release(node)
-        if link is not None and node.id in self._again and not self.state.closing:
+        if link is None or self.state.closing:
+            return
+        if self.state.sleeps(node):
+            self._asleep[node.id] = link.peer
+        elif node.id in self._again:
             self._again.discard(node.id)
-            self.network.spawn(self.use_node, [], link.peer)
+            self.network.spawn(self.take, link.peer)
+
+    def take(self, peer: Any) -> Iterator:
+        """Use a node that is connected; if that fails it is tried again when it comes again. A system task."""
+        try:
+            yield self.use_node([], peer)
+        except pycoslite.PycosError as error:
+            pycoslite.log.warning("node %s is not used: %s", peer, error)
+
+    def _wake(self, node: Node, n: Optional[int]) -> None:
+        """WAKE."""
+        link, peer = self.nodes.get(node.id), self._asleep.pop(node.id, None) if n is None else None
+        if n is not None and link is not None:
+            self.network.spawn(self._ask_restart, link, n, "there is work for it", True, None)
+        elif peer is not None and peer.online:
+            self.network.spawn(self.take, peer)
+
+    def rest(self, link: _NodeLink, reason: str) -> bool:
+        """See `SchedulerDriver`. What is on its way there when the node takes itself back is lost, as with any node."""
+        self._take_in()
+        rests = self.state.rest_node(link.peer.process_id, reason, self.network.engine.clock())
+        self.plan()
+        return rests
+
+    def begin(self) -> None:
+        """The client's turn has come: begin to judge what is idle, and what is silent."""
+        wanted = self.wanted
+        self._event(self.state.limit, wanted.zombie_s, _MISSED_PULSES * wanted.pulse_s, *wanted.idle_rule)
 
     def _on_close_server(self, peer: Any, args: dict, _payload: bytes) -> None:
         """A task wants the server to go that it runs on."""
@@ -4721,6 +5058,7 @@ class _Turn:
         self.refused = False                        # it came because it never will
         # For a scheduler program: its number there, the nodes it may have, and how many of them were contacted.
         self.number, self.hosts, self.contacted = 0, [], 0
+        self.zombie_s = scheduler.zombie_s          # how long a client of this scheduler may be idle; 0: for ever
         self.come = pycoslite.Event()
         self.driver: Optional[_ClientDriver] = None
         self.close: Optional[Callable] = None       # the client's
@@ -4728,6 +5066,31 @@ class _Turn:
     def leave(self) -> None:
         """The client is done, or has given up waiting."""
         self.scheduler.leave(self)
+
+
+class _Relays:
+    """Has nodes announce this process to the other nodes that they know or find on their networks, which then connect:
+    once each, or every `ping_s` seconds. Without `wanted` it does nothing. Engine."""
+
+    def __init__(self, network: Any, wanted: bool, ping_s: float) -> None:
+        self.network, self._wanted, self._ping_s = network, wanted, ping_s or float("inf")
+        self._asked: Dict[bytes, float] = {}        # process id of a node -> when
+
+    def ask(self, peer: Any) -> None:
+        """A node that was named is connected; again changes nothing before its time."""
+        now, before = self.network.engine.clock(), self._asked.get(peer.process_id)
+        if self._wanted and (before is None or now >= before + self._ping_s):
+            self._asked[peer.process_id] = now
+            self.network.spawn(self._ask, peer)
+
+    @staticmethod
+    def _ask(peer: Any) -> Iterator:
+        """A system task."""
+        try:
+            yield peer.request("peer.relay", {"roles": pycoslite.ROLES["node"]},
+                               timeout=pycoslite.settings.message_timeout_s)
+        except pycoslite.PycosError as error:
+            pycoslite.log.warning("node %s does not announce this process on its network: %s", peer, error)
 
 
 class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
@@ -4739,22 +5102,25 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
     `nodes` are nodes to contact besides those found on the local networks: 'host', 'host:port' or a Location.
     `embedded` is how many cores of this machine to use, by a node program of its own and instead of a search; True for
     all; the default is `ClusterSettings.embedded`, 0. `ping_interval`: seconds between two searches for nodes, 0 for as
-    often as makes sense. `node_port` is that of nodes named alone. `pulse_interval`, `zombie_period`, `relay_nodes` and
-    `clean` are taken for the sake of older programs. All other options are those of `pycoslite.Pycos`, which is started
+    often as makes sense. `node_port` is that of nodes named alone. `zombie_period`: the
+    longest that its clients may have of their own, in seconds, 0 for any. `relay_nodes`: each of `nodes` announces this
+    process on its own network, so that naming one there will do. `pulse_interval` and `clean` are taken for the sake of
+    older programs: clients have the one, and nothing is left behind. All other options are those of `pycoslite.Pycos`, which is started
     with them unless the network runs already. Raises what that raises. Any thread.
     """
 
-    # Nothing to do: clients say what they want, nodes announce themselves, and nothing is left behind.
-    _IGNORED = ("pulse_interval", "zombie_period", "relay_nodes", "clean", "discoronode_port")
-
     def __init__(self, *, nodes: Iterable[Any] = (), embedded: Union[bool, int, None] = None, ping_interval: float = 0,
-                 node_port: Optional[int] = None, **options: Any) -> None:
-        for name in self._IGNORED:
+                 node_port: Optional[int] = None, zombie_period: float = 0, **options: Any) -> None:
+        for name in ("pulse_interval", "clean"):    # clients say how often; nothing is left behind
             options.pop(name, None)
+        node_port = options.pop("discoronode_port", None) or node_port
+        relay_nodes = options.pop("relay_nodes", False)
+        self.zombie_s = zombie_period
         self.node_port = node_port or NODE_PORT
         self.network = pycoslite.running_network() or pycoslite.Pycos(**options).network
         self._hosts = [self.location(node) for node in nodes]
         self._ping_s = ping_interval
+        self._relays = _Relays(self.network, relay_nodes, ping_interval)
         self._cores = settings.embedded if embedded is None else -1 if embedded is True else int(embedded)
         self._local: Optional[LocalNode] = None
         self._turns: Any = collections.deque()      # of clients; the first one has the nodes
@@ -4888,24 +5254,18 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         """A node that comes is for the client whose turn it is; who queues at a program that goes is told."""
         driver = self._turns[0].driver if self._turns else None
         if event == "online" and peer.info.get("role") == "node" and self._serves(driver):
-            self.network.spawn(self._use, driver, peer)
+            self.network.spawn(driver.take, peer)
         if event == "lost" and peer.process_id in self._remotes:
             self._remotes.pop(peer.process_id).lost()
-
-    @staticmethod
-    def _use(driver: _ClientDriver, peer: Any) -> Iterator:
-        """Use a node that was found; if that fails it is tried again when it comes again. A system task."""
-        try:
-            yield driver.use_node([], peer)
-        except pycoslite.PycosError as error:
-            pycoslite.log.warning("node %s is not used: %s", peer, error)
 
     def _keep_contact(self, driver: _ClientDriver, location: Any) -> Iterator:
         """Use a node that was named, whenever it can be reached. A system task."""
         silent = False
         while self._serves(driver):
             try:
-                yield driver.use_node([location])
+                peer = yield self.network.connect([location], timeout=pycoslite.settings.message_timeout_s)
+                self._relays.ask(peer)
+                yield driver.use_node([], peer)
                 silent = False
             except pycoslite.AuthenticationError as error:
                 pycoslite.log.error("node %s cannot be used: %s", location, error)
@@ -4922,9 +5282,10 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         cores of this machine means these alone."""
         if self._serves(driver) and self._local is None:
             _let_nodes_find(self._discovery)
-            if self._ping_s or not driver.nodes:
+            ping_s = driver.wanted.ping_s or self._ping_s
+            if ping_s or not driver.nodes:
                 self._discovery.search(pycoslite.ROLES["node"])
-            self.network.call_later(self._ping_s or _SEARCH_AGAIN_S, self._search, driver)
+            self.network.call_later(ping_s or _SEARCH_AGAIN_S, self._search, driver)
         elif not any(self._serves(turn.driver) for turn in self._turns):
             self._discovery.close()             # it would answer nodes that nobody wants
 
@@ -4957,6 +5318,7 @@ class _RemoteScheduler:
 
     def __init__(self, local: Scheduler, peer: Any) -> None:
         self.network = local.network
+        self.zombie_s = 0.0                         # it says so when a turn comes
         self._local, self._peer = local, peer
         self._numbers = itertools.count(1)
         self._turns: Dict[int, _Turn] = {}          # by the number that the program knows the client by
@@ -4989,6 +5351,7 @@ class _RemoteScheduler:
         """A client's turn has come, or there are more nodes. Engine."""
         turn = self._turns.get(facts["client"])
         if turn is not None:
+            turn.zombie_s = facts.get("zombie_s", 0.0)
             self._contact(turn, [pycoslite.Location(host, port) for host, port in facts["nodes"]])
             turn.come.set()
 
@@ -5187,6 +5550,17 @@ class _ClientOptions:
             if setup is not None and (not callable(setup) or job_kind(setup) != TASK):
                 raise pycoslite.MisuseError("Client(): %s=%r is not a generator function" % (name, setup))
 
+    def patience(self, shared_s: float, wanted: _Wanted) -> None:
+        """Say in `wanted` how long to wait for what is idle, or silent. `shared_s` is what the scheduler allows, 0 for
+        any time; of that and the client's own limit the shorter one counts. A pulse is at most a third of it."""
+        own_s = 10 * self.pulse_interval if self.zombie_period is None else self.zombie_period
+        shared = bool(shared_s) and (not own_s or shared_s < own_s)
+        wanted.zombie_s = zombie_s = shared_s if shared else own_s
+        wanted.idle_rule = ("zombie_period=%g%s" % (zombie_s, " of the scheduler" if shared else ""),
+                            "schedule it again when there is work" + (
+                                "" if shared else ", or make it with zombie_period=0, which is never"))
+        wanted.pulse_s = min(self.pulse_interval, zombie_s / 3) if zombie_s else self.pulse_interval
+
     def rules(self) -> List[DispycosNodeAllocate]:
         """Allocation rules, in order; a host name is one for all its CPUs."""
         found = []
@@ -5298,6 +5672,7 @@ class _Jobs(_Places):
         self._job_ids = itertools.count(1)
         self._runs: Dict[int, _Run] = {}            # by job id, those that have not ended
         self._terminating = False                   # they are being stopped, at the client's wish
+        self._why_closed = ""                       # unless it was at its own wish
 
     def rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run a generator function (or async function) as a task on the CPU of some server, at which no other such task
@@ -5398,7 +5773,8 @@ class _Jobs(_Places):
         name = getattr(gen, "__name__", None) or repr(gen)
         try:
             if self._driver is None:
-                raise pycoslite.MisuseError("the client is not scheduled: 'yield client.schedule()' comes first")
+                raise pycoslite.MisuseError(
+                    "%s: 'yield client.schedule()' comes first" % (self._why_closed or "the client is not scheduled"))
             actual = job_kind(gen)
             if kind is not None and actual != TASK:
                 raise pycoslite.MisuseError("it is neither a generator function nor an async function")
@@ -5538,6 +5914,18 @@ class _Control(_Jobs):
         known, args = self._server(location), self._packer.dumps((setup_args, {}))
         return self._apply(known, lambda: self._driver.enable(known.id, args))
 
+    def abandon_zombie(self, node: Any = None, flag: bool = True) -> int:
+        """Whether to give up the tasks of a node (name or address; None: of all nodes, also those that come) that was
+        out of reach for five pulse intervals; otherwise they are waited for until `Settings.give_up_s`. When it is
+        there again it is used again, if it still is this client's. Returns 0, or -1 for an unknown one."""
+        if node is not None:
+            known = self._node(node)
+            return self._apply(known, lambda: self._driver.change("abandon", known, flag=flag))
+        self._wanted.abandon = flag
+        for known in self._nodes():
+            self._driver.network.post(functools.partial(self._driver.change, "abandon", known, flag=flag))
+        return 0
+
     def node_allocate(self, rule: Any) -> int:
         """Put an allocation rule before the others, in place of one for the same nodes, and look again at the nodes
         that are not in use. Returns 0, or -1 for what is no rule, or before `schedule`."""
@@ -5576,7 +5964,13 @@ class Client(_Control):
     disable_nodes       nodes are not set up before `enable_node`; disable_servers likewise, `enable_server`
     pulse_interval      seconds between two reports of what a node has free; 5 * MinPulseInterval
     restart_servers     servers that are closed are replaced
-    ping_interval, zombie_period, abandon_zombie_nodes, peers_communicate, timeout      taken for older programs' sake
+    zombie_period       a server that runs no job for so many seconds is closed (the next job brings it back), the
+                        client after twice that; 0 is never; 10 * pulse_interval. A scheduler may have a shorter one
+    abandon_zombie_nodes        see `abandon_zombie`; False
+    ping_interval       seconds between two searches for nodes, also when there are some; as the scheduler does
+    peers_communicate   each server is told of each other one, so that tasks can locate tasks there; False
+    timeout             seconds that one message may take, taken for older programs' sake: messages between processes
+                        are confirmed, and repeated when need be, until the other process is given up
 
     Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot
     travel. Methods are for tasks of this process; those described as "use with yield" work with ``yield``,
@@ -5597,6 +5991,8 @@ class Client(_Control):
                 setattr(wanted, name, self._packer.function(getattr(chosen, name)))
         for name in ("disable_nodes", "disable_servers", "restart_servers"):
             setattr(wanted, name, getattr(chosen, name))
+        wanted.abandon, wanted.introduce = chosen.abandon_zombie_nodes, chosen.peers_communicate
+        wanted.ping_s = chosen.ping_interval or 0.0
         self._turn: Any = None                      # set from `schedule` to the end of `close`
         self._closed = pycoslite.Event()
 
@@ -5643,10 +6039,11 @@ class Client(_Control):
         self._turn = turn
         self._closed.clear()
         self._terminating = False
-        if self.status_task is not None:
-            self._wanted.pulse_s = self._options.pulse_interval
+        self._why_closed = ""
+        self._options.patience(turn.zombie_s, self._wanted)
         self._driver = _ClientDriver(scheduler.network, self._packer, self._settle, self._tell, self._wanted)
         self._tell(SchedulerStatus.ClientScheduled, id(self))
+        scheduler.network.post(self._driver.begin)
         scheduler.begin(turn, self._driver, self.close)
         return 0
 
@@ -5664,17 +6061,30 @@ class Client(_Control):
         closed = yield self._closed.wait(timeout)
         return 0 if closed else -1
 
-    def _tell(self, code: Optional[int], info: Any) -> None:
+    def _tell(self, code: Optional[int], info: Any, reason: str = "") -> None:
         """Something has changed; without a code it is what a node has free."""
         if code == SchedulerStatus.TaskStarted:
             self._started(*info)
-        elif code == SchedulerStatus.ClientClosed:
-            self._inform(DispycosStatus(code, id(self)))
+            return
+        if reason:
+            self._explain(code, info, reason)
+        message = info if code is None else DispycosStatus(code, id(self) if info is None else info)
+        if reason:
+            message.reason = reason
+        self._inform(message)
+        if code == SchedulerStatus.ClientClosed:
+            self._why_closed = reason
             turn, self._turn, self._driver = self._turn, None, None
             turn.leave()
             self._closed.set()
-        else:
-            self._inform(info if code is None else DispycosStatus(code, info))
+
+    @staticmethod
+    def _explain(code: Optional[int], info: Any, reason: str) -> None:
+        """Say why something changed that nobody wished: the end of all loudly, of what comes back when need be less."""
+        name = next(name for name, value in vars(SchedulerStatus).items() if value == code)
+        loud = code in (SchedulerStatus.ClientClosed, SchedulerStatus.NodeAbandoned)
+        pycoslite.log.log(logging.WARNING if loud else logging.INFO, "%s%s: %s", name,
+                          "" if info is None else " (%s)" % (info,), reason)
 
 
 def _arguments(item: Any) -> tuple:
@@ -6236,9 +6646,9 @@ class Cluster(concurrent.futures.Executor):
                     self._settled.notify_all()
 
     @staticmethod
-    def _on_status(code: int, info: Any) -> None:
+    def _on_status(code: int, info: Any, reason: str = "") -> None:
         """A change in the cluster. User kernel."""
-        pycoslite.log.debug("cluster status %s: %s", code, info)
+        pycoslite.log.debug("cluster status %s: %s %s", code, info, reason)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -6335,7 +6745,8 @@ pycoslite.STOPPERS.insert(0, _stop_clusters)
 #
 #   client             program                what it means
 #   scheduler.enter                           this client (a number of its process's own) wants the nodes
-#                      scheduler.turn         it is first now: where the nodes are; again for each node that comes
+#                      scheduler.turn         it is first now: where the nodes are, and for how long it may be idle, see
+#                                             `_Patience`; again for each node that comes
 #   scheduler.leave                           it is done, or has given up; the next one is first
 #   (its process ends)                        all its entries leave, as if it had said so
 #
@@ -6353,10 +6764,14 @@ class _Entry(NamedTuple):
 
 class SharedScheduler:
     """The queue of a scheduler program. `nodes` are locations of nodes to contact besides those that a search finds
-    every `ping_s` seconds (0: as often as makes sense). Engine, but for `status`."""
+    every `ping_s` seconds (0: as often as makes sense). A client whose turn it is may be idle for twice `zombie_s`
+    (0: for ever). With `relay_nodes` each of `nodes` announces this program on its network. Engine, but for
+    `status`."""
 
-    def __init__(self, network: Any, discovery: Any, nodes: Iterable[Any] = (), ping_s: float = 0) -> None:
-        self.network, self._discovery, self._nodes = network, discovery, list(nodes)
+    def __init__(self, network: Any, discovery: Any, nodes: Iterable[Any] = (), ping_s: float = 0,
+                 zombie_s: float = 0, relay_nodes: bool = False) -> None:
+        self.network, self._discovery, self._nodes, self._zombie_s = network, discovery, list(nodes), zombie_s
+        self._relays = _Relays(network, relay_nodes, ping_s)
         self._ping_s = ping_s or _SEARCH_AGAIN_S
         self._queue: List[_Entry] = []              # the first one has the nodes
         network.on_request("scheduler.enter", self._on_enter)
@@ -6388,7 +6803,8 @@ class SharedScheduler:
         """Stay connected to a node that was named. A system task."""
         while True:
             try:
-                yield self.network.connect([location], timeout=pycoslite.settings.message_timeout_s)
+                self._relays.ask((yield self.network.connect(
+                    [location], timeout=pycoslite.settings.message_timeout_s)))
             except pycoslite.PycosError as error:
                 pycoslite.log.info("node %s: %s", location, error)
             yield pycoslite.Suspend(_CONTACT_AGAIN_S)
@@ -6421,7 +6837,42 @@ class SharedScheduler:
         """Tell the client whose turn it is so, and where the nodes are."""
         for peer, number, _ in self._queue[:1]:
             nodes = [[location.addr, location.port] for location in self._known()]
-            peer.notify("scheduler.turn", {"client": number, "nodes": nodes})
+            peer.notify("scheduler.turn", {"client": number, "nodes": nodes, "zombie_s": self._zombie_s})
+
+
+def read_config(path: str) -> Dict[str, str]:
+    """The options in a configuration file: name -> text, those without a text left out. Raises ValueError with a
+    sentence. The file is what `write_config` writes, or anything like it; nothing in it is evaluated."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_file(file)
+    except OSError as error:
+        raise ValueError("the file %s cannot be read: %s" % (path, error.strerror)) from None
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise ValueError("the file %s is no configuration: %s" % (path, " ".join(str(error).split()))) from None
+    if parser.sections():
+        raise ValueError("the file %s has a section [%s]: options belong into [%s]" % (
+            path, parser.sections()[0], configparser.DEFAULTSECT))
+    return {name: text for name, text in parser.defaults().items() if text}
+
+
+def write_config(path: str, options: Dict[str, str]) -> None:
+    """Write options (name -> text, '' for what has no value) to a file that `read_config` reads; raises OSError. Only
+    its owner may read it: it tells where things are."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser[configparser.DEFAULTSECT] = options          # type: ignore[assignment]
+    with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        parser.write(file)
+
+
+def _zombie_period(text: str) -> float:
+    """Seconds; what is shorter than a pulse interval may be would end clients that say as seldom that they live."""
+    seconds = float(text)
+    if not (seconds == 0 or seconds >= MaxPulseInterval):
+        raise argparse.ArgumentTypeError("%s is neither 0 nor at least %g (MaxPulseInterval)" % (
+            text, MaxPulseInterval))
+    return seconds
 
 
 def _scheduler_options() -> argparse.ArgumentParser:
@@ -6446,10 +6897,13 @@ def _scheduler_options() -> argparse.ArgumentParser:
     add("--ping_interval", type=float, default=0, help="seconds between searches for nodes")
     add("--daemon", action="store_true", help="do not read commands from the standard input")
     add("-d", "--debug", action="store_true", help="log everything")
-    for name in ("--dest_path", "--max_file_size", "--pulse_interval", "--zombie_period"):
+    add("--zombie_period", type=_zombie_period, default=100 * MaxPulseInterval, metavar="SECONDS",
+        help="a client that has the nodes and runs no job gives its servers up after so long, and its turn after "
+             "twice that; 0: never (default: %(default)s)")
+    for name in ("--dest_path", "--max_file_size", "--pulse_interval"):
         add(name, help=argparse.SUPPRESS)           # of older programs: nothing is stored here, clients say the rest
-    for name in ("--relay_nodes", "--clean"):
-        add(name, action="store_true", help=argparse.SUPPRESS)
+    add("--relay_nodes", action="store_true", help="each --node announces this program to the nodes of its network")
+    add("--clean", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -6484,7 +6938,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except (OSError, ValueError, pycoslite.PycosError) as error:
         sys.stderr.write("dispycos_lite: %s\n" % error)
         return 1
-    scheduler = SharedScheduler(pycos.network, pycos.discovery, nodes, options.ping_interval)
+    scheduler = SharedScheduler(pycos.network, pycos.discovery, nodes, options.ping_interval, options.zombie_period,
+                                options.relay_nodes)
     pycos.network.post(scheduler.begin)
     ending = pycoslite.Ending()
     ending.attend()

@@ -39,6 +39,7 @@ import importlib
 import json
 import logging
 import math
+import mmap
 import os
 import platform
 import queue
@@ -48,12 +49,14 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+import types
 from typing import (
     Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple,
     Type, Union)
@@ -86,7 +89,8 @@ log = pycoslite.log
 # from it. The way of a value:
 #
 #   _parser           argparse sorts the command line into texts, and refuses what is no option
-#   _values           takes the text from the command line, else the environment, else the default, and parses it
+#   _all_texts        takes the text from the command line, else the environment, else the file that --config names
+#   _values           parses it, or takes the default; --save_config writes the texts, after all was checked
 #   check_options     what concerns several options, or this machine; gives the frozen `NodeOptions`
 #   parse_options     all of that; a wrong option ends the program with one line, a hint, and exit status 2
 #
@@ -130,6 +134,8 @@ class NodeOptions:
     udp_port: int
     ipv4_udp_multicast: bool                    # search by a group and not by broadcast
     ping_interval: int                          # seconds between announcements while it is free, 0: when it becomes so
+    msg_timeout: float
+    discover_peers: bool                        # by servers
     scheduler_port: int
     peers: Tuple[pycoslite.Location, ...]
     name: str
@@ -143,7 +149,11 @@ class NodeOptions:
     dest_path: Optional[str]                    # None: `default_root`
     max_file_size: Optional[int]                # bytes
     serve: int                                  # clients before the program ends, -1: no limit
+    hours: "Optional[Hours]"                    # when it serves; None: always
+    pulses: Tuple[float, float]                 # the least and the most seconds between two node.avail
+    zombie_period: int                          # seconds after which a client that runs nothing loses the node, 0: never
     start_method: Optional[str]                 # None: the system's best
+    clean: bool                                 # end the node before this one
     daemon: bool
     embedded: bool                              # started by a client for itself, over the standard input
     debug: bool
@@ -197,6 +207,25 @@ def _size(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()) or unit not in ("", "k", "m", "g", "t"):
         raise ValueError("%r is not a size" % text)
     return int(digits) * 1024 ** " kmgt".index(unit or " ")
+
+
+def _seconds(text: str) -> float:
+    """A number of seconds, perhaps with a fraction."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError("%r is not a number of seconds" % text) from None
+    if not 0 < seconds < math.inf:
+        raise ValueError("%s is no time to wait" % text)
+    return seconds
+
+
+def _time_of_day(text: str) -> int:
+    """Minutes since midnight of HH:MM."""
+    found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text.strip(), re.ASCII)
+    if found is None:
+        raise ValueError("%r is not a time of day" % text)
+    return 60 * int(found.group(1)) + int(found.group(2))
 
 
 def _text(text: str) -> str:
@@ -255,6 +284,23 @@ OPTIONS = (
             "number of servers: N, or all CPUs but N when negative, or all of them with 0 (default: 0)"),
     _Option(_WORK, "--serve", "serve", "N", _number(-1), -1, "for example --serve 1",
             "end after so many clients; 0: take none, -1: no limit (default: -1)"),
+    _Option(_WORK, "--service_start", "service_start", "HH:MM", _time_of_day, None, "for example --service_start 17:00",
+            "time of day from which it takes clients; --service_stop or --service_end belongs to it (default: the time "
+            "when it starts, if one of these is given)"),
+    _Option(_WORK, "--service_stop", "service_stop", "HH:MM", _time_of_day, None, "for example --service_stop 07:00",
+            "time of day from which it takes no more jobs, while those that run go on; earlier than --service_start is "
+            "the next day (default: none)"),
+    _Option(_WORK, "--service_end", "service_end", "HH:MM", _time_of_day, None, "for example --service_end 08:00",
+            "time of day at which it ends the jobs that still run (default: none)"),
+    _Option(_WORK, "--min_pulse_interval", "min_pulse_interval", "SECONDS", _seconds,
+            float(dispycos_lite.MinPulseInterval), "for example --min_pulse_interval 5",
+            "a client is not told more often than so what the node has free (default: %g)" %
+            dispycos_lite.MinPulseInterval),
+    _Option(_WORK, "--max_pulse_interval", "max_pulse_interval", "SECONDS", _seconds,
+            float(dispycos_lite.MaxPulseInterval), "for example --max_pulse_interval 100",
+            "and not less often than so (default: %g)" % dispycos_lite.MaxPulseInterval),
+    _Option(_WORK, "--zombie_period", "zombie_period", "SECONDS", _number(0), 0, "for example --zombie_period 1000",
+            "take the node from a client that ran no job for so long; 0: never (default: 0)"),
     _Option(_NETWORK, "-i --host --ip_addr", "hosts", "HOST", _text, (), "for example --host 10.0.0.7",
             "address to listen at; may be repeated (default: all interfaces)"),
     _Option(_NETWORK, "--ext_host --ext_ip_addr", "ext_hosts", "HOST", _text, (),
@@ -277,6 +323,12 @@ OPTIONS = (
             "TCP port of schedulers, for --peer without a port (default: %d)" % _NET_PORT),
     _Option(_NETWORK, "--peer", "peers", "HOST[:PORT]", _text, (), _PEER_HINT,
             "a scheduler or client to contact at the start, on other networks; may be repeated (default: none)"),
+    _Option(_NETWORK, "--discover_peers", "discover_peers", "", _switch, False, "--discover_peers takes no value",
+            "servers search the local networks for peers, and are found by these, so that tasks can locate tasks there "
+            "(default: they know their client alone)"),
+    _Option(_NETWORK, "--msg_timeout", "msg_timeout", "SECONDS", _seconds, pycoslite.settings.message_timeout_s,
+            "for example --msg_timeout 20",
+            "how long an answer of another process may take (default: %g)" % pycoslite.settings.message_timeout_s),
     _Option(_NETWORK, "-n --name", "name", "NAME", _text, "", "for example --name node7",
             "name of this node in the cluster (default: the host's name)"),
     _Option(_SECURITY, "--secret-file --secret_file", "secret_file", "FILE", _text, None,
@@ -301,6 +353,14 @@ OPTIONS = (
             "directory)"),
     _Option(_FILES, "--max_file_size", "max_file_size", "SIZE", _size, None, "for example --max_file_size 10M",
             "longest file taken from a client, in bytes or with a unit k, M, G, T (default: no limit)"),
+    _Option(_PROGRAM, "--clean --phoenix", "clean", "", _switch, False, "--clean takes no value",
+            "first end the node program that was started before with the same port and --dest_path, if it still runs, "
+            "whatever it does (default: leave it, and take another port)"),
+    _Option(_PROGRAM, "--config", "config", "FILE", _text, None, "for example --config node.ini",
+            "read options that are given neither here nor in the environment from that file (default: none)"),
+    _Option(_PROGRAM, "--save_config", "save_config", "FILE", _text, None, "for example --save_config node.ini",
+            "write the options to that file and end, but for the addresses and name of this machine, and the secret "
+            "(default: start)"),
     _Option(_PROGRAM, "--daemon", "daemon", "", _switch, False, "--daemon takes no value",
             "do not read commands from the standard input (default: read them)"),
     _Option(_PROGRAM, "--embedded", "embedded", "", _switch, False, "--embedded takes no value",
@@ -342,15 +402,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _values(given: Dict[str, Any], environ: Mapping[str, str]) -> Dict[str, Any]:
-    """Each option's value: from the command line, else from the environment, else its default."""
-    values = {}
+def _texts(given: Dict[str, Any], environ: Mapping[str, str], config: Mapping[str, str],
+           path: str) -> Dict[str, Tuple[str, Any]]:
+    """The text of each option (None, or a list for one that may be repeated), and the source to name if it is wrong:
+    from the command line, else from the environment, else from the configuration file at `path`."""
+    texts = {}
     for option in OPTIONS:
         source, text = next(flag for flag in option.flags.split() if flag.startswith("--")), given[option.name]
-        if text is None and environ.get(option.variable) and option.variable not in READ_ELSEWHERE:
-            source, text = option.variable, environ[option.variable]
-            if isinstance(option.default, tuple):
-                text = [part.strip() for part in text.split(",")]
+        variable = option.variable if option.variable not in READ_ELSEWHERE else ""
+        for other, found in ((variable, environ.get(variable)), ("%s in %s" % (option.name, path),
+                                                                 config.get(option.name))):
+            if text is None and found:
+                source, text = other, found
+                if isinstance(option.default, tuple):
+                    text = [part.strip() for part in text.split(",")]
+        texts[option.name] = source, text
+    return texts
+
+
+def _values(texts: Dict[str, Tuple[str, Any]]) -> Dict[str, Any]:
+    """Each option's value: what its text means, else its default."""
+    values = {}
+    for option in OPTIONS:
+        source, text = texts[option.name]
         try:
             values[option.name] = (option.default if text is None else tuple(map(option.parse, text))
                                    if isinstance(text, list) else option.parse(text))
@@ -364,14 +438,73 @@ def parse_options(argv: Optional[Sequence[str]] = None, environ: Mapping[str, st
     """The options of a command line (default: this program's) and the environment.
 
     `available` is the number of CPUs and where it comes from (default: `available_cpus`). On a wrong option it prints
-    one line and a hint to stderr and raises SystemExit(2); after --help, SystemExit(0).
+    one line and a hint to stderr and raises SystemExit(2); after --help and --save_config, SystemExit(0).
     """
     try:
-        values = _values(vars(_parser().parse_args(argv)), environ)
-        return check_options(values, available or available_cpus())
+        texts = _all_texts(vars(_parser().parse_args(argv)), environ)
+        values = _values(texts)
+        save_to = values.pop("save_config")
+        options = check_options(values, available or available_cpus())
+        if save_to:
+            _save_config(save_to, texts)
+            raise SystemExit(0)
+        return options
     except OptionError as error:
         sys.stderr.write("dispycosnode_lite: %s\n  hint: %s\n" % (error, error.hint))
         raise SystemExit(2) from None
+
+
+def _all_texts(given: Dict[str, Any], environ: Mapping[str, str]) -> Dict[str, Tuple[str, Any]]:
+    """`_texts`, with the configuration file that the other two may name. Raises OptionError."""
+    _, path = _texts(given, environ, {}, "")["config"]
+    if path is None:
+        return _texts(given, environ, {}, "")
+    try:
+        config = dispycos_lite.read_config(path)
+    except ValueError as error:
+        raise OptionError("--config: %s" % error, "write one with --save_config %s" % path) from None
+    for name in config:
+        if name not in _SAVED:
+            similar = difflib.get_close_matches(name, _SAVED, 1)
+            raise OptionError("--config: there is no option %s to be had from a file (%s)" % (name, path),
+                              "did you mean %s?" % similar[0] if similar else "it may have: " + ", ".join(_SAVED))
+    return _texts(given, environ, config, path)
+
+
+# Options of one machine, and those that a file of many nodes is no place for.
+_NOT_SAVED = ("hosts", "ext_hosts", "name", "secret", "config", "save_config", "embedded")
+_SAVED = tuple(option.name for option in OPTIONS if option.name not in _NOT_SAVED)
+
+
+def _save_config(path: str, texts: Dict[str, Tuple[str, Any]]) -> None:
+    """Write the options to a file; those without a text have their defaults wherever it is read. Raises OptionError."""
+    found = {name: texts[name][1] for name in _SAVED}
+    try:
+        dispycos_lite.write_config(path, {
+            name: "" if text is None else ", ".join(text) if isinstance(text, list) else text
+            for name, text in found.items()})
+    except OSError as error:
+        raise OptionError("--save_config: %s cannot be written: %s" % (path, error.strerror),
+                          "name a file in a directory of your own") from None
+    if texts["secret"][1] is not None:
+        sys.stderr.write("the secret is not saved: put it in a file that only you can read, and give --secret-file\n")
+
+
+def _service_hours(values: Dict[str, Any], now: Callable[[], time.struct_time] = time.localtime) -> "Optional[Hours]":
+    """The service window, None without one. Raises OptionError for one that is none."""
+    start, stop, end = [values.pop("service_" + name) for name in ("start", "stop", "end")]
+    if start is stop is end is None:
+        return None
+    if stop is None and end is None:
+        raise OptionError("--service_start alone says nothing", "give --service_stop or --service_end, too")
+    if start is None:
+        start = 60 * now().tm_hour + now().tm_min
+    hours = Hours(start, stop, end)
+    if start in (stop, end) or stop is not None and end is not None and hours.length(end) < hours.length(stop):
+        raise OptionError("--service_start %s, --service_stop %s and --service_end %s do not follow each other" % tuple(
+            "is not given" if minutes is None else clock_time(minutes) for minutes in (start, stop, end)),
+            "for example --service_start 17:00 --service_stop 07:00 --service_end 08:00")
+    return hours
 
 
 def check_options(values: Dict[str, Any], available: Tuple[int, str]) -> NodeOptions:
@@ -383,6 +516,12 @@ def check_options(values: Dict[str, Any], available: Tuple[int, str]) -> NodeOpt
     values["cpus"], values["cpus_note"] = _count_cpus(values["cpus"], *available)
     values["tcp_ports"] = tuple(sorted({port for ports in values["tcp_ports"] for port in ports}))
     values["auth"] = not values.pop("no_auth")
+    values["hours"] = _service_hours(values)
+    values["pulses"] = least_s, most_s = values.pop("min_pulse_interval"), values.pop("max_pulse_interval")
+    if least_s > most_s:
+        raise OptionError("--min_pulse_interval %g is longer than --max_pulse_interval %g" % (least_s, most_s),
+                          "for example --min_pulse_interval 10 --max_pulse_interval 100")
+    del values["config"]
     values["name"] = values["name"] or socket.gethostname() or "node"
     try:
         values["peers"] = tuple(pycoslite.Location.parse(peer, values["scheduler_port"]) for peer in values["peers"])
@@ -513,9 +652,16 @@ def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[floa
 #   reserve    Grant if the node is free, else Wait  Wait again                   Grant again
 #   release    nothing                               Wait for those behind it     KillGeneration, a new spare, Grant for
 #                                                                                 the next, Wait for the others
+#   idle       -                                     -                            Refuse, then as if it had released
+#   pause      (later reserve: Refuse)               Refuse                       Pause: it is to release when its jobs
+#                                                                                 have ended
+#   vacate     (later reserve: Refuse)               Refuse                       Refuse, then as if it had released
 #   stop       (later reserve: Refuse)               Refuse                       KillGeneration; Stop when all is dead
 #
 # Asking twice gives the same answer, so a client that lost a reply may simply ask again.
+#
+# Idle is a client of which no job ran for `zombie_s`. Jobs do not come by the node, so it has to look: a Look every
+# fifth of that time brings `activity`. pause, vacate and resume are what `Hours` (the service window) leads to.
 #
 # What holds after every event, from `fork_spare` on:
 #   - Unless stopping, exactly one generation is not ending; it is serving if and only if there is a holder.
@@ -523,10 +669,47 @@ def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[floa
 #   - A server that is down, and not retired, is due in `_due`, or its template is.
 #   - Of a generation that is ending nothing is started or told any more.
 
+_LOOKS = 5                                      # so many in the time after which an idle client loses the node
+_DAY = 24 * 60                                  # minutes
 STEADY_S = 1.0                                  # a server that was up for this long was not failing
 # Jobs that crash are no reason to make the client wait, so the first starts are immediate. A server that cannot start
 # at all (no memory, no port) is tried every 5 s for ever: the reason may go away, and nobody has to notice.
 RESTART_DELAYS_S = (0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 5.0)    # before the next start, by failures in a row
+
+
+def clock_time(minutes: int) -> str:
+    """HH:MM of minutes since midnight."""
+    return "%02d:%02d" % divmod(minutes, 60)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hours:
+    """When the node serves, in minutes since midnight by the machine's clock: it takes jobs from `start` to `stop` (or
+    `end`), and those that run may go on until `end`, without one as long as they like. What is earlier than `start` is
+    on the next day."""
+
+    start: int
+    stop: Optional[int]
+    end: Optional[int]
+
+    def length(self, minutes: int) -> int:
+        """From `start` to then."""
+        return (minutes - self.start) % _DAY
+
+    def phase(self, minutes: int) -> str:
+        """'open', 'stopping' (no more jobs) or 'closed' (none may run any more) at that time of day."""
+        since = self.length(minutes)
+        if self.end is not None and since >= self.length(self.end):
+            return "closed"
+        return "stopping" if self.stop is not None and since >= self.length(self.stop) else "open"
+
+    def sentence(self) -> str:
+        """What clients are told."""
+        stop = self.end if self.stop is None else self.stop
+        assert stop is not None
+        tail = "" if self.stop is None or self.end is None else "; what runs then may go on until %s" % (
+            clock_time(self.end))
+        return "this node serves from %s to %s%s" % (clock_time(self.start), clock_time(stop), tail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -561,7 +744,8 @@ class KillGeneration:
 
 @dataclasses.dataclass(frozen=True)
 class ServerFacts:
-    """What a client is told of a server: `state` is "up" or "down", `reason` says of what it died."""
+    """What a client is told of a server: `state` is "up" or "down", `reason` says of what it died, `begun` which CPU
+    job it began last (0: none, None: nobody knows)."""
 
     n: int
     state: str
@@ -569,6 +753,7 @@ class ServerFacts:
     port: Optional[int] = None
     process: Optional[str] = None
     reason: Optional[str] = None
+    begun: Optional[int] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -592,10 +777,11 @@ class Wait:
 
 @dataclasses.dataclass(frozen=True)
 class Refuse:
-    """Tell a client that it does not get what it asked for, and why."""
+    """Tell a client that it does not get what it asked for, or has it no longer, and why; `idle`: it did not use it."""
 
     client: str
     reason: str
+    idle: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -607,11 +793,27 @@ class TellServer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pause:
+    """Ask the client that has the node to release it when its jobs have ended, and say why."""
+
+    client: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Look what the servers of a generation do, and report it as `NodeState.activity`."""
+
+    generation: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Stop:
     """Nothing runs any more, and nothing will: the program may end."""
 
 
-Instruction = Union[ForkGeneration, StartServer, KillServer, KillGeneration, Grant, Wait, Refuse, TellServer, Stop]
+Instruction = Union[ForkGeneration, StartServer, KillServer, KillGeneration, Grant, Wait, Refuse, TellServer, Pause,
+                    Look, Stop]
 
 
 @dataclasses.dataclass
@@ -628,17 +830,18 @@ class Server:
     failures: int = 0                           # deaths in a row after less than STEADY_S
     restart_reason: Optional[str] = None        # it is being killed because its client asked for that
     retired: bool = False                       # and its client wants no other in its place
+    begun: Optional[int] = None                 # see `ServerFacts`
 
-    def down(self, reason: str) -> None:
+    def down(self, reason: str, begun: Optional[int]) -> None:
         """It died."""
-        self.state, self.reason, self.up_since = "down", reason, None
+        self.state, self.reason, self.begun, self.up_since = "down", reason, begun, None
         self.port = self.process = None
 
     def facts(self) -> ServerFacts:
         """What its client may know."""
         if self.state == "up":
             return ServerFacts(self.n, "up", self.pid, self.port, self.process)
-        return ServerFacts(self.n, "down", self.pid, reason=self.reason)
+        return ServerFacts(self.n, "down", self.pid, reason=self.reason, begun=self.begun)
 
 
 @dataclasses.dataclass
@@ -660,30 +863,16 @@ class Holder:
     cpus: int                                   # how many servers it gets, the first ones
 
 
-class NodeState:
-    """Who has the node, who waits, which processes there should be: events and ``now`` in, instructions out.
+class _Generations:
+    """Which processes there should be: the half of `NodeState` that clients do not see."""
 
-    Each event is a method that returns the instructions to carry out, in order. `now` is in seconds of any monotonic
-    clock; `tick` is to be called when `next_deadline` has come.
-
-    Events of clients: reserve, release, restart; of processes: server_started, server_ready, server_died,
-    generation_died; of the program: fork_spare (once, first), stop, tick. Questions: serving, status, next_deadline.
-    Late news of processes that do not matter any more give []. One thread at a time: the engine.
-    """
-
-    def __init__(self, cpus: int, serve: int = -1) -> None:
+    def __init__(self, cpus: int) -> None:
         self.cpus = cpus
-        self.serve = serve                      # so many clients, then stop; -1: no limit
-        self.served = 0
         self.holder: Optional[Holder] = None    # set as long as a generation is serving
-        self.queue: List[Holder] = []           # in the order of their requests; nobody waits while there is no holder
         self.generations: Dict[int, Generation] = {}
-        self.refusal: Optional[str] = None      # to be set: no new clients, for this reason; who waits goes on waiting
         self.stopping = False                   # and no new generation
         self._due: Dict[Tuple[int, Optional[int]], float] = {}      # delayed starts; server number None: the template
         self._last = 0                          # number of the newest generation
-
-    # -- clients
 
     def fork_spare(self) -> List[Instruction]:
         """Make a generation for the next client; called once, when the node begins."""
@@ -691,75 +880,6 @@ class NodeState:
         servers = {n: Server(n) for n in range(1, self.cpus + 1)}
         self.generations[self._last] = Generation(self._last, servers)
         return self._begin(self._last, None)
-
-    def reserve(self, client: str, name: str, cpus: int = 0) -> List[Instruction]:
-        """A client wants the node; asking again while it has it, or waits for it, repeats the answer.
-
-        `cpus`: that many servers; 0 is all, negative is all but so many. `client` is the hex id of its process, `name`
-        what others that wait are told. Among the instructions is one Grant, Wait or Refuse for this client.
-        """
-        known = self._find(client)
-        if known:
-            return [self._grant()] if known is self.holder else [self._wait(known)]
-        granted = cpus if cpus > 0 else self.cpus + cpus
-        refusal = self.refusal or ("this node has %d cpus, asked for were %s" % (
-            self.cpus, cpus if cpus > 0 else "all but %d" % -cpus) if not 0 < granted <= self.cpus else None)
-        if refusal:
-            return [Refuse(client, refusal)]
-        self.queue.append(Holder(client, name, granted))
-        if self.holder is None:
-            return self._serve_next()
-        return [self._wait(self.queue[-1])]
-
-    def release(self, now: float, client: str) -> List[Instruction]:
-        """A client is done, or lost: the node is free for the next one, or the queue closes up."""
-        known = self._find(client)
-        if known is None:
-            return []
-        if known is not self.holder:
-            place = self.queue.index(known)
-            self.queue.remove(known)
-            return [self._wait(waiting) for waiting in self.queue[place:]]
-        self.holder = None
-        self.served += 1
-        out = self._end(self._current())
-        if self.served == self.serve:
-            return out + self.stop("this node has served the %d clients it was started for" % self.serve)
-        return out + self.fork_spare() + self._serve_next()
-
-    def restart(self, client: str, n: int, reason: str, again: bool = True) -> List[Instruction]:
-        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of this one.
-
-        Its failures are forgotten: who asks wants it now. A Refuse when the node is not this client's, or has no such
-        server. The reason is what the client is told of the death that follows.
-        """
-        if not self.holder or self.holder.client != client:
-            return [Refuse(client, "a server can be restarted only by the client that has the node")]
-        if not 1 <= n <= self.holder.cpus:
-            return [Refuse(client, "there is no server %d, only 1 to %d" % (n, self.holder.cpus))]
-        generation = self._current()
-        server = generation.servers[n]
-        server.restart_reason, server.failures = ("restarted: " if again else "ended: ") + reason, 0
-        server.retired = not again
-        if server.state != "down":
-            return [KillServer(generation.number, n)]
-        if not again:
-            self._due.pop((generation.number, n), None)
-        if not again or (generation.number, None) in self._due:     # or comes back together with its template
-            return []
-        return self._start_server(generation, n)
-
-    def stop(self, reason: str) -> List[Instruction]:
-        """End everything, and take no new clients; Stop comes when all processes are gone."""
-        self.stopping, self.refusal = True, reason
-        self.holder = None
-        out: List[Instruction] = [Refuse(waiting.client, reason) for waiting in self.queue]
-        self.queue.clear()
-        for generation in self.generations.values():
-            out += self._end(generation)
-        return out if self.generations else out + [Stop()]
-
-    # -- processes
 
     def server_started(self, generation: int, n: int, pid: int) -> List[Instruction]:
         """A server's process exists."""
@@ -776,20 +896,23 @@ class NodeState:
         server.state, server.port, server.process, server.up_since = "up", port, process, now
         return self._tell(generation, server)
 
-    def server_died(self, now: float, generation: int, n: int, reason: str) -> List[Instruction]:
-        """A server's process is gone; `reason` is a short sentence."""
+    def server_died(self, now: float, generation: int, n: int, reason: str,
+                    begun: Optional[int] = None) -> List[Instruction]:
+        """A server's process is gone; `reason` is a short sentence, `begun` as in `ServerFacts`."""
         server = self._living(generation, n)
         if not server or server.state == "down":
             return []
         steady = server.up_since is not None and now - server.up_since >= STEADY_S
         wanted = server.restart_reason is not None
         server.failures = 0 if steady or wanted else server.failures + 1
-        server.down(server.restart_reason or reason)
+        server.down(server.restart_reason or reason, begun)
         told = self._tell(generation, server)
         return told if server.retired else told + self._later(now, generation, n, server.failures)
 
-    def generation_died(self, now: float, generation: int, reason: str) -> List[Instruction]:
-        """A template is gone, and with it its servers: because it was told to, or by itself.
+    def generation_died(self, now: float, generation: int, reason: str,
+                        begun: Mapping[int, Optional[int]] = types.MappingProxyType({})) -> List[Instruction]:
+        """A template is gone, and with it its servers: because it was told to, or by itself. `begun` has by server what
+        `server_died` is told.
 
         By itself: a new template takes its place in the same generation, whose client keeps the node and its files;
         what node_setup left in memory is gone, though. Its deaths are never forgotten, unlike a server's.
@@ -804,41 +927,12 @@ class NodeState:
         for server in found.servers.values():
             self._due.pop((generation, server.n), None)
             if server.state != "down":
-                server.down("its template process: " + reason)
+                server.down("its template process: " + reason, begun.get(server.n))
                 out += self._tell(generation, server)
         found.failures += 1
         return out + self._later(now, generation, None, found.failures)
 
-    def tick(self, now: float) -> List[Instruction]:
-        """Start what is due."""
-        out: List[Instruction] = []
-        for generation, n in [key for key, due in self._due.items() if due <= now]:
-            out += self._begin(generation, n)
-        return out
-
-    def next_deadline(self) -> Optional[float]:
-        """When `tick` has something to do; None: only after another event."""
-        return min(self._due.values(), default=None)
-
-    def status(self) -> Dict[str, Any]:
-        """The node at one glance, good for JSON: served, holder, waiting (names), refusal, servers (current ones)."""
-        current = [g for g in self.generations.values() if g.phase != "ending"]
-        return {"served": self.served, "holder": self.holder.name if self.holder else None,
-                "waiting": [waiting.name for waiting in self.queue], "refusal": self.refusal,
-                "servers": [dataclasses.asdict(server) for g in current for server in g.servers.values()]}
-
     # -- steps of the above
-
-    def _find(self, client: str) -> Optional[Holder]:
-        """The client if it has the node or waits for it."""
-        for known in self.queue + ([self.holder] if self.holder else []):
-            if known.client == client:
-                return known
-        return None
-
-    def serving(self) -> Optional[int]:
-        """Number of the generation that has a client."""
-        return self._current().number if self.holder else None
 
     def _current(self) -> Generation:
         """The spare or serving one; there is one unless the node is stopping."""
@@ -875,11 +969,193 @@ class NodeState:
         self._due[generation, n] = now + delay
         return []
 
-    def _serve_next(self) -> List[Instruction]:
+    def _tell(self, generation: int, server: Server) -> List[Instruction]:
+        """To the client whose server it is, if there is one."""
+        if not self.holder or self.generations[generation].phase != "serving" or server.n > self.holder.cpus:
+            return []
+        return [TellServer(self.holder.client, server.facts())]
+
+    def _end(self, generation: Generation) -> List[Instruction]:
+        """To phase ending, in which nothing is started any more; `generation_died` is its last event."""
+        if generation.phase == "ending":
+            return []
+        generation.phase = "ending"
+        self._due = {key: due for key, due in self._due.items() if key[0] != generation.number}
+        return [KillGeneration(generation.number)]
+
+
+class NodeState(_Generations):
+    """Who has the node, who waits, which processes there should be: events and ``now`` in, instructions out.
+
+    Each event is a method that returns the instructions to carry out, in order. `now` is in seconds of any monotonic
+    clock; `tick` is to be called when `next_deadline` has come.
+
+    Events of clients: reserve, release, restart; of processes: server_started, server_ready, server_died,
+    generation_died; of the program: fork_spare (once, first), activity, pause, vacate, resume, stop, tick. Questions:
+    serving, status, next_deadline.
+    Late news of processes that do not matter any more give []. One thread at a time: the engine.
+    """
+
+    def __init__(self, cpus: int, serve: int = -1, zombie_s: float = 0.0) -> None:
+        super().__init__(cpus)
+        self.serve = serve                      # so many clients, then stop; -1: no limit
+        self.zombie_s = zombie_s                # a client that runs nothing for so long loses the node; 0: never
+        self.served = 0
+        self.queue: List[Holder] = []           # in the order of their requests; nobody waits while there is no holder
+        self.refusal: Optional[str] = None      # to be set: no new clients, for this reason; who waits goes on waiting
+        self._activity: Any = None              # what the last look found, ...
+        self._active = 0.0                      # ... when something was new, ...
+        self._look_at: Optional[float] = None   # ... and when the next look is due; None: nobody's activity matters
+
+    # -- clients
+
+    def reserve(self, now: float, client: str, name: str, cpus: int = 0) -> List[Instruction]:
+        """A client wants the node; asking again while it has it, or waits for it, repeats the answer.
+
+        `cpus`: that many servers; 0 is all, negative is all but so many. `client` is the hex id of its process, `name`
+        what others that wait are told. Among the instructions is one Grant, Wait or Refuse for this client.
+        """
+        known = self._find(client)
+        if known:
+            return [self._grant()] if known is self.holder else [self._wait(known)]
+        granted = cpus if cpus > 0 else self.cpus + cpus
+        refusal = self.refusal or ("this node was started to take no clients (--serve 0)" if not self.serve else "") or ("this node has %d cpus, asked for were %s" % (
+            self.cpus, cpus if cpus > 0 else "all but %d" % -cpus) if not 0 < granted <= self.cpus else None)
+        if refusal:
+            return [Refuse(client, refusal)]
+        self.queue.append(Holder(client, name, granted))
+        if self.holder is None:
+            return self._serve_next(now)
+        return [self._wait(self.queue[-1])]
+
+    def release(self, now: float, client: str) -> List[Instruction]:
+        """A client is done, or lost: the node is free for the next one, or the queue closes up."""
+        known = self._find(client)
+        if known is None:
+            return []
+        if known is not self.holder:
+            place = self.queue.index(known)
+            self.queue.remove(known)
+            return [self._wait(waiting) for waiting in self.queue[place:]]
+        self.holder, self._look_at = None, None
+        self.served += 1
+        out = self._end(self._current())
+        if self.served == self.serve:
+            return out + self.stop("this node has served the %d clients it was started for" % self.serve)
+        return out + self.fork_spare() + self._serve_next(now)
+
+    def restart(self, client: str, n: int, reason: str, again: bool = True) -> List[Instruction]:
+        """The client wants a fresh server `n`, because of `reason`; or (again=False) only the end of this one.
+
+        Its failures are forgotten: who asks wants it now. A Refuse when the node is not this client's, or has no such
+        server. The reason is what the client is told of the death that follows.
+        """
+        if not self.holder or self.holder.client != client:
+            return [Refuse(client, "a server can be restarted only by the client that has the node")]
+        if not 1 <= n <= self.holder.cpus:
+            return [Refuse(client, "there is no server %d, only 1 to %d" % (n, self.holder.cpus))]
+        generation = self._current()
+        server = generation.servers[n]
+        server.restart_reason, server.failures = ("restarted: " if again else "ended: ") + reason, 0
+        server.retired = not again
+        if server.state != "down":
+            return [KillServer(generation.number, n)]
+        if not again:
+            self._due.pop((generation.number, n), None)
+        if not again or (generation.number, None) in self._due:     # or comes back together with its template
+            return []
+        return self._start_server(generation, n)
+
+    def stop(self, reason: str) -> List[Instruction]:
+        """End everything, and take no new clients; Stop comes when all processes are gone."""
+        self.stopping = True
+        self.holder, self._look_at = None, None
+        out = self._turn_away(reason)
+        for generation in self.generations.values():
+            out += self._end(generation)
+        return out if self.generations else out + [Stop()]
+
+    # -- time
+
+    def tick(self, now: float) -> List[Instruction]:
+        """Start what is due, or look at it."""
+        out: List[Instruction] = []
+        for generation, n in [key for key, due in self._due.items() if due <= now]:
+            out += self._begin(generation, n)
+        if self._look_at is not None and self._look_at <= now:
+            self._look_at = now + self.zombie_s / _LOOKS
+            out.append(Look(self._current().number))
+        return out
+
+    def next_deadline(self) -> Optional[float]:
+        """When `tick` has something to do; None: only after another event."""
+        return min([*self._due.values()] + ([] if self._look_at is None else [self._look_at]), default=None)
+
+    def activity(self, now: float, generation: int, busy: bool, done: Any) -> List[Instruction]:
+        """What a Look found: whether anything runs now, and something that differs whenever anything was done since."""
+        if self._look_at is None or generation != self.serving():
+            return []
+        if busy or done != self._activity:
+            self._activity, self._active = done, now
+        if now - self._active < self.zombie_s:
+            return []
+        return self._take_back(now, "its client was idle for %.3g s, --zombie_period %g of the node; it may have it again when "
+                           "there is work" % (now - self._active, self.zombie_s), True)
+
+    def _take_back(self, now: float, reason: str, idle: bool) -> List[Instruction]:
+        """Take the node from the client that has it, whatever that does."""
+        if self.holder is None:
+            return []
+        client = self.holder.client
+        return [Refuse(client, reason, idle), *self.release(now, client)]
+
+    def _turn_away(self, reason: str) -> List[Instruction]:
+        """Take no new client, for this reason, and send those that wait away."""
+        self.refusal = reason
+        out: List[Instruction] = [Refuse(waiting.client, reason) for waiting in self.queue]
+        self.queue.clear()
+        return out
+
+    def pause(self, reason: str) -> List[Instruction]:
+        """Take no new client, for this reason, and let what runs run on."""
+        out = self._turn_away(reason)
+        return out + ([Pause(self.holder.client, reason)] if self.holder else [])
+
+    def vacate(self, now: float, reason: str) -> List[Instruction]:
+        """Take no new client, for this reason, and end what runs."""
+        return self._turn_away(reason) + self._take_back(now, reason, False)
+
+    def resume(self) -> None:
+        """Take clients again."""
+        self.refusal = None
+
+    def status(self) -> Dict[str, Any]:
+        """The node at one glance, good for JSON: served, holder, waiting (names), refusal, servers (current ones)."""
+        current = [g for g in self.generations.values() if g.phase != "ending"]
+        return {"served": self.served, "holder": self.holder.name if self.holder else None,
+                "waiting": [waiting.name for waiting in self.queue], "refusal": self.refusal,
+                "servers": [dataclasses.asdict(server) for g in current for server in g.servers.values()]}
+
+    # -- steps of the above
+
+    def _find(self, client: str) -> Optional[Holder]:
+        """The client if it has the node or waits for it."""
+        for known in self.queue + ([self.holder] if self.holder else []):
+            if known.client == client:
+                return known
+        return None
+
+    def serving(self) -> Optional[int]:
+        """Number of the generation that has a client."""
+        return self._current().number if self.holder else None
+
+    def _serve_next(self, now: float) -> List[Instruction]:
         """The spare goes to the first of the queue; the others hear of their new places."""
         if not self.queue:
             return []
         self.holder = self.queue.pop(0)
+        if self.zombie_s:
+            self._activity, self._active, self._look_at = None, now, now + self.zombie_s / _LOOKS
         self._current().phase = "serving"
         return [self._grant()] + [self._wait(waiting) for waiting in self.queue]
 
@@ -895,20 +1171,6 @@ class NodeState:
         """What a waiting client has to know."""
         assert self.holder
         return Wait(waiting.client, self.queue.index(waiting) + 1, self.holder.name)
-
-    def _tell(self, generation: int, server: Server) -> List[Instruction]:
-        """To the client whose server it is, if there is one."""
-        if not self.holder or self.generations[generation].phase != "serving" or server.n > self.holder.cpus:
-            return []
-        return [TellServer(self.holder.client, server.facts())]
-
-    def _end(self, generation: Generation) -> List[Instruction]:
-        """To phase ending, in which nothing is started any more; `generation_died` is its last event."""
-        if generation.phase == "ending":
-            return []
-        generation.phase = "ending"
-        self._due = {key: due for key, due in self._due.items() if key[0] != generation.number}
-        return [KillGeneration(generation.number)]
 
 # ======================================================================================================================
 # 3. Server process                                                                               runs the client's code
@@ -1012,21 +1274,81 @@ def setup_main(spec: Message) -> Optional[str]:
     return setup_failure(task.outcome) or None
 
 
+class Progress(NamedTuple):
+    """What a server has done, as it stands in its progress file: four whole numbers of 64 bits, in this order, in the
+    byte order of the machine.
+
+    The server has the file mapped into its memory (`map_progress`), so to note something costs it no call of the
+    system, and what was noted outlives the process, however that ends. One number is one store of the CPU; together
+    they are no snapshot, so that nothing may depend on two of them agreeing at one moment.
+    """
+
+    begun: int = 0                              # id of the CPU job that began last, 0: none
+    ended: int = 0                              # id of the one that ended last
+    running: int = 0                            # tasks of jobs, and set-ups, that run
+    started: int = 0                            # how many of these were started
+
+    @classmethod
+    def read(cls, path: str) -> "Optional[Progress]":
+        """What the file says; None when it cannot be read, or is none."""
+        try:
+            with open(path, "rb") as file:
+                return cls(*_PROGRESS.unpack(file.read(_PROGRESS.size)))
+        except (OSError, struct.error):
+            return None
+
+    def busy(self) -> bool:
+        """Whether anything ran when it was read."""
+        return self.running > 0 or self.begun != self.ended
+
+
+_PROGRESS = struct.Struct("=4Q")
+
+
+def make_progress(path: str) -> bool:
+    """Make a fresh progress file for a server that is about to be started, in place of its predecessor's; False, with a
+    line in the log, when that cannot be."""
+    try:
+        if os.path.exists(path):
+            os.unlink(path)
+        with open(path, "wb") as file:
+            file.write(bytes(_PROGRESS.size))
+    except OSError as error:
+        log.warning("what a server has begun when it dies will not be known: %s", error)
+        return False
+    return True
+
+
+def map_progress(path: Optional[str]) -> "memoryview":
+    """The numbers of a progress file, to be assigned to by their places in `Progress`. Without a file (None, or it
+    cannot be mapped) they are nobody else's."""
+    numbers: Any = bytearray(_PROGRESS.size)
+    try:
+        if path is not None:
+            with open(path, "r+b") as file:
+                numbers = mmap.mmap(file.fileno(), _PROGRESS.size)
+    except OSError as error:
+        log.warning("what this server has begun when it dies will not be known: %s", error)
+    return memoryview(numbers).cast("Q")
+
+
 class JobServer:
     """Runs the jobs of one client in this process; made before any client is known, the first that attaches has it.
 
     Methods that begin with `_on_` belong to the engine; the others to the user kernel, unless they say otherwise. The
-    `network` must run; its user kernel is the main thread's.
+    `network` must run; its user kernel is the main thread's. What it does stands in `progress` (see `map_progress`).
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, progress: Any = None) -> None:
         self.network = network
+        self._progress = map_progress(None) if progress is None else progress
         self.kernel = network.host
         self.client: Any = None                 # its peer
         self.space: Any = None                  # its code and globals
         self._blobs: Deque[Any] = collections.deque()      # definitions not taken yet
         self._line: Deque[_Job] = collections.deque()      # CPU jobs that have not begun
         self._tasks: Dict[int, Any] = {}        # job id -> its task, while that runs
+        self._setups = 0                        # set-ups that run
         self._stopped: Set[int] = set()         # ids of those that were asked to stop
         self._full = False                      # the client is behind with taking results: no more of them for now
         self._runner = self.kernel.spawn(self._run_jobs)
@@ -1108,7 +1430,7 @@ class JobServer:
     def _run_jobs(self, task: Any = None) -> Iterator:
         """The task that runs CPU jobs, in order."""
         task.set_daemon()
-        line, clock = self._line, self.kernel.clock
+        line, clock, progress = self._line, self.kernel.clock, self._progress
         while True:
             if not line:
                 yield task.suspend()
@@ -1118,12 +1440,14 @@ class JobServer:
                     job = line.popleft()
                 except IndexError:              # recalled meanwhile
                     break
+                progress[0] = job.id            # before any code of the client runs: that may end this process
                 if job.kind == dispycos_lite.FUNCTION:
                     self._call(job)
                 else:
                     running = self._start(job)
                     if running is not None:
                         yield running.finish()
+                progress[1] = job.id
                 job = running = None            # do not keep what it was about while idle
             yield _Round()
             if self._full:
@@ -1167,6 +1491,7 @@ class JobServer:
             self._failed(job, error)
             return None
         self._tasks[job.id] = task
+        self._note_running(1)
         task.watch(functools.partial(self._ended, job))
         self.client.send_frame(dispycos_lite.STARTED, dispycos_lite.pack_started(job.id, job.attempt, task.id))
         return task
@@ -1174,6 +1499,7 @@ class JobServer:
     def _ended(self, job: _Job, task: Any) -> None:
         """A job's task has ended. One that was asked to stop, and ended by itself all the same, has its own result."""
         del self._tasks[job.id]
+        self._note_running(0)
         outcome = task.outcome
         error = getattr(outcome, "error", None)
         stopped = job.id in self._stopped
@@ -1184,6 +1510,11 @@ class JobServer:
             self._failed(job, error)
         else:
             self._succeeded(job, outcome)
+
+    def _note_running(self, started: int) -> None:
+        """Note how many tasks and set-ups run, and that so many were started just now."""
+        self._progress[2] = len(self._tasks) + self._setups
+        self._progress[3] += started
 
     def _prepare(self, job: _Job) -> tuple:
         """Function, args and kwargs of a job."""
@@ -1214,7 +1545,12 @@ class JobServer:
             task = self.kernel.spawn(space.function(setup[0]), *setup_args, **setup_kwargs)
         except BaseException:                   # the client's code runs here
             return traceback.format_exc()
-        return setup_failure((yield task.finish()))
+        self._setups += 1
+        self._note_running(1)
+        outcome = yield task.finish()
+        self._setups -= 1
+        self._note_running(0)
+        return setup_failure(outcome)
 
     # The client's code calls these two by the names they are given above.
 
@@ -1268,7 +1604,9 @@ class JobServer:
 
 def server_main(spec: Message, control: "Control") -> int:
     """A server process, from its fork (or spawn) to its end by the supervisor. `spec` has key (hex or None), tls
-    (arguments of `pycoslite.certificates`), cluster, hosts, announced, ports, name, label, debug and max_file_size.
+    (arguments of `pycoslite.certificates`), cluster, hosts, announced, ports, name, label, debug, max_file_size,
+    progress (path of a file that `make_progress` made, or None), msg_timeout (seconds) and discover (UDP port at which
+    to find peers, or None).
     Files that are sent to it go to its working directory, where its jobs look for them.
 
     The first port of `ports` that is free is taken. What it listens at is reported by `control`, and only then does the
@@ -1276,6 +1614,7 @@ def server_main(spec: Message, control: "Control") -> int:
     """
     if spec["debug"]:                           # a forked one logs already
         logging.basicConfig(level=logging.DEBUG, format=_DEBUG_FORMAT)
+    pycoslite.settings.message_timeout_s = spec["msg_timeout"]
     pycoslite.main_kernel()
     pycoslite.install_old_names()               # for functions of clients that import pycos
     try:
@@ -1287,7 +1626,9 @@ def server_main(spec: Message, control: "Control") -> int:
         sys.exit("%s: %s" % (spec["name"], error))
     network.files.begin(os.getcwd(), spec["max_file_size"])
     dispycos_lite.enter_server(spec["label"])
-    JobServer(network)
+    JobServer(network, map_progress(spec["progress"]))
+    if spec["discover"] is not None:
+        pycoslite.Pycos().discover_peers(spec["discover"])
     control.report(ready=True, port=network.port, process=network.process_id.hex())
     network.host.loop()
     return 0
@@ -2484,6 +2825,18 @@ def default_root() -> str:
     return os.path.join(tempfile.gettempdir(), "pycoslite-" + owner)
 
 
+def command_line(pid: int) -> str:
+    """The command line of a process, '' when there is none or the system does not tell."""
+    try:
+        if os.path.isdir("/proc/self"):
+            with open("/proc/%d/cmdline" % pid, "rb") as file:
+                return file.read().replace(b"\0", b" ").decode(errors="replace")
+        return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL).stdout.decode(errors="replace")
+    except OSError:
+        return ""
+
+
 class NodeDirectory:
     """The files of one node: ROOT/node-LABEL, held by a lock on ROOT/node-LABEL.lock as long as the node lives.
 
@@ -2493,6 +2846,7 @@ class NodeDirectory:
         ROOT/node-9706.lock                         holds "process PID" for people
         ROOT/node-9706/client-3/                    files of the third client; templates work here
         ROOT/node-9706/client-3/dispycos_server_1/  its first server works here
+        ROOT/node-9706/progress-3-1                 what that has done, see `Progress`
         ROOT/dead-PID-TIME/                         renamed away, being deleted by a thread of process PID
 
     LABEL is the node's port: two nodes have the same only if they listen at different addresses, and then the second
@@ -2517,14 +2871,50 @@ class NodeDirectory:
         self._sweep()
         os.mkdir(self.path, 0o700)
 
+    def end_holder(self) -> None:
+        """End the node program that holds this directory, if one does: politely, then by force. Raises MisuseError when
+        it cannot be told which process that is, or it does not end."""
+        if not os.path.exists(self._lock.path):
+            return
+        for name, patience_s in (("SIGTERM", 5.0), ("SIGKILL", 5.0)):
+            deadline = time.monotonic() + patience_s
+            if not self._lock.take():
+                pid = self._holder()
+                log.warning("--clean: the node program before this one, process %d, is ended (%s)", pid, name)
+                os.kill(pid, getattr(signal, name, signal.SIGTERM))
+            while not self._lock.take() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if self._lock.held:
+                return self._lock.give_back()
+        raise pycoslite.MisuseError("--clean: the node program that holds %s does not end" % self.path)
+
+    def _holder(self) -> int:
+        """Process id of the living node that has the lock. A number alone proves nothing: the file may come from
+        another machine or container, where it means another process."""
+        with open(self._lock.path, errors="replace") as file:
+            found = re.fullmatch(r"process (\d+)", file.read(100).strip())
+        pid = int(found.group(1)) if found else 0
+        if not pid or "dispycosnode_lite" not in command_line(pid):
+            raise pycoslite.MisuseError("--clean: which process holds %s cannot be told (no node program is process %d "
+                                        "here): end it by hand, or name another directory with --dest_path" % (
+                                            self._lock.path, pid))
+        return pid
+
     def client(self, generation: int) -> str:
         """Make and return the directory of one generation; one that exists is kept as it is."""
         path = os.path.join(self.path, "client-%d" % generation)
         os.makedirs(path, mode=0o700, exist_ok=True)
         return path
 
+    def progress(self, generation: int, n: int) -> str:
+        """Path of the file in which a server notes what it does."""
+        return os.path.join(self.path, "progress-%d-%d" % (generation, n))
+
     def remove(self, generation: int) -> None:
         """Delete the directory of one generation, whose processes are gone, in a thread of its own."""
+        for name in os.listdir(self.path):
+            if name.startswith("progress-%d-" % generation):
+                os.unlink(os.path.join(self.path, name))
         self._discard([self._aside(self.client(generation))])
 
     def close(self) -> None:
@@ -2592,6 +2982,7 @@ class NodeDirectory:
 
 PORTS_TRIED = 64                        # consecutive ones, when none are listed, before any free port will do
 _GOODBYE_S = 1.0                        # a client has this long to hear that the node ends, before its servers do
+_HOURS_S = 5.0                          # how often the service window is looked at
 _LOOK_S = 0.01                          # how often a node that is being set up is looked at
 
 
@@ -2635,7 +3026,8 @@ class _Carrier:
 
     def __init__(self, options: NodeOptions, network: Any, processes: Processes, directory: NodeDirectory) -> None:
         self.options, self.network, self.processes, self.directory = options, network, processes, directory
-        self.state = NodeState(options.cpus, options.serve)
+        self.state = NodeState(options.cpus, options.serve, options.zombie_period)
+        self.setting_up = 0                     # runs of node_setup that go on
         self.ending = pycoslite.Ending()
         self._timer: Any = None
         self._carry: Dict[type, Callable[[Any], None]] = {
@@ -2643,8 +3035,9 @@ class _Carrier:
             KillServer: lambda that: processes.kill_server(that.generation, that.n),
             Grant: lambda that: self._tell(that.client, "node.granted", self._granted(that)),
             Wait: lambda that: self._tell(that.client, "node.waiting", self._waiting(that)),
-            Refuse: lambda that: self._tell(that.client, "node.refused", {"reason": that.reason}),
-            TellServer: self._tell_server, Stop: lambda that: self.ending.set()}
+            Refuse: lambda that: self._tell(that.client, "node.refused", {"reason": that.reason, "idle": that.idle}),
+            Pause: lambda that: self._tell(that.client, "node.stopping", {"reason": that.reason}),
+            TellServer: self._tell_server, Look: self._look, Stop: lambda that: self.ending.set()}
 
     def do(self, instructions: Iterable[Instruction]) -> None:
         """Carry out, in order; then see to it that `tick` comes in time."""
@@ -2670,7 +3063,7 @@ class _Carrier:
         Its port follows the node's own, which need not be the first of the options. A listed port is taken or the
         server fails, as a firewall lets nothing else through; without a list it looks further, and takes any at last.
         """
-        options, network = self.options, self.network
+        options, network, progress = self.options, self.network, self.directory.progress(that.generation, that.n)
         port = options.ports()[that.n] if network.port == options.ports()[0] else network.port + that.n
         ports = [port]
         if port not in options.tcp_ports:       # nobody counts on that very one
@@ -2680,7 +3073,9 @@ class _Carrier:
             "cluster": network.cluster, "hosts": list(self.hosts()),
             "announced": list(options.ext_hosts), "ports": ports, "name": "%s_server-%d" % (options.name, that.n),
             "label": "%s/%d" % (options.name, that.n), "debug": options.debug,
-            "max_file_size": options.max_file_size})
+            "max_file_size": options.max_file_size, "progress": progress if make_progress(progress) else None,
+            "msg_timeout": options.msg_timeout,
+            "discover": options.udp_port if options.discover_peers else None})
 
     def hosts(self) -> Tuple[str, ...]:
         """Where servers listen: where the node does."""
@@ -2695,13 +3090,19 @@ class _Carrier:
         if peer is not None:
             peer.notify(op, args)
 
+    def _look(self, that: Look) -> None:
+        """Read what all servers have done. One whose file cannot be read counts as busy: nothing is known of it."""
+        found = [Progress.read(self.directory.progress(that.generation, n)) for n in range(1, self.options.cpus + 1)]
+        busy = self.setting_up > 0 or any(each is None or each.busy() for each in found)
+        self.network.post(lambda: self.do(self.state.activity(self.now(), that.generation, busy, found)))
+
     def _tell_server(self, that: TellServer) -> None:
         self._tell(that.client, "node.server", _facts(that.server))
 
     def _granted(self, that: Grant) -> dict:
         """The fields of node.granted, and with `state` those of the reply to node.reserve: they are the same."""
         return {"state": "granted", "directory": self.directory.client(that.generation), "name": self.options.name,
-                "cpus": that.cpus, "platform": platform.platform(),
+                "cpus": that.cpus, "platform": platform.platform(), "pulses": list(self.options.pulses),
                 "servers": [_facts(server) for server in that.servers]}
 
     @staticmethod
@@ -2721,6 +3122,7 @@ class NodeDriver(_Carrier):
         super().__init__(options, network, processes, directory)
         self.quitting = False                   # end as soon as there is no client
         self.discovery: Any = None              # without it clients name the node
+        self.phase = "open"                     # of `Hours`
         self._setups: Dict[int, str] = {}       # generation -> how its node_setup ended ('': well)
         for op, handler in (("node.reserve", self._on_reserve), ("node.restart", self._on_restart),
                             ("node.release", self._on_release), ("node.setup", self._on_node_setup),
@@ -2733,15 +3135,35 @@ class NodeDriver(_Carrier):
     def begin(self) -> None:
         """Make the first servers."""
         self.do(self.state.fork_spare())
+        self.keep_hours()
 
     def announce(self) -> None:
         """Let clients that wait for nodes, and schedulers, know at once that this one is free. Engine."""
         if self.discovery is not None:
             self.discovery.search(pycoslite.ROLES["client"] | pycoslite.ROLES["scheduler"])
 
+    def keep_hours(self) -> None:
+        """Open and close as the service window says. It looks every few seconds, as clocks are put forward and back,
+        and machines sleep. Engine."""
+        hours, now = self.options.hours, time.localtime()
+        if hours is None or self.quitting or self.state.stopping:
+            return
+        phase, before = hours.phase(60 * now.tm_hour + now.tm_min), self.phase
+        if phase != before:
+            self.phase = phase
+            log.warning("%s; it is %s now", hours.sentence(), phase)
+            if phase == "open":
+                self.state.resume()
+                self.announce()
+            elif phase == "stopping":
+                self.do(self.state.pause(hours.sentence()))
+            else:
+                self.do(self.state.vacate(self.now(), hours.sentence()))
+        self.network.call_later(_HOURS_S, self.keep_hours)
+
     def announce_regularly(self) -> None:
         """Announce the node now, and at the intervals asked for as long as it is free then. Engine."""
-        if self.state.holder is None:
+        if self.state.holder is None and self.state.refusal is None:
             self.announce()
         if self.options.ping_interval:
             self.network.call_later(self.options.ping_interval, self.announce_regularly)
@@ -2757,7 +3179,7 @@ class NodeDriver(_Carrier):
         args = dispycos_lite.checked("node.reserve", args)
         peer.accounted = True                   # what it cannot be told any more does not matter
         client = peer.process_id.hex()
-        instructions = self.state.reserve(client, args["client"], args["cpus"])
+        instructions = self.state.reserve(self.now(), client, args["client"], args["cpus"])
         answer = next(item for item in instructions
                       if isinstance(item, (Grant, Wait, Refuse)) and item.client == client)
         self.do(item for item in instructions if item is not answer)
@@ -2767,9 +3189,13 @@ class NodeDriver(_Carrier):
         return self._granted(answer) if isinstance(answer, Grant) else self._waiting(answer)
 
     def _on_restart(self, peer: Any, args: dict, _payload: bytes) -> None:
-        """node.restart; a client that may not is told by node.refused."""
+        """node.restart; a client that may not is told so in the answer: it keeps what it has."""
         args = dispycos_lite.checked("node.restart", args)
-        self.do(self.state.restart(peer.process_id.hex(), args["n"], args["reason"], args.get("again", True)))
+        instructions = self.state.restart(peer.process_id.hex(), args["n"], args["reason"], args.get("again", True))
+        for refusal in instructions:
+            if isinstance(refusal, Refuse):
+                raise pycoslite.PycosError(refusal.reason)
+        self.do(instructions)
 
     def _on_release(self, peer: Any, _args: dict, _payload: bytes) -> None:
         self.release(peer.process_id.hex())
@@ -2782,7 +3208,7 @@ class NodeDriver(_Carrier):
             return
         if self.quitting:
             self.do(self.state.stop("this node is being shut down"))
-        elif served is not None:
+        elif served is not None and self.state.refusal is None:
             self.announce()
 
     def _place_of_client(self, peer: Any, args: dict) -> Callable:
@@ -2812,8 +3238,10 @@ class NodeDriver(_Carrier):
             file.write(payload)
         failures = generation.failures
         self.processes.setup(number, {"path": path})
+        self.setting_up += 1
         while number not in self._setups and generation.phase == "serving" and generation.failures == failures:
             yield pycoslite.Suspend(_LOOK_S)
+        self.setting_up -= 1
         error = self._setups.pop(number, "its process ended")
         if not error:
             for n in range(1, state.holder.cpus + 1):
@@ -2854,15 +3282,21 @@ class NodeDriver(_Carrier):
         """A server or a generation. Files go only with the last process that could write to them."""
         generation, n, reason = event["generation"], event["n"], event["reason"]
         if n is not None:
-            out = self.state.server_died(self.now(), generation, n, reason)
+            out = self.state.server_died(self.now(), generation, n, reason, self._begun(generation, n))
             if out:
                 log.warning("server %d %s", n, reason)
             return out
         known = generation in self.state.generations
-        out = self.state.generation_died(self.now(), generation, reason)
+        out = self.state.generation_died(self.now(), generation, reason, {
+            n: self._begun(generation, n) for n in range(1, self.options.cpus + 1)})
         if known and generation not in self.state.generations:
             self.directory.remove(generation)
         return out
+
+    def _begun(self, generation: int, n: int) -> Optional[int]:
+        """Which CPU job a server that died began last; None when nobody knows."""
+        found = Progress.read(self.directory.progress(generation, n))
+        return None if found is None else found.begun
 
     def _on_setup(self, event: Message) -> List[Instruction]:
         self._setups[event["generation"]] = event["error"] or ""
@@ -3063,6 +3497,9 @@ def run_node(options: NodeOptions) -> int:
             processes.close()
             return 0
         options = dataclasses.replace(options, serve=spec.get("serve", options.serve))
+        pycoslite.settings.message_timeout_s = options.msg_timeout
+        if options.clean:
+            NodeDirectory(options.dest_path, str(options.ports()[0])).end_holder()
         network = _start_network(options, spec)
         directory = NodeDirectory(options.dest_path, str(network.port))
         directory.open()
@@ -3111,6 +3548,7 @@ def _open_ways_in(options: NodeOptions, driver: NodeDriver) -> None:
     for location in options.peers:
         network.spawn(_contact, network, [location])
     driver.discovery = pycoslite.Discovery(network, options.udp_port, multicast=options.ipv4_udp_multicast)
+    network.discovery = driver.discovery        # by which it looks for others when a scheduler asks it to relay
     network.post(driver.discovery.answer)
     network.post(driver.announce_regularly)
     sys.stdout.write("node %s: %d servers (%s), listening at %s%s\n" % (
