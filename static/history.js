@@ -1,0 +1,91 @@
+/** The history page: tasks that run or have ended, with their outcome, and what else has happened. */
+
+import {get} from "./api.js";
+import {argumentsOf, count, now, showAt, took} from "./format.js";
+import {$, follow, link, linkColumn, loading, make, notice, put, reason, showStatus, timeColumn} from "./page.js";
+import {LiveTable} from "./table.js";
+
+const LOG_LINES = 500;                          // kept in the page
+const TYPING_MS = 250;
+
+const asked = new URLSearchParams(location.search);
+const lasted = (task) => (task.end_time || now()) - task.start_time;
+const outcome = (task) => task.error || task.result || (task.detail ? "Details" : "");
+
+/** A result as it is; an error with its traceback behind it. */
+function showOutcome(cell, task) {
+  if (!task.detail) cell.textContent = outcome(task);
+  else cell.replaceChildren(make("details", {}, make("summary", {textContent: outcome(task)}),
+                                 make("pre", {textContent: task.detail})));
+}
+
+const tasks = new LiveTable($("tasks"), (task) => task.task + " " + task.start_time, {
+  name: {show: (task) => task.name},
+  state: {show: (task) => task.state, paint: (cell, task) => showStatus(cell, task.state)},
+  arguments: {show: argumentsOf},
+  outcome: {show: outcome, paint: showOutcome},
+  server: linkColumn((task) => task.location, "server.html", (task) => ({location: task.location})),
+  start: timeColumn((task) => task.start_time, showAt),
+  took: {show: (task) => took(lasted(task)), sort: lasted},
+}, {
+  sort: "start",
+  descending: true,
+  label: (task) => task.name,
+  changed() { $("no-tasks").hidden = tasks.records.size > 0 || loading(); },
+});
+
+const log = new LiveTable($("log"), (line) => String(line.seq), {
+  time: timeColumn((line) => line.time, showAt),
+  subject: {show: (line) => line.subject},
+  text: {show: (line) => line.text},
+}, {
+  sort: "time",
+  descending: true,
+  label: (line) => line.subject,
+  mark: (row, line) => row.classList.add(line.level),
+  changed() { $("no-log").hidden = log.records.size > 0 || loading(); },
+});
+
+let lastLine = 0;
+
+async function loadTasks() {
+  const found = await get("api/tasks", {state: $("which").value, text: $("text").value, limit: $("limit").value,
+                                        host: asked.get("host") || "", location: asked.get("location") || ""});
+  put("shown", found.tasks.length < found.count ? count(found.tasks.length) + " of " + count(found.count) : count(found.count));
+  tasks.replace(found.tasks);
+}
+
+async function loadLog(afresh) {
+  if (afresh) lastLine = 0;
+  const found = await get("api/log", {after: lastLine, limit: LOG_LINES});
+  lastLine = found.seq;
+  if (afresh) log.replace(found.log);
+  else log.update(found.log, [...log.records.keys()].slice(0, Math.max(0, log.records.size + found.log.length - LOG_LINES)));
+}
+
+async function load(data, full) {
+  try {
+    await Promise.all([loadTasks(), loadLog(full)]);
+  } catch (error) {
+    notice("The history is not up to date: " + reason(error) + ".", true);
+  }
+}
+
+let typing = 0;
+
+/** The choice has changed: ask for the tasks, and let the address name the choice. */
+function choose() {
+  asked.set("state", $("which").value);
+  asked.set("text", $("text").value);
+  history.replaceState(null, "", link("history.html", [...asked].filter((pair) => pair[1])));
+  clearTimeout(typing);
+  typing = setTimeout(load, TYPING_MS);
+}
+
+$("which").value = asked.get("state") || "";
+$("text").value = asked.get("text") || "";
+for (const id of ["which", "text", "limit"]) $(id).addEventListener("input", choose);
+$("only").hidden = !asked.get("host") && !asked.get("location");
+$("only").firstElementChild.textContent = "Of " + (asked.get("location") || "node " + asked.get("host")) + " only;";
+
+follow(load);
