@@ -4340,7 +4340,7 @@ class _ServerDriver(_JobDriver):
         link.servers.pop(n, None)
         node = self.state.nodes.get(link.peer.process_id)
         server = node.servers.get(n) if node is not None else None
-        wanted = not link.ready or server is not None and server.state == _RESTARTING
+        wanted = not link.ready or node is None or server is not None and server.state == _RESTARTING
         pycoslite.log.log(logging.INFO if wanted else logging.WARNING, "server %s of node %s: %s", n, link.peer.name,
                           reason)
         if server is not None:
@@ -4806,6 +4806,7 @@ class _Wanted:
     pulse_s: float = 50.0               # how often nodes are asked what they have free
     zombie_s: float = 0.0               # after so long an idle server is closed, the client after twice that; 0: never
     idle_rule: Tuple[str, str] = ("", "")       # where that comes from, and what to do about it, for people
+    timeout_s: float = _RESERVE_TIMEOUT_S       # a node must answer a request within that time
     ping_s: float = 0.0                 # how often nodes are searched for; 0: as the scheduler does
     introduce: bool = False             # servers are told of each other
     abandon: bool = False               # nodes out of reach for `_MISSED_PULSES` times pulse_s are abandoned
@@ -4844,7 +4845,7 @@ class _ClientDriver(SchedulerDriver):
         cpus = peer.info.get("cpus", 1)
         if not self.wanted.rules:
             return cpus
-        facts, _ = yield peer.request("node.avail", {}, timeout=_RESERVE_TIMEOUT_S)
+        facts, _ = yield peer.request("node.avail", {}, timeout=self.wanted.timeout_s)
         info = DispycosNodeInfo(peer.name, peer.location.addr, cpus, facts.get("platform", ""),
                                 _availability(peer, facts))
         answer = yield pycoslite.Join(self.network.host.spawn(_ask_rules, list(self.wanted.rules), info))
@@ -4867,8 +4868,8 @@ class _ClientDriver(SchedulerDriver):
         """The part of `prepare_node` that the client need not permit any more."""
         for path_there, path in self.wanted.files:
             folder, name = os.path.split(path_there)
-            yield self.network.files.send_to(
-                peer, path, {"name": name, "dir": folder, "place": CLIENT_PLACE, "overwrite": True}, _RESERVE_TIMEOUT_S)
+            yield self.network.files.send_to(peer, path, {
+                "name": name, "dir": folder, "place": CLIENT_PLACE, "overwrite": True}, self.wanted.timeout_s)
         setup = self.wanted.node_setup
         if setup is not None:
             magic = _magic_of(peer)
@@ -4925,9 +4926,9 @@ class _ClientDriver(SchedulerDriver):
         least_s, most_s = self.nodes[peer.process_id].pulses
         pulse_s = max(least_s, min(wanted_s, most_s))
         if pulse_s != wanted_s:
-            pycoslite.log.warning("node %s is asked every %g s what it has free, and not every %g s: it was started with "
-                                  "--min_pulse_interval %g and --max_pulse_interval %g", peer, pulse_s, wanted_s, least_s,
-                                  most_s)
+            pycoslite.log.warning(
+                "node %s is asked every %g s what it has free, and not every %g s: it was started with "
+                "--min_pulse_interval %g and --max_pulse_interval %g", peer, pulse_s, wanted_s, least_s, most_s)
         return pulse_s
 
     def _watch_availability(self, peer: Any, node: Node) -> Iterator:
@@ -4996,8 +4997,12 @@ class _ClientDriver(SchedulerDriver):
 
     def begin(self) -> None:
         """The client's turn has come: begin to judge what is idle, and what is silent."""
-        wanted = self.wanted
-        self._event(self.state.limit, wanted.zombie_s, _MISSED_PULSES * wanted.pulse_s, *wanted.idle_rule)
+        wanted, give_up_s = self.wanted, pycoslite.settings.give_up_s
+        silence_s = _MISSED_PULSES * wanted.pulse_s
+        if silence_s >= give_up_s:
+            pycoslite.log.info("a node that cannot be reached is given up after %g s (Settings.give_up_s), before %d "
+                               "pulse intervals have passed (%g s)", give_up_s, _MISSED_PULSES, silence_s)
+        self._event(self.state.limit, wanted.zombie_s, silence_s, *wanted.idle_rule)
 
     def _on_close_server(self, peer: Any, args: dict, _payload: bytes) -> None:
         """A task wants the server to go that it runs on."""
@@ -5068,6 +5073,14 @@ class _Turn:
         self.scheduler.leave(self)
 
 
+# Options of older schedulers, and what takes their place.
+_TAKEN = {
+    "pulse_interval": "each client says how often nodes tell what they have free (its pulse_interval), and connections "
+                      "are watched anyway (Settings.heartbeat_s)",
+    "clean": "nothing is left behind that would have to be removed: files and jobs go from clients to nodes directly",
+}
+
+
 class _Relays:
     """Has nodes announce this process to the other nodes that they know or find on their networks, which then connect:
     once each, or every `ping_s` seconds. Without `wanted` it does nothing. Engine."""
@@ -5105,14 +5118,15 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
     often as makes sense. `node_port` is that of nodes named alone. `zombie_period`: the
     longest that its clients may have of their own, in seconds, 0 for any. `relay_nodes`: each of `nodes` announces this
     process on its own network, so that naming one there will do. `pulse_interval` and `clean` are taken for the sake of
-    older programs: clients have the one, and nothing is left behind. All other options are those of `pycoslite.Pycos`, which is started
+    older programs, with a line in the log. All other options are those of `pycoslite.Pycos`, which is started
     with them unless the network runs already. Raises what that raises. Any thread.
     """
 
     def __init__(self, *, nodes: Iterable[Any] = (), embedded: Union[bool, int, None] = None, ping_interval: float = 0,
                  node_port: Optional[int] = None, zombie_period: float = 0, **options: Any) -> None:
-        for name in ("pulse_interval", "clean"):    # clients say how often; nothing is left behind
-            options.pop(name, None)
+        for name in _TAKEN:
+            if options.pop(name, None):
+                pycoslite.log.warning("Scheduler(%s=...) has no effect: %s", name, _TAKEN[name])
         node_port = options.pop("discoronode_port", None) or node_port
         relay_nodes = options.pop("relay_nodes", False)
         self.zombie_s = zombie_period
@@ -5250,8 +5264,11 @@ class Scheduler(SchedulerStatus, metaclass=pycoslite.Singleton):
         """Whether that client has its turn and wants nodes."""
         return driver is not None and not driver.state.closing
 
-    def _on_peer(self, peer: Any, event: str, _detail: str) -> None:
+    def _on_peer(self, peer: Any, event: str, detail: str) -> None:
         """A node that comes is for the client whose turn it is; who queues at a program that goes is told."""
+        if event == "offline" and peer.process_id in self._remotes:
+            pycoslite.log.warning("the scheduler program %s cannot be reached for now (%s): its queue stands still, "
+                                  "the client that has the nodes goes on", peer, detail)
         driver = self._turns[0].driver if self._turns else None
         if event == "online" and peer.info.get("role") == "node" and self._serves(driver):
             self.network.spawn(driver.take, peer)
@@ -5490,11 +5507,7 @@ _OLD_OPTIONS = {"status_coro": "status_task"}
 
 @dataclasses.dataclass
 class _ClientOptions:
-    """Everything but the components; `check` says what is wrong. See `Client` for what they mean.
-
-    Fields that are read by nothing, or by `check` alone, are taken for older programs' sake: a value that made no sense
-    then is refused now, too.
-    """
+    """Everything but the components; `check` says what is wrong. See `Client` for what they mean."""
 
     nodes: Any = ()
     status_task: Any = None
@@ -5539,6 +5552,7 @@ class _ClientOptions:
                 (self.zombie_period and self.zombie_period < 5 * self.pulse_interval,
                  "zombie_period=%r is shorter than five times pulse_interval=%g" % (
                      self.zombie_period, self.pulse_interval)),
+                ((self.timeout or 1) <= 0, "timeout=%r is no time to wait for an answer" % (self.timeout,)),
                 (self.status_task is not None and not isinstance(self.status_task, pycoslite.Task),
                  "status_task=%r is not a task" % (self.status_task,)),
                 ((self.disable_nodes or self.disable_servers) and self.status_task is None,
@@ -5838,12 +5852,12 @@ class _Control(_Jobs):
     """What a client can do with its nodes and servers. See `Client`."""
 
     def nodes(self) -> Any:
-        """Addresses of the nodes in use, a list. Use with yield."""
-        return pycoslite.Value([node.info.addr for node in self._nodes()])
+        """Addresses of the nodes in use, a list; those that are abandoned are not. Use with yield."""
+        return pycoslite.Value([node.info.addr for node in self._nodes() if not node.abandoned])
 
     def servers(self) -> Any:
         """Locations of the servers in use, a list. Use with yield."""
-        return pycoslite.Value([server.location for server in self._servers()])
+        return pycoslite.Value([server.location for server in self._servers() if not server.node.abandoned])
 
     def tasks(self, where: Any = None) -> Any:
         """The tasks that run at a node (name or address) or server (Location), None for all; a list. Use with yield."""
@@ -5966,11 +5980,11 @@ class Client(_Control):
     restart_servers     servers that are closed are replaced
     zombie_period       a server that runs no job for so many seconds is closed (the next job brings it back), the
                         client after twice that; 0 is never; 10 * pulse_interval. A scheduler may have a shorter one
-    abandon_zombie_nodes        see `abandon_zombie`; False
+    abandon_zombie_nodes        tasks of a node that was out of reach for five times pulse_interval are given up, see
+                        `abandon_zombie`; False: they are waited for. After `Settings.give_up_s` it is lost in any case
     ping_interval       seconds between two searches for nodes, also when there are some; as the scheduler does
     peers_communicate   each server is told of each other one, so that tasks can locate tasks there; False
-    timeout             seconds that one message may take, taken for older programs' sake: messages between processes
-                        are confirmed, and repeated when need be, until the other process is given up
+    timeout             seconds that a node may take to answer, and each part of a file to arrive there; 10
 
     Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot
     travel. Methods are for tasks of this process; those described as "use with yield" work with ``yield``,
@@ -5993,6 +6007,7 @@ class Client(_Control):
             setattr(wanted, name, getattr(chosen, name))
         wanted.abandon, wanted.introduce = chosen.abandon_zombie_nodes, chosen.peers_communicate
         wanted.ping_s = chosen.ping_interval or 0.0
+        wanted.timeout_s = chosen.timeout or wanted.timeout_s
         self._turn: Any = None                      # set from `schedule` to the end of `close`
         self._closed = pycoslite.Event()
 
@@ -6750,6 +6765,9 @@ pycoslite.STOPPERS.insert(0, _stop_clusters)
 #   scheduler.leave                           it is done, or has given up; the next one is first
 #   (its process ends)                        all its entries leave, as if it had said so
 #
+# The options may also stand in a file (`read_config`, `write_config`: an INI file with one section, [DEFAULT]); what
+# the command line says wins. The node program's files are of the same kind, with options of its own.
+#
 # That only the first client uses the nodes is an agreement, not a lock: a node itself takes one client at a time, so a
 # program that does not ask here waits in the nodes' queues like any other.
 
@@ -6866,13 +6884,33 @@ def write_config(path: str, options: Dict[str, str]) -> None:
         parser.write(file)
 
 
+def parse_size(text: str) -> int:
+    """A number of bytes with an optional unit: 500k, 10M, 2G, 1T (times 1024 each). Raises ValueError."""
+    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    if not (digits.isascii() and digits.isdigit()) or unit not in ("", "k", "m", "g", "t"):
+        raise ValueError("%r is not a size" % text)
+    return int(digits) * 1024 ** " kmgt".index(unit or " ")
+
+
 def _zombie_period(text: str) -> float:
-    """Seconds; what is shorter than a pulse interval may be would end clients that say as seldom that they live."""
-    seconds = float(text)
+    """Seconds; at least as long as clients may wait between two pulses. Raises ValueError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError("%r is not a number of seconds" % text) from None
     if not (seconds == 0 or seconds >= MaxPulseInterval):
-        raise argparse.ArgumentTypeError("%s is neither 0 nor at least %g (MaxPulseInterval)" % (
-            text, MaxPulseInterval))
+        raise ValueError("%s is neither 0 nor at least %g (MaxPulseInterval)" % (text, MaxPulseInterval))
     return seconds
+
+
+def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For argparse: a parser whose ValueError is the message."""
+    def _parse(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return _parse
 
 
 def _scheduler_options() -> argparse.ArgumentParser:
@@ -6897,14 +6935,66 @@ def _scheduler_options() -> argparse.ArgumentParser:
     add("--ping_interval", type=float, default=0, help="seconds between searches for nodes")
     add("--daemon", action="store_true", help="do not read commands from the standard input")
     add("-d", "--debug", action="store_true", help="log everything")
-    add("--zombie_period", type=_zombie_period, default=100 * MaxPulseInterval, metavar="SECONDS",
+    add("--dest_path", help="directory for files that others send to this program; those of clients go to the nodes")
+    add("--max_file_size", type=_argument(parse_size), metavar="SIZE",
+        help="longest of these, in bytes or with a unit k, M, G, T (default: no limit)")
+    add("--zombie_period", type=_argument(_zombie_period), default=100 * MaxPulseInterval, metavar="SECONDS",
         help="a client that has the nodes and runs no job gives its servers up after so long, and its turn after "
              "twice that; 0: never (default: %(default)s)")
-    for name in ("--dest_path", "--max_file_size", "--pulse_interval"):
-        add(name, help=argparse.SUPPRESS)           # of older programs: nothing is stored here, clients say the rest
+    add("--config", metavar="FILE", help="read options that are not given here from that file")
+    add("--save_config", metavar="FILE",
+        help="write the options to that file and end, but for the addresses and name of this machine, and the secret")
+    add("--pulse_interval", help=argparse.SUPPRESS)         # as `_TAKEN` says
     add("--relay_nodes", action="store_true", help="each --node announces this program to the nodes of its network")
     add("--clean", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+# Options of one machine, and those that a file is no place for.
+_NOT_SAVED = ("ip_addr", "ext_ip_addr", "name", "secret", "config", "save_config")
+
+
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, with what a configuration file adds to the command line. SystemExit after --save_config (0), and for
+    what is wrong (2)."""
+    parser = _scheduler_options()
+    given = parser.parse_args(argv)
+    defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name not in _NOT_SAVED}
+    try:
+        words = _config_words(given, defaults) if given.config else []
+        options = parser.parse_args(words + list(argv))
+        if options.save_config:
+            write_config(options.save_config, {name: _config_text(getattr(options, name)) for name in defaults})
+            raise SystemExit(0)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    return options
+
+
+def _config_words(given: argparse.Namespace, defaults: Dict[str, Any]) -> List[str]:
+    """What the configuration file says, as words of a command line, without what was `given` there. Raises
+    ValueError."""
+    config = read_config(given.config)
+    if set(config) - set(defaults):
+        raise ValueError("the file %s has options that cannot be had from it: %s" % (
+            given.config, ", ".join(sorted(set(config) - set(defaults)))))
+    words = []
+    for name, text in config.items():
+        if getattr(given, name) != defaults[name]:
+            continue
+        if defaults[name] is False:
+            words += ["--" + name] if text == "True" else []
+        else:
+            words += ["--%s=%s" % (name, each) for each in (
+                text.split(", ") if isinstance(defaults[name], list) else [text])]
+    return words
+
+
+def _config_text(value: Any) -> str:
+    """An option's value as `_config_words` reads it."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "" if value is None or value is False else str(value)
 
 
 def _read_commands(scheduler: SharedScheduler, ending: pycoslite.Ending) -> None:
@@ -6926,15 +7016,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     0 after an orderly end (a signal, or "quit" at the console), 1 with a line on stderr when it cannot listen or has no
     secret, 2 (SystemExit, by argparse) for a wrong option. In the main thread, for the signals.
     """
-    options = _scheduler_options().parse_args(argv)
+    options = _parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
+    for name in _TAKEN:
+        if getattr(options, name):
+            pycoslite.log.warning("--%s has no effect: %s", name, _TAKEN[name])
     try:
         nodes = [pycoslite.Location.parse(node, options.node_port) for node in options.node]
         pycos = pycoslite.Pycos(host=options.ip_addr, ext_host=options.ext_ip_addr or None, udp_port=options.udp_port,
                                 ipv4_udp_multicast=options.ipv4_udp_multicast, tcp_port=options.tcp_port,
                                 name=options.name, secret=options.secret, secret_file=options.secret_file,
                                 certfile=options.certfile, keyfile=options.keyfile, cafile=options.cafile,
-                                certname=options.certname, role="scheduler")
+                                certname=options.certname, role="scheduler", dest_path=options.dest_path,
+                                max_file_size=options.max_file_size)
     except (OSError, ValueError, pycoslite.PycosError) as error:
         sys.stderr.write("dispycos_lite: %s\n" % error)
         return 1

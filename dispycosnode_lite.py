@@ -94,11 +94,16 @@ log = pycoslite.log
 #   check_options     what concerns several options, or this machine; gives the frozen `NodeOptions`
 #   parse_options     all of that; a wrong option ends the program with one line, a hint, and exit status 2
 #
+# A configuration file is an INI file with one section, [DEFAULT], whose names are those of the table and whose texts
+# are those of the environment; nothing in it is evaluated. It is written for many nodes: what belongs to one machine
+# (addresses, name), and the secret, is neither written to it nor taken from it.
+#
 # Names are those of older node programs wherever they had the option; further spellings stand in the same row. An
 # option that is added needs its row, and its field of `NodeOptions` under the same name.
 
 # 9705 is the port of schedulers and of discovery, so nodes begin one higher.
 DEFAULT_PORT = 9706                             # of the node itself; its servers take the following ones
+_DAY = 24 * 60                                  # minutes
 _PEER_HINT = "for example --peer head.example.org:9705"
 
 EXAMPLES = """\
@@ -116,6 +121,47 @@ class OptionError(pycoslite.PycosError):
     def __init__(self, problem: str, hint: str) -> None:
         super().__init__(problem)
         self.hint = hint
+
+
+def clock_time(minutes: int) -> str:
+    """HH:MM of minutes since midnight."""
+    return "%02d:%02d" % divmod(minutes, 60)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hours:
+    """When the node serves, in minutes since midnight by the machine's clock: it takes jobs from `start` to `stop` (or
+    `end`), and those that run may go on until `end`, without one as long as they like. What is earlier than `start` is
+    on the next day.
+
+    `Hours(17 * 60, 7 * 60, 8 * 60)` is a machine that computes at night: from five in the afternoon, no new jobs from
+    seven in the morning, all ended at eight. At least one of `stop` and `end` is given, and if both are, `end` does not
+    come before `stop`; `_service_hours` sees to that. Days are 24 hours long here: when clocks are put forward or back,
+    the window is so much shorter or longer in that night.
+    """
+
+    start: int
+    stop: Optional[int]
+    end: Optional[int]
+
+    def length(self, minutes: int) -> int:
+        """From `start` to then."""
+        return (minutes - self.start) % _DAY
+
+    def phase(self, minutes: int) -> str:
+        """'open', 'stopping' (no more jobs) or 'closed' (none may run any more) at that time of day."""
+        since = self.length(minutes)
+        if self.end is not None and since >= self.length(self.end):
+            return "closed"
+        return "stopping" if self.stop is not None and since >= self.length(self.stop) else "open"
+
+    def sentence(self) -> str:
+        """What clients are told."""
+        stop = self.end if self.stop is None else self.stop
+        assert stop is not None
+        tail = "" if self.stop is None or self.end is None else "; what runs then may go on until %s" % (
+            clock_time(self.end))
+        return "this node serves from %s to %s%s" % (clock_time(self.start), clock_time(stop), tail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +195,9 @@ class NodeOptions:
     dest_path: Optional[str]                    # None: `default_root`
     max_file_size: Optional[int]                # bytes
     serve: int                                  # clients before the program ends, -1: no limit
-    hours: "Optional[Hours]"                    # when it serves; None: always
+    hours: Optional[Hours]                      # when it serves; None: always
     pulses: Tuple[float, float]                 # the least and the most seconds between two node.avail
-    zombie_period: int                          # seconds after which a client that runs nothing loses the node, 0: never
+    zombie_period: int                          # seconds after which an idle client loses the node, 0: never
     start_method: Optional[str]                 # None: the system's best
     clean: bool                                 # end the node before this one
     daemon: bool
@@ -199,14 +245,6 @@ def _port_range(text: str) -> Tuple[int, ...]:
     if low > high:
         raise ValueError("the range %s ends before it begins" % text)
     return tuple(range(low, high + 1))
-
-
-def _size(text: str) -> int:
-    """A number of bytes with an optional unit: 500k, 10M, 2G, 1T (times 1024 each)."""
-    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
-    if not (digits.isascii() and digits.isdigit()) or unit not in ("", "k", "m", "g", "t"):
-        raise ValueError("%r is not a size" % text)
-    return int(digits) * 1024 ** " kmgt".index(unit or " ")
 
 
 def _seconds(text: str) -> float:
@@ -351,7 +389,8 @@ OPTIONS = (
     _Option(_FILES, "--dest_path", "dest_path", "DIR", _text, None, "for example --dest_path /var/lib/pycoslite",
             "where clients' files are kept as long as they use the node (default: pycoslite-UID in the temporary "
             "directory)"),
-    _Option(_FILES, "--max_file_size", "max_file_size", "SIZE", _size, None, "for example --max_file_size 10M",
+    _Option(_FILES, "--max_file_size", "max_file_size", "SIZE", dispycos_lite.parse_size, None,
+            "for example --max_file_size 10M",
             "longest file taken from a client, in bytes or with a unit k, M, G, T (default: no limit)"),
     _Option(_PROGRAM, "--clean --phoenix", "clean", "", _switch, False, "--clean takes no value",
             "first end the node program that was started before with the same port and --dest_path, if it still runs, "
@@ -490,7 +529,7 @@ def _save_config(path: str, texts: Dict[str, Tuple[str, Any]]) -> None:
         sys.stderr.write("the secret is not saved: put it in a file that only you can read, and give --secret-file\n")
 
 
-def _service_hours(values: Dict[str, Any], now: Callable[[], time.struct_time] = time.localtime) -> "Optional[Hours]":
+def _service_hours(values: Dict[str, Any], now: Callable[[], time.struct_time] = time.localtime) -> Optional[Hours]:
     """The service window, None without one. Raises OptionError for one that is none."""
     start, stop, end = [values.pop("service_" + name) for name in ("start", "stop", "end")]
     if start is stop is end is None:
@@ -663,6 +702,22 @@ def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[floa
 # Idle is a client of which no job ran for `zombie_s`. Jobs do not come by the node, so it has to look: a Look every
 # fifth of that time brings `activity`. pause, vacate and resume are what `Hours` (the service window) leads to.
 #
+# Why the node looks, and is not told by the client: the rule is the owner's, and a client that hangs, or is of another
+# version, is just the one that it is for. Why it does not end single servers that are idle: their client does that by
+# its own zombie_period (see dispycos_lite's section "Cluster state"), and a node without a client for some of its
+# servers has no use for them, as it serves one client at a time. Why it does not wait for twice the time, as clients
+# do: there is nothing to warn of; who is told by Refuse with `idle` asks again when it has jobs, and gets servers that
+# are up already, unless others have waited.
+#
+# The service window (`Hours`), by the machine's clock; what is earlier than its start is on the next day:
+#
+#   phase      from     clients may come    what runs            event
+#   open       start    yes                 runs                 resume, and the node announces itself
+#   stopping   stop     no                  runs to its end      pause
+#   closed     end      no                  is ended             vacate
+#
+# Without a stop the node goes from open to closed, without an end it stays stopping until it opens again.
+#
 # What holds after every event, from `fork_spare` on:
 #   - Unless stopping, exactly one generation is not ending; it is serving if and only if there is a holder.
 #   - Nobody waits while there is no holder.
@@ -670,46 +725,10 @@ def _quotas(root: str, mount: str, path: str, names: Sequence[str]) -> List[floa
 #   - Of a generation that is ending nothing is started or told any more.
 
 _LOOKS = 5                                      # so many in the time after which an idle client loses the node
-_DAY = 24 * 60                                  # minutes
 STEADY_S = 1.0                                  # a server that was up for this long was not failing
 # Jobs that crash are no reason to make the client wait, so the first starts are immediate. A server that cannot start
 # at all (no memory, no port) is tried every 5 s for ever: the reason may go away, and nobody has to notice.
 RESTART_DELAYS_S = (0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 5.0)    # before the next start, by failures in a row
-
-
-def clock_time(minutes: int) -> str:
-    """HH:MM of minutes since midnight."""
-    return "%02d:%02d" % divmod(minutes, 60)
-
-
-@dataclasses.dataclass(frozen=True)
-class Hours:
-    """When the node serves, in minutes since midnight by the machine's clock: it takes jobs from `start` to `stop` (or
-    `end`), and those that run may go on until `end`, without one as long as they like. What is earlier than `start` is
-    on the next day."""
-
-    start: int
-    stop: Optional[int]
-    end: Optional[int]
-
-    def length(self, minutes: int) -> int:
-        """From `start` to then."""
-        return (minutes - self.start) % _DAY
-
-    def phase(self, minutes: int) -> str:
-        """'open', 'stopping' (no more jobs) or 'closed' (none may run any more) at that time of day."""
-        since = self.length(minutes)
-        if self.end is not None and since >= self.length(self.end):
-            return "closed"
-        return "stopping" if self.stop is not None and since >= self.length(self.stop) else "open"
-
-    def sentence(self) -> str:
-        """What clients are told."""
-        stop = self.end if self.stop is None else self.stop
-        assert stop is not None
-        tail = "" if self.stop is None or self.end is None else "; what runs then may go on until %s" % (
-            clock_time(self.end))
-        return "this node serves from %s to %s%s" % (clock_time(self.start), clock_time(stop), tail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -864,7 +883,11 @@ class Holder:
 
 
 class _Generations:
-    """Which processes there should be: the half of `NodeState` that clients do not see."""
+    """Which processes there should be: the half of `NodeState` that clients do not see.
+
+    It knows the holder only to tell it of its servers. Deaths are followed by starts, at once or by `_due`, as the
+    first tables of this section say; nothing here waits, and nothing is asked twice.
+    """
 
     def __init__(self, cpus: int) -> None:
         self.cpus = cpus
@@ -1019,8 +1042,12 @@ class NodeState(_Generations):
         if known:
             return [self._grant()] if known is self.holder else [self._wait(known)]
         granted = cpus if cpus > 0 else self.cpus + cpus
-        refusal = self.refusal or ("this node was started to take no clients (--serve 0)" if not self.serve else "") or ("this node has %d cpus, asked for were %s" % (
-            self.cpus, cpus if cpus > 0 else "all but %d" % -cpus) if not 0 < granted <= self.cpus else None)
+        refusal = self.refusal
+        if not self.serve:
+            refusal = "this node was started to take no clients (--serve 0)"
+        elif not refusal and not 0 < granted <= self.cpus:
+            refusal = "this node has %d cpus, asked for were %s" % (
+                self.cpus, cpus if cpus > 0 else "all but %d" % -cpus)
         if refusal:
             return [Refuse(client, refusal)]
         self.queue.append(Holder(client, name, granted))
@@ -1099,8 +1126,9 @@ class NodeState(_Generations):
             self._activity, self._active = done, now
         if now - self._active < self.zombie_s:
             return []
-        return self._take_back(now, "its client was idle for %.3g s, --zombie_period %g of the node; it may have it again when "
-                           "there is work" % (now - self._active, self.zombie_s), True)
+        reason = "its client was idle for %.3g s, --zombie_period %g of the node; it may have it again when there is " \
+                 "work" % (now - self._active, self.zombie_s)
+        return self._take_back(now, reason, True)
 
     def _take_back(self, now: float, reason: str, idle: bool) -> List[Instruction]:
         """Take the node from the client that has it, whatever that does."""
@@ -1188,6 +1216,14 @@ class NodeState(_Generations):
 #   RECALL     taken from the back of `_line`, RETURNED sent        -
 #   CANCEL     removed from `_line`: RESULT TERMINATED; or          KeyboardInterrupt in its task; a plain function is
 #              posted to the user kernel                            not interrupted: the client has the server killed
+#
+# What the server does is noted in its progress file (`Progress`), for the node to read: when the server has died, which
+# job it began last, so that the client knows which jobs may be run again without asking; and while it lives, whether
+# anything runs at all. `_run_jobs` notes a CPU job before any code of the client runs for it, and again after its
+# result was handed over; `_start`, `_ended` and `_set_up` note how many tasks run.
+#
+# Why a mapped file and not a message: a message that tells of a beginning is one more per job, and may die with the
+# server just as results do. A store to memory costs some ten nanoseconds, and survives even SIGKILL.
 #
 # What becomes of a job, and what the client is told:
 #
@@ -2873,7 +2909,12 @@ class NodeDirectory:
 
     def end_holder(self) -> None:
         """End the node program that holds this directory, if one does: politely, then by force. Raises MisuseError when
-        it cannot be told which process that is, or it does not end."""
+        it cannot be told which process that is, or it does not end.
+
+        Only the node program is ended: its nursery, templates and servers end with the pipes to it, by themselves, and
+        so does a nursery whose node was killed. A node that was killed has given its lock back, and there is nothing to
+        do here: what it left in files goes when this one opens its own.
+        """
         if not os.path.exists(self._lock.path):
             return
         for name, patience_s in (("SIGTERM", 5.0), ("SIGKILL", 5.0)):
@@ -2914,7 +2955,10 @@ class NodeDirectory:
         """Delete the directory of one generation, whose processes are gone, in a thread of its own."""
         for name in os.listdir(self.path):
             if name.startswith("progress-%d-" % generation):
-                os.unlink(os.path.join(self.path, name))
+                try:
+                    os.unlink(os.path.join(self.path, name))
+                except OSError as error:        # some systems keep what was mapped a moment longer; it goes with us
+                    log.debug("progress file %s: %s", name, error)
         self._discard([self._aside(self.client(generation))])
 
     def close(self) -> None:
@@ -2963,7 +3007,7 @@ class NodeDirectory:
 #   what comes                        event of NodeState       what goes out besides its instructions
 #   node.reserve                      reserve                  the reply: a grant, a place in the queue, or an error
 #   node.release; its peer is lost    release                  an announcement, if the node is free now
-#   node.restart                      restart                  -
+#   node.restart                      restart                  the reply: nothing, or an error for a client that may not
 #   node.setup                        -, then restart for      the reply, when the servers are there again
 #                                     each server
 #   node.avail                        -                        the reply
@@ -2973,6 +3017,9 @@ class NodeDirectory:
 #   "lost" from Processes             -                        Ending: without the nursery nothing can be started
 #   a timer                           tick                     -
 #   console: close, quit              release, stop            node.refused to the client
+#   the clock, by `keep_hours`        pause, vacate, resume    node.stopping or node.refused to the client, an
+#                                                              announcement when it opens
+#   Look, by a timer                  activity                 -; node.refused if the client is idle
 #
 # An instruction for a client becomes a one-way request, but for the answer to node.reserve, which is its reply. A
 # client whose peer is not there any more is not told: `_on_peer` has freed the node, or is about to.
@@ -3143,8 +3190,12 @@ class NodeDriver(_Carrier):
             self.discovery.search(pycoslite.ROLES["client"] | pycoslite.ROLES["scheduler"])
 
     def keep_hours(self) -> None:
-        """Open and close as the service window says. It looks every few seconds, as clocks are put forward and back,
-        and machines sleep. Engine."""
+        """Open and close as the service window says. Engine.
+
+        It looks every `_HOURS_S` at the clock on the wall, and has no timer for the next change: clocks are put forward
+        and back, and machines sleep, so that the time until then is not known. A phase that was slept through is left
+        out. Once the program is to end (`quitting`) the window has no say any more: to open would be to take clients.
+        """
         hours, now = self.options.hours, time.localtime()
         if hours is None or self.quitting or self.state.stopping:
             return
@@ -3360,7 +3411,8 @@ def _facts(server: ServerFacts) -> dict:
 # Threads of the program: the main thread, which starts everything in `run_node` and then waits in `Ending.wait`; the
 # engine's; the console's, or the one that reads an embedding client's line; and those of `Processes`.
 #
-#   start   processes.start (before any thread), network, directory, driver, signals, begin, ways in
+#   start   processes.start (before any thread), with --clean the end of the node before, network, directory, driver,
+#           signals, begin, ways in
 #   end     clients are told, processes killed, network stopped, directory deleted - in this order, as servers write to
 #           the directory, and clients are told over the network
 

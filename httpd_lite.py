@@ -125,7 +125,11 @@ class MonitorSettings:
     """Limits and defaults of the monitor; units are in the names. An instance, `settings`, is what the code reads.
 
     As with `pycoslite.Settings`, an environment variable ``PYCOSLITE_`` plus the name in capitals overrides a field.
-    Together the limits bound what strangers can cost: `http_connections` threads, each with `http_header_bytes`.
+    Fields are read when they are needed; those of what is kept, and of the history, when a monitor is made.
+
+    http_*      bound what strangers can cost: so many connections, each with one thread and one header or body
+    kept_*      bound what a long run costs; what is dropped has been counted, and goes on counting
+    *_chars     bound what one task costs, and what its arguments cost on their way to a browser
     """
 
     http_connections: int = 64          # open at once; beyond, the one that has waited longest for a request is cut
@@ -165,8 +169,11 @@ class Refusal(Exception):
 # ======================================================================================================================
 #
 # Arguments and results are anybody's objects: huge, with a `__str__` that fails or a `__class__` that lies. What is
-# made of them here is never longer than the limit. Nothing here makes it safe to show as HTML: pages set it as text,
-# and JSON and the metrics have their own escapes.
+# made of them here is never longer than the limit, and of text, bytes and containers not more is looked at than that
+# takes. Other objects have their `str` called, as the documents say: a class that has a short one is shown by it.
+#
+# Nothing here makes it safe to show as HTML: pages set it as text, and JSON and the metrics have their own escapes.
+# There is one place for each of the three, so that nobody has to know what has been escaped before.
 
 
 class _Short(reprlib.Repr):
@@ -249,7 +256,20 @@ def number(value: Any) -> Any:
 # A server's message says where it is, and not whose it is: it belongs to the node in use at that address. Of several
 # at one address it is the one that has not got all its servers, with the closest port below (see `_home`).
 #
-# Methods are not for several threads at once: `Site` has the lock.
+# What holds after every message (the tests look at it from outside):
+#   - `submitted` is `done` plus what runs, for the whole, for each node and for each server; none of them ever shrinks
+#     as long as the record is there, whatever computations begin and end in between (W25).
+#   - A task is in `running` and in its server's `tasks`, or in neither: then it may be in `ended`.
+#   - `seq` is larger than before if anything that a viewer can see is different.
+#   - There are at most `kept_nodes` records of nodes that are not in use, and as many of servers.
+# Why not ...
+#   - ... a list of changes, which readers work off: a node of which they have missed a hundred changes is still sent
+#     once, and the list would have to be kept for the slowest of them.
+#   - ... tasks among the changes: ten thousand may start and end between two of a reader's questions. Totals, and those
+#     of nodes and servers, say that there are some; a page that shows tasks asks for as many as it has room for.
+#
+# Methods are not for several threads at once: `Site` has the lock. Only `prepare` and the records of tasks do without,
+# as they run code of the user's; what they read is set in an order that makes that safe.
 
 _CODES = dispycos_lite.SchedulerStatus
 STATUS_WORDS = {
@@ -265,6 +285,13 @@ _CLIENT_WORDS = {_CODES.ClientScheduled: "Running", _CODES.ClientClosed: "Closed
 _ENDS = {_CODES.TaskTerminated: "terminated", _CODES.TaskAbandoned: "abandoned"}    # type of a MonitorStatus -> outcome
 OUTCOMES = ("done", "failed", "terminated", "abandoned")
 _NOTHING_FREE = dispycos_lite.DispycosNodeAvailInfo()
+
+
+def outcome_of(status: Any) -> str:
+    """Which of the OUTCOMES a MonitorStatus is. Pure."""
+    if isinstance(status.type, type):
+        return "done" if status.type is StopIteration else "failed"
+    return _ENDS.get(status.type, "failed")
 
 
 class _Counts:
@@ -337,21 +364,24 @@ class _Task:
         """Name of its function."""
         return self.id.partition("/")[0]
 
-    def end(self, state: str, status: Any, now: float, show: bool) -> None:
-        """It has ended as the MonitorStatus says; `show`: texts may be made of arguments and result."""
-        info = self.info
-        self.texts = shown_arguments(info.args, info.kwargs) if show else ("", "")
-        self.info = dispycos_lite.DispycosTaskInfo(info.task, (), {}, info.start_time)
-        self.state, self.end_time = state, now
-        if state == "done":
+    def prepare(self, status: Any, show: bool) -> None:
+        """It is about to end as the MonitorStatus says: make texts of that and, if these may be shown, of arguments and
+        result. Runs `__str__` of the user's objects: not to be called with a lock."""
+        self.texts = shown_arguments(self.info.args, self.info.kwargs) if show else ("", "")
+        if status.type is StopIteration:
             self.result = shown(status.value) if show else ""
         else:
-            self.error = shown(getattr(status.type, "__name__", state))
+            self.error = shown(getattr(status.type, "__name__", "")) or outcome_of(status)
             self.detail = shown(status.value, settings.detail_chars)
+
+    def end(self, state: str, now: float) -> None:
+        """It has ended; let go of the client's objects."""
+        self.info = dispycos_lite.DispycosTaskInfo(self.info.task, (), {}, self.info.start_time)
+        self.state, self.end_time = state, now
 
     def record(self, show: bool) -> Dict[str, Any]:
         """TASK of the API. Runs `__str__` of the user's objects, for a task that runs: not to be called with a lock."""
-        info, texts = self.info, self.texts                 # `end` sets the texts before it lets go of the arguments
+        info, texts = self.info, self.texts         # in this order: the texts are there before the arguments are gone
         if texts is None:
             texts = shown_arguments(info.args, info.kwargs) if show else ("", "")
         elif not show:
@@ -362,6 +392,11 @@ class _Task:
             found.update(end_time=self.end_time, error=self.error, detail=self.detail,
                          result=self.result if show else "")
         return found
+
+
+def _id_of(task: Any) -> str:
+    """How viewers and older programs name a task; '' for what is none, whose `repr` might be anything."""
+    return repr(task) if hasattr(task, "location") else ""
 
 
 class ClusterView:
@@ -389,39 +424,51 @@ class ClusterView:
 
     def apply(self, message: Any, now: float) -> None:
         """Take in what a status task was sent at `now` (seconds since the epoch); anything else changes nothing."""
+        self.prepare(message)
+        self.take_in(message, now)
+
+    def prepare(self, message: Any) -> None:
+        """The first half of `apply`, which is not to be called with a lock: it may run code of the user's."""
+        if isinstance(message, pycoslite.MonitorStatus):
+            task = self.running.get(_id_of(message.info))
+            if task is not None:
+                task.prepare(message, self.show_args)
+
+    def take_in(self, message: Any, now: float) -> None:
+        """The second half of `apply`."""
         if isinstance(message, dispycos_lite.DispycosStatus):
             code, info = message
             if code == _CODES.TaskStarted:
                 self._on_started(info, now)
             elif code in STATUS_WORDS and isinstance(info, dispycos_lite.DispycosNodeInfo):
-                self._on_node(info, STATUS_WORDS[code], now)
+                self._on_node(info, STATUS_WORDS[code], message.reason, now)
             elif code - _SERVER_CODES in STATUS_WORDS and isinstance(info, pycoslite.Location):
-                self._on_server(info, STATUS_WORDS[code - _SERVER_CODES], now)
+                self._on_server(info, STATUS_WORDS[code - _SERVER_CODES], message.reason, now)
             elif code in _CLIENT_WORDS:
                 self.status = _CLIENT_WORDS[code]
-                self.note(now, "info", "computation", self.status)
+                self.note(now, "warning" if message.reason else "info", "computation", self.status, message.reason)
         elif isinstance(message, pycoslite.MonitorStatus):
             self._on_ended(message, now)
         elif isinstance(message, dispycos_lite.DispycosNodeAvailInfo):
             self._on_available(message, now)
 
-    def _on_node(self, info: Any, word: str, now: float) -> None:
+    def _on_node(self, info: Any, word: str, reason: str, now: float) -> None:
         location = info.location
         node = self._node(info.addr, location.port if location is not None else 0, info.name)
         node.name, node.cpus, node.platform = cut(str(info.name), 200), info.cpus, info.platform
         node.avail = info.avail_info
         if word != node.status:
-            self.note(now, _LEVELS.get(word, "info"), "node %s" % node.name, word)
+            self.note(now, _LEVELS.get(word, "info"), "node %s" % node.name, word, reason)
         node.status = word
         self._touch(now, node)
         self._sort_out(self._nodes_out, node.id, word)
         while len(self._nodes_out) > settings.kept_nodes:
             self._drop_node(self._nodes_out.popitem(last=False)[0])
 
-    def _on_server(self, location: Any, word: str, now: float) -> None:
+    def _on_server(self, location: Any, word: str, reason: str, now: float) -> None:
         server = self._server(location)
         if word != server.status:
-            self.note(now, _LEVELS.get(word, "info"), "server %s" % server.location, word)
+            self.note(now, _LEVELS.get(word, "info"), "server %s" % server.location, word, reason)
         server.status = word
         self._touch(now, server, server.node)
         self._sort_out(self._servers_out, server.location, word)
@@ -429,7 +476,7 @@ class ClusterView:
             self._drop_server(self._servers_out.popitem(last=False)[0])
 
     def _on_started(self, info: Any, now: float) -> None:
-        task_id = repr(info.task)
+        task_id = _id_of(info.task)
         server = self._server(info.task.location)
         if task_id in self.running:                 # relayed twice
             return
@@ -440,23 +487,21 @@ class ClusterView:
 
     def _on_ended(self, status: Any, now: float) -> None:
         """A MonitorStatus. Of a task whose start is not known here it is no business: programs relay those, too."""
-        task = self.running.pop(repr(status.info), None)
+        task = self.running.pop(_id_of(status.info), None)
         if task is None:
             return
         del task.server.tasks[task.id]
-        outcome = "done" if status.type is StopIteration else "failed"
-        if not isinstance(status.type, type):
-            outcome = _ENDS.get(status.type, "failed")
+        outcome = outcome_of(status)
         self.outcomes[outcome] += 1
         for counts in (self.totals, task.server.node, task.server):
             counts.done += 1
             counts.failed += outcome == "failed"
-        task.end(outcome, status, now, self.show_args)
+        task.end(outcome, now)
         self.ended.append(task)
         self._touch(now, task.server, task.server.node)
         if outcome != "done":
-            self.note(now, "error" if outcome == "failed" else "warning", "task %s" % task.id,
-                      outcome if outcome == task.error else "%s: %s" % (outcome, task.error))
+            self.note(now, "error" if outcome == "failed" else "warning", "task %s" % task.id, outcome,
+                      task.error if outcome == "failed" else task.detail)
 
     def _on_available(self, avail: Any, now: float) -> None:
         location = avail.location
@@ -466,10 +511,12 @@ class ClusterView:
                 node.avail = avail
                 self._touch(now, node)
 
-    def note(self, now: float, level: str, subject: str, text: str) -> None:
-        """Add a line to the log."""
+    def note(self, now: float, level: str, subject: str, text: str, reason: str = "") -> None:
+        """Add a LINE to the log: what (`text`) became of what (`subject`), and why, if that is known."""
         self._touch(now)
-        self.log.append({"seq": self.seq, "time": now, "level": level, "subject": subject, "text": text})
+        text = "%s: %s" % (text, reason) if reason else text
+        self.log.append({"seq": self.seq, "time": now, "level": level, "subject": cut(subject, settings.text_chars),
+                         "text": cut(text, settings.texts_chars)})
 
     def touch(self) -> None:
         """Something that is part of every answer has changed: a setting, what waits."""
@@ -594,6 +641,16 @@ class ClusterView:
 # 4. History (pure)                                                   points in equal steps, and never more than so many
 # ======================================================================================================================
 
+#
+# Two histories of the same samples: the last minutes, in which a point that is too old is dropped, and the whole run,
+# in which each two points become one whenever there are too many, so that a minute and a month take the same room.
+#
+#   samples                  1 2 3 4 5 6 7 8 9 ...          `every` = 1: each is a point
+#   whole run, at 8 points   12  34  56  78  9_             `every` = 2: the next point is made of two
+#
+# A point is the mean of its samples, which is right for rates and for what there is at a time alike. Nothing is known
+# of the time in which the machine slept: that is None, and not zero.
+
 HISTORY_COLUMNS = ("done_rate", "failed_rate", "running", "pending", "nodes", "servers", "cpu_used", "memory_free")
 
 
@@ -646,15 +703,16 @@ class Histories:
                        "run": History(self._step, 2 * settings.samples, True, now)}
 
     def due(self, now: float) -> bool:
-        """Whether it is time for the next sample."""
-        return now >= self._last + self._step
+        """Whether it is time for the next sample; also when the clock was set back."""
+        return not self._last <= now < self._last + self._step
 
     def add(self, sample: Dict[str, Any], now: float) -> None:
         """Take a sample that is due. Steps that were missed (the machine slept) are points at which nothing is known;
         as many of them as can matter."""
-        steps = int((now - self._last) / self._step)
+        passed_s = max(now - self._last, self._step)
+        steps = int(passed_s / self._step)
         counts = (sample["done"], sample["failed"])
-        rates = tuple((new - old) / (now - self._last) for new, old in zip(counts, self._counts))
+        rates = tuple((new - old) / passed_s for new, old in zip(counts, self._counts))
         self._last, self._counts = now, counts
         row = rates + tuple(sample[name] for name in HISTORY_COLUMNS[2:])
         unknown = (None,) * len(row)
@@ -672,12 +730,21 @@ class Histories:
 # site may be made to mean this machine's address (DNS rebinding). So, in this order, all before the body is read:
 #
 #   Host             exactly one; the address the connection came to, localhost, or a name that was allowed: else 403
-#   Origin           if the browser says whose page asks, it must be ours (scheme and Host): else 403
+#   Origin           if the browser says whose page asks, it must be one of this Host: else 403. (https will do for
+#                    http: a proxy may be what speaks TLS)
 #   Sec-Fetch-Site   same-origin, or none (typed, or a bookmark); pages may be opened from elsewhere: else 403
 #   sign-in          by cookie or Authorization, for whatever has data in it: else 401
 #   POST             the header X-Pycoslite-Token, which no other site's page can send or know: else 403
 #
 # The order matters: a foreign site is not told whether somebody is signed in.
+#
+# Each of them alone would do against what browsers do today; older ones do not say where a request comes from, and a
+# cookie that is SameSite=Strict still goes along with requests of pages at other ports of this host. What cookies do
+# not keep out are other servers on the same host name that the viewer visits: browsers send them the cookie, too. Who
+# has to share a host with such people opens the monitor by a name of its own.
+#
+# A header that is there twice, a body whose length is not clear, a request that ends early: refused rather than
+# guessed, as a proxy in front may have guessed otherwise.
 
 TOKEN_HEADER = "X-Pycoslite-Token"
 SECURITY_HEADERS = (
@@ -770,8 +837,8 @@ def check_source(request: Request, names: Iterable[str], is_page: bool) -> None:
     if name not in own:
         raise Refusal(403, "this monitor is not known as %s: open it by its address, or name that host in "
                            "HTTPServer(hosts=[...])" % (cut(repr(host), 80) if host else "a host without a name"))
-    origin = request.headers.get("origin")
-    if origin is not None and origin.lower() != ("https://" if request.secure else "http://") + host.lower():
+    origin, schemes = request.headers.get("origin"), ("https",) if request.secure else ("http", "https")
+    if origin is not None and origin.lower() not in ["%s://%s" % (scheme, host.lower()) for scheme in schemes]:
         raise Refusal(403, "requests of pages of other sites are refused (Origin %s)" % cut(repr(origin), 80))
     site = request.headers.get("sec-fetch-site", "none")
     opened = is_page and request.method in ("GET", "HEAD") and request.headers.get("sec-fetch-mode") == "navigate"
@@ -834,9 +901,18 @@ def listed(request: Request, name: str) -> List[str]:
 # 6. Site                                                                                     what all connections share
 # ======================================================================================================================
 #
-# Threads: the user kernel's feeds (`feed`), the listener's takes samples, each connection's asks. `changed` is the lock
-# of everything here and in the view, and what streams wait at. It is held for building records, never for `str` of
-# users' objects, for JSON or for writing.
+# Which thread does what:
+#
+#   user kernel           feeds the view (`feed`), and carries out what viewers want done (`_do`)
+#   listener              takes samples for the history
+#   connections           ask, wait for changes, and leave word with the user kernel
+#
+# `changed` is the lock of everything here and in the view, and what streams wait at. It is held for building records,
+# never for `str` of users' objects, for JSON or for writing: a message costs the user kernel some microseconds, however
+# many viewers there are and however slow their lines.
+#
+# What viewers want done is done in a task of the program, since that is where a client's methods belong; so it waits
+# until the program's other tasks yield, and a viewer is told when that takes long.
 
 _ACT_S = 5.0                            # the program's tasks come round within that, or the viewer is told
 _WAIT_S = 25.0                          # longest wait of api/changes: proxies cut what is silent for longer
@@ -853,7 +929,7 @@ class Site:
 
     def __init__(self, computation: Any, token: str, names: Iterable[str], poll_sec: float, read_only: bool) -> None:
         self.computation, self.names, self.read_only = computation, frozenset(names), read_only
-        self.poll_sec = poll_sec
+        self.poll_sec = poll_sec                    # seconds; NO_POLL: pages do not refresh by themselves
         self.started = time.time()
         self.cookie = ""                            # its name; set when the port is known
         self.secure = False                         # with TLS
@@ -861,7 +937,7 @@ class Site:
         self.changed = threading.Condition()        # guards: all below
         self.closing = threading.Event()
         self.view = ClusterView(secrets.token_hex(8))
-        self.asked = False                          # somebody has looked
+        self.asked = False                          # somebody who is signed in has looked
         self.statuses: Counter = Counter()          # answers, by status of HTTP
         self.streams = self.connections = 0
         self._token = token.encode()
@@ -873,22 +949,30 @@ class Site:
 
     def feed(self, message: Any) -> None:
         """Take in a message of the kind that status tasks are sent."""
+        self.view.prepare(message)
         with self.changed:
-            self.view.apply(message, time.time())
+            self.view.take_in(message, time.time())
             self.changed.notify_all()
 
     def sample(self) -> None:
         """Add to the history, if it is time to."""
         now = time.time()
         if self._histories.due(now):
-            scheduler = dispycos_lite.Scheduler.instance() if self.view.status == "Running" else None
-            pending = None if scheduler is None else scheduler.status()["PendingCPU"]
+            pending = self._count_pending()
             with self.changed:
                 if pending != self.view.pending:
                     self.view.pending = pending
                     self.view.touch()
                     self.changed.notify_all()
                 self._histories.add(self.view.sample(), now)
+
+    def _count_pending(self) -> Optional[int]:
+        """CPU jobs that wait, None where nobody counts them: for no client of this process, or just now."""
+        scheduler = dispycos_lite.Scheduler.instance() if self.view.status == "Running" else None
+        try:
+            return None if scheduler is None else scheduler.status()["PendingCPU"]
+        except (LookupError, RuntimeError):     # the client has left while they were counted
+            return None
 
     def close(self) -> None:
         """End the streams, and answer nothing that takes long."""
@@ -915,8 +999,9 @@ class Site:
 
     def sign_out(self, request: Request) -> None:
         """The session of that request is over; of so many, the last ones are remembered."""
-        with self.changed:
-            self._signed_out.append(self.key_of(request))
+        key = self.key_of(request)
+        if key:
+            self._signed_out.append(key)
 
     def _is_token(self, token: str) -> bool:
         return secrets.compare_digest(token.encode("utf-8", "replace"), self._token)
@@ -943,6 +1028,7 @@ class Site:
         pages. A program's Authorization header is proof of both."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_token(token.strip()):
+            self.asked = True
             return
         csrf = self.csrf_of(request)
         if not csrf:
@@ -950,13 +1036,13 @@ class Site:
         given = request.headers.get(TOKEN_HEADER.lower(), "")
         if posts and not secrets.compare_digest(given.encode("utf-8", "replace"), csrf.encode()):
             raise Refusal(403, "the header %s is missing or old: reload the page" % TOKEN_HEADER)
+        self.asked = True
 
     # -- what they see -------------------------------------------------------------------------------------------------
 
     def changes(self, request: Request, instance: str, seq: Optional[int]) -> Dict[str, Any]:
         """CHANGES of the API."""
         with self.changed:
-            self.asked = True
             found = self.view.changes(instance, seq, request.field("host"))
         return {**found, "now": time.time(), "poll_sec": self.poll_sec}
 
@@ -969,7 +1055,6 @@ class Site:
     def updates(self, reader: str) -> List[dict]:
         """What cluster_updates gives that reader: nodes that changed since its last call."""
         with self.changed:
-            self.asked = True
             nodes = self.view.changed_nodes(self._readers.pop(reader, -1))
             self._readers[reader] = self.view.seq
             while len(self._readers) > settings.http_readers:
@@ -1048,7 +1133,7 @@ class Site:
             raise Refusal(503, "the program's tasks have not come round to it so far: it is done when they do")
         with self.changed:
             for name in done:
-                self.view.note(time.time(), "info", cut(name, 200), "%s, asked for by a viewer" % what)
+                self.view.note(time.time(), "info", name, what, "a viewer asked for it")
             self.changed.notify_all()
         return done
 
@@ -1062,12 +1147,13 @@ class Site:
 # are read by what has imported this module, and so also from a zip file.
 #
 # A DocumentRoot is a directory whose files take the place of the built-in ones, or come in addition. Links that lead
-# out of it are left out; what is changed later is not seen.
+# out of it are left out; what is changed later is not seen. Only files of `_TYPES` are shown, so that one that happens
+# to lie there (a key, a backup) is not.
 
 STATIC_FILES = (
     "cluster.html", "history.html", "node.html", "server.html", "signin.html", "style.css", "icon.svg", "favicon.ico",
     "api.js", "chart.js", "cluster.js", "format.js", "history.js", "live.js", "node.js", "page.js", "server.js",
-    "signin.js", "table.js")
+    "signin.js", "table.js", "timeline.js")
 """The built-in files, in the directory static/ beside this module."""
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
           ".js": "text/javascript; charset=utf-8", ".json": "application/json", ".svg": "image/svg+xml",
@@ -1152,13 +1238,17 @@ def _read_below(root: str, path: str) -> Optional[bytes]:
 # ======================================================================================================================
 #
 # Each takes the site and the request, and gives a Response or raises Refusal. `ROUTES` below them says what is needed
-# to ask: nothing (OPEN), being signed in (READ), or that and the token header, as everything that changes something
-# (CHANGE). Reading by POST needs the header, too: there is one rule for all of them.
+# to ask: nothing (OPEN), being signed in (READ), or that and a monitor that is not `read_only` (CHANGE). Every POST
+# needs the token header besides, reading by POST, too: there is one rule for all of them. What is not in the table, and
+# no page, is not there.
+#
+# An answer is built with the lock, from records; it is made JSON without it.
 
 OPEN, READ, CHANGE = "open", "read", "change"
 
 
 def _session(site: Site, request: Request) -> Response:
+    """What a page needs to know before it asks for anything else; also where it gets its token for POSTs."""
     name = "" if site.computation is None else cut(repr(site.computation), 200)
     return answer({
         "csrf": site.csrf_of(request), "instance": site.view.instance, "version": pycoslite.__version__, "name": name,
@@ -1168,10 +1258,12 @@ def _session(site: Site, request: Request) -> Response:
 
 
 def _sign_in(site: Site, request: Request) -> Response:
+    """The token for a cookie. Everybody may try: 256 bits cannot be guessed, so there is nothing to count."""
     return _with_cookie(site.cookie_header(site.sign_in(request.field("token")), ""))
 
 
 def _sign_out(site: Site, request: Request) -> Response:
+    """The end of a session; the browser is told to forget the cookie, and we do not take it any more."""
     site.sign_out(request)
     return _with_cookie(site.cookie_header("", "; Max-Age=0"))
 
@@ -1182,11 +1274,13 @@ def _with_cookie(header: str) -> Response:
 
 
 def _seq(request: Request) -> Optional[int]:
+    """The seq that a request goes on from; None for one that is none, which is then told everything."""
     text = request.field("seq")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _changes(site: Site, request: Request) -> Response:
+    """What is new since a seq (V21): for pages that cannot have a stream, and for programs."""
     instance, seq = request.field("instance"), _seq(request)
     wait_s = request.number("wait", 0, 0, _WAIT_S)
     if wait_s and seq is not None and instance == site.view.instance:
@@ -1221,6 +1315,7 @@ def _stream(site: Site, request: Request, interval: float) -> Iterator[bytes]:
 
 
 def _events(site: Site, request: Request) -> Response:
+    """A stream of changes; see `_stream`."""
     interval = request.number("interval", site.poll_sec or 1.0, 0.2, 3600)
     if site.streams >= settings.http_streams:
         raise Refusal(503, "%d streams are open already: ask api/changes from time to time" % site.streams)
@@ -1228,10 +1323,12 @@ def _events(site: Site, request: Request) -> Response:
 
 
 def _history(site: Site, request: Request) -> Response:
+    """Points for charts."""
     return answer(site.history(request.field("scope", default="recent")))
 
 
 def _tasks(site: Site, request: Request) -> Response:
+    """Tasks that run and those that ended last, newest first. Their texts are made without the lock."""
     state, limit = request.field("state"), int(request.number("limit", 100, 0, 1000))
     if state not in ("", "running", "ended", *OUTCOMES):
         raise Refusal(400, "state is running, ended, %s, not %s" % (", ".join(OUTCOMES), cut(repr(state), 80)))
@@ -1241,23 +1338,26 @@ def _tasks(site: Site, request: Request) -> Response:
 
 
 def _log(site: Site, request: Request) -> Response:
+    """Lines of the log after a seq; of more than `limit` the newest."""
     after, limit = request.number("after", 0, 0, 1e18), int(request.number("limit", 200, 1, settings.kept_lines))
     with site.changed:
         return answer({"seq": site.view.seq, "log": [line for line in site.view.log if line["seq"] > after][-limit:]})
 
 
 def _cluster_status(site: Site, request: Request) -> Response:
+    """W09: all nodes."""
     with site.changed:
-        site.asked = True
         found = [node.documented() for node in site.view.nodes.values()]
     return answer(found)
 
 
 def _cluster_updates(site: Site, request: Request) -> Response:
+    """W10: the nodes that changed since this reader asked last; each cookie and name is one (V21)."""
     return answer(site.updates(repr((site.key_of(request), cut(request.field("reader"), 200)))))
 
 
 def _node_info(site: Site, request: Request) -> Response:
+    """W11: a node and its servers."""
     with site.changed:
         node = site.view.find_node(request.field("host"))
         found = {} if node is None else {
@@ -1266,6 +1366,7 @@ def _node_info(site: Site, request: Request) -> Response:
 
 
 def _server_info(site: Site, request: Request) -> Response:
+    """W12: a server and the tasks that it runs, the longest first."""
     limit = int(request.number("limit", 0, -1, 1e9))
     with site.changed:
         server = site.view.servers.get(request.field("location"))
@@ -1277,6 +1378,7 @@ def _server_info(site: Site, request: Request) -> Response:
 
 
 def _update(site: Site, request: Request) -> Response:
+    """W14: settings that all viewers share. What is no number, or not there, is left as it is."""
     poll_sec: Optional[float] = request.number("timeout", -1, 0, 86400)
     if "timeout" not in request.fields or poll_sec == -1:
         poll_sec = None
@@ -1288,14 +1390,17 @@ def _update(site: Site, request: Request) -> Response:
 
 
 def _terminate_tasks(site: Site, request: Request) -> Response:
+    """W13, in both generations of its name."""
     return answer(site.terminate(listed(request, "task") + listed(request, "coro")))
 
 
 def _on_nodes(method: str) -> Callable:
+    """W15 and W16: a function for a path, which calls that method of the client for each node."""
     return lambda site, request: answer(site.change_nodes(method, listed(request, "nodes")))
 
 
 def _on_servers(method: str) -> Callable:
+    """W17 and W18: the same for servers."""
     return lambda site, request: answer(site.change_servers(method, listed(request, "servers")))
 
 
@@ -1326,6 +1431,7 @@ _NODE_METRICS = (
 
 
 def _metrics(site: Site, request: Request) -> Response:
+    """All figures for Prometheus. Counters never go down, as long as the program lives."""
     with site.changed:
         totals, nodes = site.view.summary(), [node.record() for node in site.view.nodes.values()]
         statuses, streams, connections = sorted(site.statuses.items()), site.streams, site.connections
@@ -1430,6 +1536,10 @@ def find_route(site: Site, request: Request) -> Route:
 # When all `http_connections` are in use, a new one takes the place of that which has been silent, reading or waiting
 # for longest: it has not asked for anything, so nobody loses an answer by it, and a thousand silent ones do not keep
 # the next viewer out. The handshake of TLS is part of "reading".
+#
+# Why `http.server`: it reads request lines and headers as everybody expects, and has been looked at by many. What it
+# lacks is added around it: limits (`_Source`, the listener), a parser that gets whole headers only, errors in JSON. Its
+# answers are written in one place, `_Handler._write`.
 
 _LOOK_S = 0.2                           # the listener looks at connections so often
 _JOIN_S = 2.0                           # threads of connections that were cut have ended by then
@@ -1511,7 +1621,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are worth a line for those who look for a fault in the monitor itself."""
-        pycoslite.log.debug("monitor: %s %s", self.client_address[0], cut(format % args, 300))
+        pycoslite.log.debug("monitor: %s %s", self.client_address[0], cut(ascii(format % args), 300))
+
+    def handle_expect_100(self) -> bool:
+        """The body comes when it is asked for, and that is when the header was let in: see `_read_body`."""
+        self.awaits_go = True
+        return True
 
     def send_error(self, code: int, message: Optional[str] = None, explain: Optional[str] = None) -> None:
         """The base class has found something wrong with a header."""
@@ -1522,13 +1637,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         """Wait for a request, read and answer it. What is wrong with the connection just ends it."""
         self.close_connection, self.command, self.request_version = True, None, "HTTP/1.0"  # type: ignore[assignment]
-        self.requestline = ""
+        self.requestline, self.awaits_go = "", False
         try:
             if self._has_come() and self._read_header():
                 self._answer()
         except _TooLong:
             self.send_error(431, "the header is longer than %d bytes" % settings.http_header_bytes)
-        except (OSError, ValueError):           # cut; a ValueError is what TLS sockets make of that
+        except OSError:                         # cut, or gone
             self.close_connection = True
 
     def _has_come(self) -> bool:
@@ -1580,7 +1695,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (OSError, _TooLong):
             raise
         except Exception as error:              # one bad answer must not end the monitor
-            pycoslite.log.error("monitor: %s could not be answered: %r", cut(self.requestline, 300), error,
+            pycoslite.log.error("monitor: %r could not be answered: %r", cut(self.requestline, 300), error,
                                 exc_info=True)
             keep, response = False, answer({"error": "the monitor failed to answer, see the program's log"}, 500)
         self.close_connection = not keep or response.stream is not None or self.site.closing.is_set()
@@ -1610,6 +1725,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _read_body(self, length: int) -> bytes:
         self.holder.enter(_BODY, settings.http_header_s)
         self.source.left = length
+        if self.awaits_go:
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wfile.flush()
         body = self.rfile.read(length)
         if len(body) < length:
             raise Refusal(400, "the body is shorter than its Content-Length")
@@ -1641,15 +1759,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.site.changed:
             self.site.streams += 1
         try:
-            self.holder.enter(_WORKING)
-            for part in stream:
+            for part in self._parts(stream):
                 self.holder.enter(_SENDING, settings.http_send_s)
                 self.wfile.write(part)
                 self.wfile.flush()
-                self.holder.enter(_WORKING)
         finally:
             with self.site.changed:
                 self.site.streams -= 1
+
+    def _parts(self, stream: Iterator[bytes]) -> Iterator[bytes]:
+        """The parts of a stream. A fault of ours ends it, with a traceback in the log."""
+        while True:
+            self.holder.enter(_WORKING)
+            try:
+                part = next(stream, None)
+            except Exception as error:          # as in `_answer`
+                pycoslite.log.error("monitor: a stream of events failed: %r", error, exc_info=True)
+                return
+            if part is None:
+                return
+            yield part
 
 
 class Listener:
@@ -1695,11 +1824,12 @@ class Listener:
         """The listener's thread."""
         looked = 0.0
         while not self.site.closing.is_set():
-            for key, _ in self._selector.select(_LOOK_S):
-                if key.fileobj is self._socket:
-                    self._accept()
-                elif isinstance(key.data, _Connection):
+            ready = [key for key, _ in self._selector.select(_LOOK_S)]
+            for key in ready:                   # before one of these is displaced
+                if isinstance(key.data, _Connection):
                     self._converse(key.data)
+            if any(key.fileobj is self._socket for key in ready):
+                self._accept()
             if time.monotonic() - looked > _LOOK_S:
                 looked = time.monotonic()
                 self._look(looked)
@@ -1776,7 +1906,7 @@ class Listener:
                 connection.sock.do_handshake()
             _Handler(connection, self)
             self._see_off(connection)
-        except (OSError, ValueError) as error:      # it was cut, or does not speak TLS
+        except OSError as error:                # it was cut, or does not speak TLS
             pycoslite.log.debug("monitor: connection of %s: %s", connection.address[0], error)
         finally:
             connection.sock.close()
@@ -1793,8 +1923,18 @@ class Listener:
 
 
 # ======================================================================================================================
-# 10. HTTPServer
+# 10. HTTPServer                                                                        a client's monitor, start to end
 # ======================================================================================================================
+#
+# The parts are made bottom-up: what can be wrong with the options first, then the site with its pages, then the
+# listener, which takes the port; then nothing can fail any more, and the client gets its new status task.
+#
+#   status messages:   client  -->  status_task (`_receive`)  -->  Site.feed
+#                                                             -->  the status task that the client had, if any
+#
+# The monitor comes first so that who is told of a change finds it there, too (W01). `_end` undoes it all in the
+# opposite order; it is called by `shutdown`, at once or later, and before the kernel stops, whichever is first. Threads
+# of the monitor are daemons: a program never waits for its viewers longer than `shutdown` says.
 
 _PORT = 8181
 _LOOPBACK = "127.0.0.1"

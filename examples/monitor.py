@@ -3,8 +3,10 @@
     python3 dispycosnode_lite.py                            on each machine to use
     python3 examples/monitor.py 100 60                      100 tasks, then a minute to look around
 
-PYCOSLITE_EMBEDDED=-1 before it uses the cores of this machine, and needs no node. Printed: the URL to open, which lets
-in whoever knows it (its end is a password), and at the end how the tasks went.
+PYCOSLITE_EMBEDDED=-1 before it uses the cores of this machine, and needs no node. The URL to open in a browser is in
+the log (stderr); whoever knows it may look, and act.
+
+Printed: `N tasks done, N failed`, before the time to look around.
 """
 import random
 import sys

@@ -1,8 +1,9 @@
 /** Requests to the monitor that has served this page, and the sign-in that they need.
  *
- *  The monitor prints an address that ends in `#token=...`. A fragment never travels: `start` takes it out of the address
- *  bar and exchanges it for a cookie that scripts cannot read. What changes anything also carries a second value, which
- *  only pages of this origin can ask for. All addresses are relative, so that a proxy may put a prefix before them. */
+ *  The monitor prints an address that ends in `#token=...`. A fragment never travels: `start` takes it out of the
+ *  address bar and exchanges it for a cookie that scripts cannot read. What changes anything also carries a second
+ *  value, which only pages of this origin can ask for. All addresses are relative, so that a proxy may put a prefix
+ *  before them. */
 
 const TIMEOUT_MS = 10000;           // a server that has not answered by then counts as not there
 const PAGES = /^(cluster|node|server|history)\.html(\?|$)/;
@@ -59,8 +60,8 @@ async function signedIn(path, options, wait_ms) {
   }
 }
 
-/** GET `path` with `fields`; the JSON of the answer, which may be late by `wait_ms`. Raises Refused, or fetch's error when
- *  the server is not reached. */
+/** GET `path` with `fields`; the JSON of the answer, which may be late by `wait_ms`. Raises Refused, or fetch's error
+ *  when the server is not reached. */
 export function get(path, fields, wait_ms) {
   const query = new URLSearchParams(fields).toString();
   return signedIn(query ? path + "?" + query : path, {}, wait_ms);
@@ -98,6 +99,9 @@ export async function start() {
   }
   return refreshSession();
 }
+
+// Who opens the printed address where one of these pages is open already only changes its fragment.
+addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
 
 /** `page`, as `askForToken` has noted it, if it is one of this monitor's, else the first page. */
 export const safePage = (page) => PAGES.test(page || "") ? page : "cluster.html";

@@ -22,6 +22,7 @@ function path(values, top, closed) {
     if (first < 0) first = i;
     d += (first === i ? "M" : "L") + x(i) + " " + y(value);
     if (i + 1 === values.length || !known(values[i + 1])) {
+      if (first === i) d += "h" + (values.length < 2 ? WIDTH : 1);        // one alone would not be seen
       if (closed) d += "L" + x(i) + " " + HEIGHT + "L" + x(first) + " " + HEIGHT + "Z";
       first = -1;
     }
@@ -30,7 +31,8 @@ function path(values, top, closed) {
 }
 
 export class Chart {
-  /** `figure`: a <figure> with a <figcaption>, .now, .most, .start and <svg>; `show(value)`: text of a value; `most`: fixed scale. */
+  /** `figure`: a <figure> with a <figcaption>, .now, .most, .start and <svg>; `show(value)`: text of a value; `most`:
+   *  end of the scale, if it is always the same. */
   constructor(figure, show, most) {
     this.figure = figure;
     this.show = show;

@@ -83,12 +83,12 @@ async function showHistory() {
   if (Date.now() < historyDue) return;
   historyDue = Infinity;
   try {
-    const history = await get("api/history");
+    const history = await get("api/history", {scope: $("scope").value});
     for (const [name, chart] of Object.entries(charts)) chart.draw(history[name], history.step, history.now);
     $("charts").hidden = false;
     historyDue = Date.now() + 1000 * history.step;
   } catch (error) {
-    historyDue = Date.now() + 5000;             // the charts stay as they are; that the connection is lost is told above
+    historyDue = Date.now() + 5000;             // charts stay as they are; that the connection is lost is told above
   }
 }
 
@@ -109,6 +109,10 @@ $("filter").addEventListener("input", () => table.filter($("filter").value));
 for (const id of ["sort", "descending"]) {
   $(id).addEventListener("change", () => table.sort($("sort").value, $("descending").checked));
 }
+$("scope").addEventListener("change", () => {
+  historyDue = 0;
+  showHistory();
+});
 setInterval(() => table.mark(), 5000);          // time alone makes a row old
 
 $("sign-out").addEventListener("click", async () => {

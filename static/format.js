@@ -4,10 +4,10 @@
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 const NOTHING = "–";
 const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
-const exact = new Intl.DateTimeFormat(undefined, {
-  year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
-  hourCycle: "h23", timeZoneName: "short"});
-const wall = new Intl.DateTimeFormat(undefined, {hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23"});
+const TIME = {hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23"};
+const exact = new Intl.DateTimeFormat(undefined, {year: "numeric", month: "short", day: "numeric", ...TIME,
+                                                   timeZoneName: "short"});
+const wall = new Intl.DateTimeFormat(undefined, TIME);
 const dayOf = new Intl.DateTimeFormat(undefined, {month: "short", day: "numeric"});
 
 const known = (value) => typeof value === "number" && isFinite(value);

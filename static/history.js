@@ -4,6 +4,7 @@ import {get} from "./api.js";
 import {argumentsOf, count, now, showAt, took} from "./format.js";
 import {$, follow, link, linkColumn, loading, make, notice, put, reason, showStatus, timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
+import {Timeline} from "./timeline.js";
 
 const LOG_LINES = 500;                          // kept in the page
 const TYPING_MS = 250;
@@ -46,21 +47,26 @@ const log = new LiveTable($("log"), (line) => String(line.seq), {
   changed() { $("no-log").hidden = log.records.size > 0 || loading(); },
 });
 
+const timeline = new Timeline($("timeline").querySelector("canvas"), $("pointed"));
 let lastLine = 0;
 
 async function loadTasks() {
   const found = await get("api/tasks", {state: $("which").value, text: $("text").value, limit: $("limit").value,
                                         host: asked.get("host") || "", location: asked.get("location") || ""});
-  put("shown", found.tasks.length < found.count ? count(found.tasks.length) + " of " + count(found.count) : count(found.count));
+  const shown = found.tasks.length;
+  put("shown", (shown < found.count ? count(shown) + " of " : "") + count(found.count));
   tasks.replace(found.tasks);
+  $("timeline").hidden = found.tasks.length === 0;
+  timeline.draw(found.tasks);
 }
 
 async function loadLog(afresh) {
   if (afresh) lastLine = 0;
   const found = await get("api/log", {after: lastLine, limit: LOG_LINES});
   lastLine = found.seq;
+  const excess = Math.max(0, log.records.size + found.log.length - LOG_LINES);
   if (afresh) log.replace(found.log);
-  else log.update(found.log, [...log.records.keys()].slice(0, Math.max(0, log.records.size + found.log.length - LOG_LINES)));
+  else log.update(found.log, [...log.records.keys()].slice(0, excess));
 }
 
 async function load(data, full) {

@@ -4,9 +4,10 @@
  *
  *    connecting    nothing has come yet
  *    live          events come by themselves (server-sent events)
- *    polling       the stream does not get through (a proxy holds it back, or too many are open): requests wait for changes
+ *    polling       the stream does not get through (a proxy holds it back, or too many are open): requests wait for
+ *                  changes
  *    paused        the user wants no automatic refresh: `once` asks for changes
- *    lost          no answer; detail.since (ms), detail.retryAt (ms), detail.why. Tried again for ever, ever more seldom
+ *    lost          no answer; detail.since (ms), detail.retryAt (ms), detail.why. Tried again for ever, but more seldom
  *
  *  A hidden page keeps no connection for long: browsers allow only six to one server, all their tabs together. */
 
@@ -144,7 +145,8 @@ export class Feed {
     this.stop();
     const wait = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
     this.failures += 1;
-    this.enter("lost", {since: this.since, retryAt: Date.now() + wait, why: error instanceof Refused ? error.message : ""});
+    const why = error instanceof Refused ? error.message : "";
+    this.enter("lost", {since: this.since, retryAt: Date.now() + wait, why});
     this.timer = setTimeout(() => this.retry(), wait);
   }
 

@@ -1,8 +1,8 @@
 /** The page of one node: what it has free, and one row for each of its servers. */
 
-import {clockTime, bytes, count, now, percent, showAgo} from "./format.js";
-import {$, actsOn, countColumn, follow, link, linkColumn, loading, put, showStatus, statusColumn, ticksActions,
-        timeColumn} from "./page.js";
+import {bytes, count, percent, showAgo} from "./format.js";
+import {$, actsOn, countColumn, follow, link, linkColumn, loading, put, showGone, showStatus, statusColumn,
+        ticksActions, timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
 
 const COLUMNS = {
@@ -29,13 +29,6 @@ const table = new LiveTable($("servers"), (server) => server.location, COLUMNS, 
   },
 });
 
-function showGone(gone) {
-  document.body.classList.toggle("gone", gone);
-  $("gone").hidden = !gone;
-  if (gone) put("gone", node ? "This node is gone since " + clockTime(now()) + ". What you see was true then."
-    : host ? "The monitor knows no node " + host + "." : "This page's address names no node: choose one on the cluster page.");
-}
-
 function showNode() {
   const name = node.name || node.addr;
   document.title = name + " – pycoslite";
@@ -53,7 +46,7 @@ function showNode() {
 
 function showData(data, full) {
   const told = data.nodes[0];
-  if (full || data.gone.length) showGone(!told);
+  if (full || data.gone.length) showGone(!told, "node", host, node);
   if (told) {
     node = told;
     showNode();
@@ -62,7 +55,9 @@ function showData(data, full) {
   else table.update(data.servers || []);
 }
 
-for (const verb of ["suspend", "resume"]) actsOn($(verb + "-node"), verb, "node", () => [[node.id, node.name || node.addr]]);
+for (const verb of ["suspend", "resume"]) {
+  actsOn($(verb + "-node"), verb, "node", () => [[node.id, node.name || node.addr]]);
+}
 
 if (host) follow(showData, () => ({host}));
-else showGone(true);
+else showGone(true, "node");

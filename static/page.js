@@ -1,7 +1,7 @@
 /** What all pages share: the state of the connection, messages to the user, actions, cells of tables, and the start. */
 
 import {Refused, post, session, start} from "./api.js";
-import {clockTime, count, duration, showAgo} from "./format.js";
+import {clockTime, count, duration, now, showAgo} from "./format.js";
 import {Feed} from "./live.js";
 
 /** The element with this id. */
@@ -77,7 +77,7 @@ export async function act(button, path, fields, describe) {
   }
 }
 
-/** Have `button` suspend or resume (`verb`) what `chosen()` names, as [[key, name], ...]. `kind`: "node" or "server". */
+/** Have `button` suspend or resume (`verb`) what `chosen()` names, as [[key, name], ...]. `kind`: "node", "server". */
 export function actsOn(button, verb, kind, chosen) {
   const past = verb + (verb === "resume" ? "d" : "ed");
   button.addEventListener("click", () => {
@@ -102,6 +102,20 @@ export function countTicked(buttons, number) {
     button.disabled = number === 0;
     button.textContent = button.dataset.label + (number ? " " + number : "");
   }
+}
+
+let goneAt = 0;
+
+/** Say that what the page is about is not there (any more), or is. `what`: "node" or "server"; `name`: as the page's
+ *  address has it; `known`: whether the monitor has known it. */
+export function showGone(gone, what, name, known) {
+  goneAt = gone ? goneAt || now() : 0;
+  document.body.classList.toggle("gone", gone);
+  document.body.classList.remove("loading");
+  $("gone").hidden = !gone;
+  if (gone) put("gone", known ? "This " + what + " is gone since " + clockTime(goneAt) + ". What you see was true then."
+    : name ? "The monitor knows no " + what + " " + name + "."
+    : "This page's address names no " + what + ": choose one on the cluster page.");
 }
 
 // Connection ----------------------------------------------------------------------------------------------------------
@@ -141,7 +155,7 @@ setInterval(() => lost.hidden || showRetry(), 1000);
 
 // Start ---------------------------------------------------------------------------------------------------------------
 
-/** Sign in and follow the changes; `onData(data, full)` and `fields()` (after the sign-in) as for Feed. Gives the Feed. */
+/** Sign in and follow the changes; `onData(data, full)` and `fields()` (after the sign-in) as for Feed. Gives that. */
 export async function follow(onData, fields) {
   $("main").before(lost, notices);
   const feed = new Feed((data, full) => {

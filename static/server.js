@@ -1,8 +1,9 @@
 /** The page of one server: its running tasks, which can be terminated. */
 
 import {post, session} from "./api.js";
-import {argumentsOf, clockTime, count, now, plural, showAgo, showAt, showRunning} from "./format.js";
-import {$, act, actsOn, countTicked, follow, link, loading, notice, put, reason, showStatus, timeColumn} from "./page.js";
+import {argumentsOf, count, plural, showAgo, showAt, showRunning} from "./format.js";
+import {$, act, actsOn, countTicked, follow, link, loading, notice, put, reason, showGone, showStatus,
+        timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
 
 const NAMED = 5;                                // so many tasks are named in the question before they are terminated
@@ -28,13 +29,6 @@ const table = new LiveTable($("tasks"), (task) => task.task, COLUMNS, {
   },
 });
 
-function showGone(gone) {
-  document.body.classList.toggle("gone", gone);
-  $("gone").hidden = !gone;
-  if (gone) put("gone", seen ? "This server is gone since " + clockTime(now()) + ". What you see was true then."
-    : server ? "The monitor knows no server " + server + "." : "This page's address names no server: choose one on a node's page.");
-}
-
 function showServer(info) {
   seen = true;
   document.title = info.location + " – pycoslite";
@@ -56,7 +50,7 @@ function showServer(info) {
 async function load() {
   try {
     const info = await post("server_info", {location: server, limit: $("limit").value});
-    showGone(info.location === undefined);
+    showGone(info.location === undefined, "server", server, seen);
     if (info.location !== undefined) showServer(info);
     return info;
   } catch (error) {
@@ -96,4 +90,4 @@ for (const verb of ["suspend", "resume"]) actsOn($(verb + "-server"), verb, "ser
 
 // Only this node's changes are of interest, and the monitor knows which node that is.
 if (server) follow(load, async () => ({host: (await load()).node || ""}));
-else showGone(true);
+else showGone(true, "server");

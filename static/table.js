@@ -1,8 +1,8 @@
 /** Tables of live records: rows are made once from the page's <template> and changed in place, cell by cell.
  *
  *  A row's cells name their column (data-column); a column is {show(record): text, sort(record)?: number or text,
- *  paint(cell, record)?}. `paint` is for cells that are more than a text, and is called when `show` has changed. Text is
- *  only ever set as textContent. Sorting, filter and ticks are kept while records come and go. */
+ *  paint(cell, record)?}. `paint` is for cells that are more than a text, and is called when `show` has changed. Text
+ *  is only ever set as textContent. Sorting, filter and ticks are kept while records come and go. */
 
 // Where rows are laid out as cards, browsers take them for no table any more unless they are told.
 const ROLES = [["thead, tbody", "rowgroup"], ["tr", "row"], ["td", "cell"], ["th[scope=col]", "columnheader"],
@@ -13,8 +13,9 @@ const collator = new Intl.Collator("en", {numeric: true, sensitivity: "base"});
 const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b);
 
 export class LiveTable {
-  /** `table`: the <table>; `key(record)`: its identity; `options`: sort and descending at first, label(record): its name
-   *  for people, filter(record): the text that is searched, changed(): called after every change, mark(row, record). */
+  /** `table`: the <table>; `key(record)`: its identity; `options`: sort and descending at first, label(record): its
+   *  name for people, filter(record): the text that is searched, changed(): called after every change,
+   *  mark(row, record): called when a row is painted. */
   constructor(table, key, columns, options) {
     this.table = table;
     this.body = table.tBodies[0];
@@ -107,8 +108,9 @@ export class LiveTable {
 
   markSort() {
     for (const head of this.table.tHead.querySelectorAll("th[data-sort]")) {
-      if (head.dataset.sort === this.sortBy) head.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
-      else head.removeAttribute("aria-sort");
+      head.removeAttribute("aria-sort");
+      if (head.dataset.sort !== this.sortBy) continue;
+      head.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
     }
   }
 

@@ -17,7 +17,9 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
+import signal
 import tempfile
 import time
 import unittest
@@ -30,6 +32,8 @@ __unittest = True
 
 WAIT_S = 15.0                   # for a condition in the page
 REPLY_S = 60.0                  # for chromedriver's answer, a browser's start included
+SCRIPT_S = 5.0                  # for a script
+SLICE_S = 0.5                   # so long one looks that waits, then it is started again: it may be lost with its page
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"         # the key by which WebDriver marks a reference to an element
 
 ENTER, ESCAPE, TAB, SPACE = "\ue007", "\ue00c", "\ue004", " "
@@ -84,8 +88,12 @@ class Browser:
             arguments.append("--no-sandbox")            # chromium refuses to run as root otherwise
         wanted = {"browserName": "chrome", "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
                   "goog:chromeOptions": {"binary": chromium, "args": arguments},
-                  "timeouts": {"script": int(REPLY_S * 1000)}, "unhandledPromptBehavior": "ignore"}
-        session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+                  "timeouts": {"script": int(SCRIPT_S * 1000)}, "unhandledPromptBehavior": "ignore"}
+        try:
+            session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        except BaseException:
+            self._connection.close()
+            raise
         self._path = "/session/" + session["sessionId"]
 
     def _call(self, method: str, path: str, body: Optional[Dict[str, Any]] = None) -> Any:
@@ -131,13 +139,14 @@ class Browser:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            left_ms = max(0.0, deadline - time.monotonic()) * 1000
+            left_s, value = deadline - time.monotonic(), None
             try:
-                value = self._call("POST", "/execute/async", {"script": WAIT_SCRIPT % condition, "args": [left_ms]})
-            except BrowserError as error:
-                # The page that was asked is gone; the next one is.
-                if "unloaded" not in str(error) and "navigat" not in str(error) or not left_ms:
+                value = self._call("POST", "/execute/async", {
+                    "script": WAIT_SCRIPT % condition, "args": [1000 * max(0.0, min(SLICE_S, left_s))]})
+            except BrowserError as error:               # the page that was asked is gone: the next one is
+                if not re.search("script timeout|unloaded|navigat", str(error)):
                     raise
+            if value is None and left_s > 0:
                 continue
             if value is None:
                 raise AssertionError("not within %g s in %s: %s\nThe page says:\n%s\nThe console says:\n%s" % (
@@ -216,6 +225,16 @@ class Browser:
         Path(path).write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
 
 
+def _started(*args: Any) -> Browser:
+    """A browser. Raises SkipTest, with the reason, where the one that is installed does not run."""
+    try:
+        return Browser(*args)
+    except BrowserError as error:
+        if error.kind != "session not created":         # versions that do not fit, no right to make a sandbox
+            raise
+        raise unittest.SkipTest("chromium does not start here: %s" % error) from None
+
+
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
     """A browser with a profile of its own, ended with the block. Raises SkipTest where there is none."""
@@ -223,11 +242,15 @@ def browsing() -> Iterator[Browser]:
     profile = tempfile.mkdtemp(prefix="browser-")
     try:
         port = free_port()              # 0 makes chromedriver choose one that it may not get for both kinds of address
-        with running([found["chromedriver"], "--port=%d" % port], ready="started successfully on port"):
-            browser = Browser(port, found["chromium"], Path(profile, "profile"))
+        with running([found["chromedriver"], "--port=%d" % port], ready="started successfully on port") as driver:
             try:
-                yield browser
+                browser = _started(port, found["chromium"], Path(profile, "profile"))
+                try:
+                    yield browser
+                finally:
+                    browser.close()
             finally:
-                browser.close()
+                with contextlib.suppress(AttributeError, ProcessLookupError):   # a platform without groups; all gone
+                    os.killpg(driver.pid, signal.SIGKILL)       # chromium, too: it outlives chromedriver otherwise
     finally:
         shutil.rmtree(profile, ignore_errors=True)

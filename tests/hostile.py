@@ -6,6 +6,7 @@
     S2  what a stranger makes a process keep                 S6  changed, repeated and reflected connections
     S3  fuzzing, of the pure parsers and over TCP            S9  files stay below their directory, whole or not at all
     S4  silent and slow strangers, too few descriptors       S11 what is open by default, and where secrets show
+    S10 what other sites and slow viewers can do to a web monitor
     I1  peers that hold the secret and say what makes no sense
     I2  peers that ask and ask, and do not read the answers
 
@@ -29,8 +30,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pycoslite
-from pycoslite import Code, Handshake, PycosError, RecordSealer
-from tests import figures, hostile_files, hostile_insiders, hostile_parsers, hostile_secrets, hostile_streams
+from pycoslite import Code, Handshake, RecordSealer
+from tests import (figures, hostile_files, hostile_insiders, hostile_monitor, hostile_parsers, hostile_secrets,
+                   hostile_streams)
 from tests.figures import Figure
 from tests.hostile_wire import (CANARY, HOST, KEY, PATIENCE_S, Insider, Prober, Target, closed_within, mutated,
                                 stranger, target)
@@ -238,20 +240,9 @@ INSIDERS_FRAMES = [
 def insiders_frames(victim: Target, choose: random.Random, count: int) -> None:
     """So many damaged frames in records with the right MAC; a new connection whenever one of them has ended it, as
     those of the link itself do."""
-    insider: Optional[Insider] = None
-    for number in range(count):
-        try:
-            if insider is None:
-                insider = Insider(victim.port)
-            insider.say(harmless(mutated(choose, choose.choice(INSIDERS_FRAMES if number % 50 else LINK_FRAMES))))
-            if number % 100 == 99:
-                insider.ping()
-        except (OSError, PycosError):
-            if insider is not None:
-                insider.close()
-            insider = None
-    if insider is not None:
-        insider.close()
+    hostile_insiders.attack(lambda: Insider(victim.port), (
+        harmless(mutated(choose, choose.choice(INSIDERS_FRAMES if number % 50 else LINK_FRAMES)))
+        for number in range(count)), 100)
 
 
 def harmless(frame: bytes) -> bytes:
@@ -453,8 +444,8 @@ class AddressedSocket:
 
 ROWS: Dict[str, figures.Row] = {
     "S1": unpickles, "S2": kept, "S3": fuzz, "S4": crowds, "S5": datagrams, "S6": hostile_streams.recorded,
-    "S9": hostile_files.files, "S11": hostile_secrets.secrets, "I1": hostile_insiders.insiders,
-    "I2": hostile_insiders.greedy}
+    "S9": hostile_files.files, "S10": hostile_monitor.sites, "S11": hostile_secrets.secrets,
+    "I1": hostile_insiders.insiders, "I2": hostile_insiders.greedy}
 
 if __name__ == "__main__":
     sys.exit(figures.main(ROWS))

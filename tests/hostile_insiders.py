@@ -73,21 +73,22 @@ def strange_frames(choose: random.Random, count: int) -> Iterator[bytes]:
             n = choose.choice((0, 1, (1 << 32) - 1))
             head = struct.pack(">IBIdI", choose.randrange(2), choose.randrange(256), n, seconds, len(text))
             yield encode_frame(pycoslite.SPREAD, head, text, data)
-    for code in (16, 17, 18, 19, 20, 21, 22, 24, 25, 30, 63, 64, 65, 66, 67, 68, 69, 70, 71, 255):
+    for code in (6, 16, 17, 18, 19, 20, 21, 22, 24, 25, 30, 63, 64, 65, 66, 67, 68, 69, 70, 71, 255):
         for size in (0, 1, 4, 7, 8, 12, 13, 29, 100):
             yield encode_frame(code, bytes(size))
             yield encode_frame(code, b"\xff" * size)
 
 
-def attack(make: Callable[[], Insider], frames: Iterable[bytes]) -> int:
-    """Say all of that, on a new connection whenever one has been ended; gives how many frames there were."""
+def attack(make: Callable[[], Insider], frames: Iterable[bytes], at_once: int = 20) -> int:
+    """Say all of that, on a new connection whenever one has been ended, and wait after each so many until they have
+    been taken; gives how many frames there were."""
     insider: Optional[Insider] = None
     count = 0
     for count, frame in enumerate(frames, 1):
         try:
             insider = insider or make()
             insider.say(frame)
-            if count % 20 == 0:
+            if count % at_once == 0:
                 insider.ping()
         except (OSError, PycosError):
             if insider is not None:
@@ -167,8 +168,9 @@ def against_peer(choose: random.Random, count: int) -> Iterator[Figure]:
         for info in STRANGE:
             said += attack(lambda info=info: Insider(victim.port, **{       # type: ignore[misc]
                 name: info for name in ("name", "port", "role", "addresses", "longest", "python", "magic", "cpus",
-                                        "file")
+                                        "file", "lanes")
                 if len(json.dumps(info)) < 150}), [])
+            said += attack(lambda info=info: Insider(victim.port, lane=info), [ASK])    # type: ignore[misc]
         with Insider(victim.port) as insider:
             insider.say(encode_frame(pycoslite.DELIVER, struct.pack(">QI", 1, 7) + pycoslite.serialize(("number", 1))))
             serves = insider.wait_for(pycoslite.DELIVERED)[:4] == struct.pack(">I", 7)      # to whatever task is left

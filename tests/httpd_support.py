@@ -107,8 +107,8 @@ class MonitorTestCase(TestCase):
         self.addCleanup(found.shutdown, wait=False)
         return found
 
-    def ask(self, monitor: Any, path: str, fields: Any = None, method: Optional[str] = None, token: Optional[str] = TOKEN,
-            **headers: str) -> Answer:
+    def ask(self, monitor: Any, path: str, fields: Any = None, method: Optional[str] = None,
+            token: Optional[str] = TOKEN, **headers: str) -> Answer:
         """Ask it once, as a program does (with the token): a POST of the fields if there are any."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:

@@ -11,15 +11,15 @@ and ends with the last line:
     pass NAME OTHER         give NAME a reference to this process's task, which sends "reference" by way of it to OTHER
     peers                   names of those online
 """
-import ast
 import logging
 import os
 import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = map(str, list(Path(__file__).resolve().parents)[:2])
 import pycoslite                                                        # noqa: E402  (found through the line above)
+from peer_options import options_from                                   # noqa: E402  (likewise)
 from pycoslite import Location, Pycos, Task                             # noqa: E402
 
 
@@ -92,13 +92,7 @@ def on_peers(task=None):
 
 def main(words):
     """Start the network, and do what the lines say."""
-    options = {"tcp_port": 0, "secret": "5e" * 32}          # a key, which does not go through scrypt
-    for word in words:
-        name, _, text = word.partition("=")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[name] = text
+    options = options_from(words, tcp_port=0, secret="5e" * 32)         # a key, which does not go through scrypt
     lose(options.pop("loss", 0))
     node = Pycos(**options)
     Task(ear)

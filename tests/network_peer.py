@@ -3,7 +3,6 @@
 It listens at 127.0.0.1, prints ``READY host:port``, and runs a task registered as "agent" that does what its messages say;
 each is a tuple whose first item names one of the functions below. It ends with the message ("end",).
 """
-import ast
 import logging
 import os
 import select
@@ -14,8 +13,9 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = map(str, list(Path(__file__).resolve().parents)[:2])
 import pycoslite                                                        # noqa: E402  (found through the line above)
+from peer_options import options_from                                   # noqa: E402  (likewise)
 from pycoslite import Task                                              # noqa: E402
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -140,14 +140,8 @@ def agent(task=None):
 def main(words, begin=lambda: None, listen=None):
     """Start the network with the options given, call `begin`, and wait for the end. `listen()` is what reads the
     standard input, if that is to be read."""
-    options = {"host": "127.0.0.1", "tcp_port": 0, "name": "agent", "secret": SECRET, "discover_peers": False}
-    for word in words:
-        name, _, text = word.partition("=")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[name] = text
-    node = pycoslite.Pycos(**options)
+    node = pycoslite.Pycos(**options_from(words, host="127.0.0.1", tcp_port=0, name="agent", secret=SECRET,
+                                          discover_peers=False))
     begin()
     Task(agent)
     signal.signal(signal.SIGTERM, lambda *_: finish())              # an orderly end

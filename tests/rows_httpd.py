@@ -7,8 +7,9 @@ from __future__ import annotations
 _V, _S, _C = "test_httpd_view.", "test_httpd_server.", "test_httpd_cluster."
 
 ROWS = {
-    "W01": _C + "ChainTest.test_monitor_first_then_the_programs_own_task " + _S + "OptionsTest.test_old_names_of_options "
-    + _C + "ChainTest.test_monitor_that_comes_late " + _S + "OptionsTest.test_this_machine_only_unless_told",
+    "W01": _C + "ChainTest.test_monitor_first_then_the_programs_own_task " + _S
+    + "OptionsTest.test_old_names_of_options " + _C
+    + "ChainTest.test_monitor_that_comes_late " + _S + "OptionsTest.test_this_machine_only_unless_told",
     "W02": _C + "ChainTest.test_messages_relayed_by_hand " + _S + "OptionsTest.test_oldest_form",
     "W03": _S + "OptionsTest.test_shutdown_waits_for_browsers_that_have_looked " + _S
     + "OptionsTest.test_shutdown_in_a_task_does_not_wait " + _C + "ProgramTest.test_old_program",

@@ -93,6 +93,7 @@ class ConstructorTest(TestCase):
                 ({"pulse_interval": 1000}, "pulse_interval=1000 is not between"),
                 ({"pulse_interval": 50, "ping_interval": 20}, "ping_interval=20 is shorter"),
                 ({"pulse_interval": 50, "zombie_period": 100}, "zombie_period=100 is shorter"),
+                ({"timeout": -1}, "timeout=-1 is no time to wait"),
                 ({"nodes": [1]}, "is not a list of host names"),
                 ({"status_task": "me"}, "status_task='me' is not a task"),
                 ({"node_setup": jobs.double}, "node_setup=.* is not a generator function"),
@@ -102,6 +103,20 @@ class ConstructorTest(TestCase):
             with self.subTest(options), self.assertRaisesRegex(pycoslite.MisuseError, sentence):
                 Client([], **options)
         Client([], zombie_period=0)                     # off
+
+    def test_how_long_a_client_may_be_idle(self):
+        """The shorter one of its own limit and the scheduler's; the pulse follows."""
+        for own, shared_s, zombie_s, rule, pulse_s in (
+                (None, 0, 500, "zombie_period=500", 50), (0, 0, 0, "zombie_period=0", 50),
+                (250, 0, 250, "zombie_period=250", 50), (250, 1000, 250, "zombie_period=250", 50),
+                (0, 1000, 1000, "zombie_period=1000 of the scheduler", 50),
+                (None, 90, 90, "zombie_period=90 of the scheduler", 30)):
+            with self.subTest(own=own, shared_s=shared_s):
+                client = Client([], pulse_interval=50, zombie_period=own)
+                wanted = client._wanted
+                client._options.patience(shared_s, wanted)
+                self.assertEqual((wanted.zombie_s, wanted.idle_rule[0], wanted.pulse_s), (zombie_s, rule, pulse_s))
+                self.assertEqual("zombie_period=0" in wanted.idle_rule[1], "scheduler" not in rule)
 
     def test_components_that_cannot_be(self):
         with self.assertRaisesRegex(pycoslite.MisuseError, "/no/such/file cannot be sent: No such file"):
@@ -946,10 +961,64 @@ class SharedSchedulerTest(TestCase):
 
     def test_options(self):
         for args, status, said in ((["--help"], 0, "take turns"), (["--node", "a:b"], 1, "must be a port number"),
+                                   (["--zombie_period", "50"], 2, "50 is neither 0 nor at least 100"),
+                                   (["--max_file_size", "10X"], 2, "'10X' is not a size"),
+                                   (["--config", "/no/such"], 2, "/no/such cannot be read: No such file"),
+                                   (["--pulse_interval", "50", "--node", "a:b"], 1,
+                                    "--pulse_interval has no effect: each client says"),
+                                   (["--clean", "--node", "a:b"], 1, "--clean has no effect: nothing is left behind"),
                                    (["--no_such"], 2, "unrecognized")):
             with self.subTest(args), running([sys.executable, ROOT / "dispycos_lite.py", *args]) as process:
                 self.assertEqual(process.wait(), status, process.output)
                 self.assertIn(said, process.output)
+
+
+class SchedulerOptionsTest(TestCase):
+    """The scheduler program's command line and configuration file."""
+
+    def parse(self, *argv):
+        return dispycos_lite._parse_arguments(argv)
+
+    def save(self, *argv):
+        path = str(self.temp_dir() / "scheduler.ini")
+        with self.assertRaises(SystemExit) as caught:
+            self.parse(*argv, "--save_config", path)
+        self.assertEqual(caught.exception.code, 0)
+        return path
+
+    def test_what_is_saved_comes_back(self):
+        argv = ("-t", "9999", "--node", "a:1", "--node", "b", "--relay_nodes", "--zombie_period", "0", "--daemon",
+                "--max_file_size", "10M", "--dest_path", "/var/100%", "--ping_interval", "7.5")
+        path = self.save(*argv)
+        saved, wanted = self.parse("--config", path), self.parse(*argv)
+        wanted.config = path
+        self.assertEqual(saved, wanted)
+        self.assertEqual((saved.zombie_period, saved.max_file_size, saved.node), (0, 10 << 20, ["a:1", "b"]))
+        self.assertEqual(os.stat(path).st_mode & 0o077, 0)
+
+    def test_command_line_wins(self):
+        path = self.save("--node", "a:1", "--zombie_period", "200", "-n", "name", "-s", "hunter2")
+        options = self.parse("--config", path, "--node", "b:2", "--zombie_period", "0")
+        self.assertEqual((options.node, options.zombie_period), (["b:2"], 0))
+        self.assertEqual((options.name, options.secret), (None, None))          # of one machine; no place for it
+        self.assertNotIn("hunter2", Path(path).read_text())
+
+    def test_defaults(self):
+        options = self.parse()
+        self.assertEqual((options.zombie_period, options.relay_nodes, options.dest_path), (10000, False, None))
+
+    def test_a_file_with_something_else_is_refused(self):
+        path = self.temp_dir() / "wrong.ini"
+        for text, said in (("[DEFAULT]\nsecret = x\n", "cannot be had from it: secret"),
+                           ("cpus", "is no configuration"),
+                           ("[DEFAULT]\nzombie_period = __import__('os')\n", "is not a number of seconds"),
+                           ("[other]\ndaemon = True\n", r"has a section \[other\]")):
+            path.write_text(text)
+            printed = io.StringIO()
+            with self.subTest(text), contextlib.redirect_stderr(printed), self.assertRaises(SystemExit) as caught:
+                self.parse("--config", str(path))
+            self.assertEqual(caught.exception.code, 2)
+            self.assertRegex(printed.getvalue(), said)
 
 
 OLD_PROGRAM = '''

@@ -219,8 +219,9 @@ class SilentTest(PatienceTest):
         self.assertEqual(self.silence(49.9), [])
         reason = "node node-a could not be reached for 50 s"
         out = self.pass_time(0.2)
-        self.assertEqual(self.told(out), [("ServerAbandoned", "('a', 0)", reason), ("ServerAbandoned", "('a', 1)", reason),
-                                          ("NodeAbandoned", "addr-a", reason)])
+        self.assertEqual(self.told(out), [
+            ("ServerAbandoned", "('a', 0)", reason), ("ServerAbandoned", "('a', 1)", reason),
+            ("NodeAbandoned", "addr-a", reason)])
         (_, done, _, error), = [each for each in out if each[0] == JOB_DONE]
         self.assertIs(done, job)
         self.assertIsInstance(error, dispycos_lite.NodeLost)
@@ -244,7 +245,8 @@ class SilentTest(PatienceTest):
         self.silence(51)
         self.state.node_heard("a", self.now)
         self.assertEqual(self.statuses(), [
-            "NodeDiscovered addr-a", "NodeInitialized addr-a", "ServerDiscovered ('a', 0)", "ServerInitialized ('a', 0)",
+            "NodeDiscovered addr-a", "NodeInitialized addr-a",
+            "ServerDiscovered ('a', 0)", "ServerInitialized ('a', 0)",
             "ServerDiscovered ('a', 1)", "ServerInitialized ('a', 1)"])
         later = [self.submit() for _ in range(3)]
         self.assertEqual([place for place, _ in self.sent()], [("a", 1), ("a", 0), ("a", 1)])
@@ -382,8 +384,8 @@ class RealTest(ClientTestCase):
                 waits.send("go on")
                 self.assertEqual((yield waits()), "go on")
                 yield statuses.status(Scheduler.NodeClosed, task)
-                self.assertRegex(statuses.messages[-1].reason, r"its client was idle for 1\S* s, --zombie_period 1 of the "
-                                 "node; it may have it again when there is work")
+                self.assertRegex(statuses.messages[-1].reason, r"its client was idle for 1\S* s, --zombie_period 1 "
+                                 "of the node; it may have it again when there is work")
                 self.assertEqual((yield client.run_result(jobs.square, 3)), 9)
                 yield client.close()
             self.run_task(main)
@@ -411,6 +413,7 @@ class RealTest(ClientTestCase):
                 ended = yield statuses.wait(lambda message: getattr(message, "info", None) == rtask, task)
                 self.assertEqual(ended.type, Scheduler.TaskAbandoned)
                 self.assertIsNone((yield rtask()))
+                self.assertEqual(((yield client.nodes()), (yield client.servers())), ([], []))
                 node.signal(signal.SIGCONT)
                 yield statuses.status(Scheduler.ServerInitialized, task, 2)
                 server, = client._servers()
@@ -447,7 +450,7 @@ class RealTest(ClientTestCase):
                 stack.enter_context(running([sys.executable, "-c", IDLE_PROGRAM, program.match.group(1), hold],
                                             ready="asks")) for hold in ("600", "0")]
             first.wait_for("has 9")
-            first.wait_for("ClientClosed: the client was idle for 1.* s, zombie_period=0.5 of the scheduler; schedule it")
+            first.wait_for("ClientClosed: the client was idle for 1.* s, zombie_period=0.5 of the scheduler; schedule")
             second.wait_for("done")
             self.assertEqual(second.wait(), 0, second.output)
             self.assertNotIn("done", first.output)
@@ -514,8 +517,8 @@ class AcquaintanceTest(ClientTestCase):
     def test_a_scheduler_program_has_nodes_announce_it(self) -> None:
         port = free_port()
         with running_node(1, "--udp_port", port) as one, running_node(1, "--udp_port", port) as other:
-            command = [sys.executable, ROOT / "dispycos_lite.py", "--host", "127.0.0.1", "--tcp_port", "0", "--udp_port",
-                       LOOPBACK["udp_port"], "--node", "127.0.0.1:%d" % one.port, "--relay_nodes"]
+            command = [sys.executable, ROOT / "dispycos_lite.py", "--host", "127.0.0.1", "--tcp_port", "0",
+                       "--udp_port", LOOPBACK["udp_port"], "--node", "127.0.0.1:%d" % one.port, "--relay_nodes"]
             with running(command, ready=r"listens at (\S+)") as program:
                 self.wait_until(lambda: program.write("status\n") or "127.0.0.1:%d" % other.port in program.output)
 
@@ -540,6 +543,19 @@ class PulseTest(ClientTestCase):
             with self.expect_log("is asked every 0.5 s what it has free, and not every 0.05 s: it was started with "
                                  "--min_pulse_interval 0.5 and --max_pulse_interval 7"):
                 self.run_task(main)
+
+    def test_what_takes_the_place_of_old_options_is_said(self) -> None:
+        with self.expect_log(r"Scheduler\(pulse_interval=\.\.\.\) has no effect: each client says how often"):
+            with self.expect_log(r"Scheduler\(clean=\.\.\.\) has no effect: nothing is left behind"):
+                self.scheduler(pulse_interval=50, clean=True)
+        with self.expect_log("a node that cannot be reached is given up after 60 s .* before 5 pulse intervals have "
+                             r"passed \(250 s\)", level=20):
+            def main(task: Any = None) -> Iterator:
+                client = Client([])
+                yield client.schedule()
+                yield client.run_result(jobs.square, 1)
+                yield client.close()
+            self.run_task(main)
 
     def test_a_client_says_how_often_nodes_are_searched_for(self) -> None:
         scheduler = self.scheduler(nodes=[])

@@ -11,13 +11,14 @@ import re
 import time
 import unittest
 from typing import Any, Dict, Iterator, List
+from unittest import mock
 
 import dispycos_lite
 import httpd_lite
 import pycoslite
-from dispycos_lite import DispycosStatus, Scheduler
+from dispycos_lite import DispycosStatus, DispycosTaskInfo, Scheduler
 from pycoslite import Location, MonitorStatus
-from tests.browser import BrowserError, ENTER, ESCAPE, SPACE, TAB, Browser, browsing
+from tests.browser import BrowserError, ENTER, ESCAPE, SPACE, TAB, browsing
 from tests.client_support import LOOPBACK, running_node
 from tests.cutting import CuttingProxy
 from tests.httpd_support import HOSTILE, TOKEN, Feed, FakeTask, MonitorTestCase
@@ -26,6 +27,27 @@ from tests.support import ROOT, TestCase
 MARKUP = "<img src=x onerror=alert(1)>\"'&amp;<script>alert(2)</script>"
 STATIC = ROOT / "static"
 FAST_S = 0.2
+PAGES = ("", "node.html?host=10.0.0.1:9705", "server.html?location=10.0.0.1:9706", "history.html")
+
+# Texts whose contrast with the ground behind them is less than WCAG's 4.5 : 1; what is disabled need not have it.
+FAINT = """
+const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+const light = (color) => numbers(color).slice(0, 3).map((c) => c / 255).map(
+  (c) => c <= 0.03928 ? c / 12.92 : Math.pow((c + 0.055) / 1.055, 2.4)).reduce(
+  (sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const color = getComputedStyle(at).backgroundColor;
+    if (numbers(color)[3] !== 0) return color;
+  }
+  return "rgb(255, 255, 255)";
+};
+return [...document.querySelectorAll("body *")].filter((element) => element.offsetParent && !element.disabled
+  && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())).map((element) => {
+    const both = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
+    return [element.textContent.trim().slice(0, 40), (both[0] + 0.05) / (both[1] + 0.05)];
+  }).filter((found) => found[1] < 4.5);
+"""
 UNREACHABLE = r"Failed to load resource: net::ERR_|status of (401|403|503)"     # what a browser says of those
 
 
@@ -57,8 +79,9 @@ class FakeCluster:
 
     def start(self, location: str, name: str = "work", *args: Any, **kwargs: Any) -> FakeTask:
         """A task starts."""
-        at = Location.parse(location)
-        return self.nodes[at.addr].start(next(self._numbers), at.port - 9705, *args, name=name, **kwargs)
+        task = FakeTask(next(self._numbers), Location.parse(location), name)
+        self.feed(DispycosStatus(Scheduler.TaskStarted, DispycosTaskInfo(task, args, kwargs, time.time())))
+        return task
 
     def end(self, task: FakeTask, kind: Any = StopIteration, value: Any = None) -> None:
         """A task ends."""
@@ -89,19 +112,25 @@ class FakeCluster:
         return 0
 
 
+_open = contextlib.ExitStack()              # holds the browser
+
+
+def tearDownModule() -> None:
+    """Called by unittest after the last test."""
+    BrowserTestCase.browser = None
+    _open.close()
+
+
 class BrowserTestCase(MonitorTestCase):
     """One browser for all tests, a monitor for each. `grumbles`: what the console may say, as a regular expression."""
 
-    browser: Browser
+    browser: Any = None                     # a tests.browser.Browser
     grumbles = ""
 
     @classmethod
     def setUpClass(cls) -> None:
-        if not hasattr(BrowserTestCase, "browser"):
-            context = browsing()
-            BrowserTestCase.browser = context.__enter__()
-            unittest.addModuleCleanup(context.__exit__, None, None, None)
-            unittest.addModuleCleanup(delattr, BrowserTestCase, "browser")
+        if BrowserTestCase.browser is None:
+            BrowserTestCase.browser = _open.enter_context(browsing())
 
     def setUp(self) -> None:
         self.origins: List[str] = []
@@ -147,12 +176,17 @@ class BrowserTestCase(MonitorTestCase):
 
     def column(self, number: int, table: str = "table") -> List[str]:
         """The texts of a table's column, from 1, row by row."""
-        return self.browser.script("return [...document.querySelectorAll(arguments[0])].map((cell) => cell.innerText.trim())",
-                                   "%s tbody tr > :nth-child(%d)" % (table, number))
+        return self.browser.script(
+            "return [...document.querySelectorAll(arguments[0])].map((cell) => cell.innerText.trim())",
+            "%s tbody tr > :nth-child(%d)" % (table, number))
 
     def rows(self, count: int, table: str = "table") -> None:
         """Wait until the table has so many rows."""
         self.wait("document.querySelectorAll('%s tbody tr').length === %d" % (table, count))
+
+    def rows_and(self, condition: str) -> None:
+        """Wait until there is a row, and the condition is true."""
+        self.wait("document.querySelector('tbody tr') && " + condition)
 
     @contextlib.contextmanager
     def same_page(self) -> Iterator[None]:
@@ -209,7 +243,8 @@ class ClusterPageTest(BrowserTestCase):
         self.assertEqual(self.column(3), ["gamma", "beta", "alpha"])
         self.browser.click("th[data-sort=name] button")
         self.assertEqual(self.column(3), ["alpha", "beta", "gamma"])
-        self.assertEqual(self.browser.script("return document.querySelector('th[data-sort=name]').ariaSort"), "ascending")
+        self.assertEqual(self.browser.script("return document.querySelector('th[data-sort=name]').ariaSort"),
+                         "ascending")
         self.browser.click("th[data-sort=name] button")
         self.assertEqual(self.column(3), ["gamma", "beta", "alpha"])
         self.browser.click("th[data-sort=done] button")
@@ -286,6 +321,18 @@ class ClusterPageTest(BrowserTestCase):
         cluster.schedule(Scheduler.ClientClosed)
         self.wait("!document.querySelector('#ended').hidden")
 
+    def test_a_node_that_has_not_reported_for_long_is_marked(self):
+        cluster = self.cluster()
+        cluster.node("10.0.0.1")
+        self.open()
+        self.rows(1)
+        self.assertEqual(self.browser.script("return document.querySelectorAll('tr.old').length"), 0)
+        pulses = mock.patch.object(httpd_lite, "_STALE_PULSES", 0.001)
+        pulses.start()
+        self.addCleanup(pulses.stop)
+        self.open()
+        self.wait("document.querySelectorAll('tr.old').length === 1")
+
     def test_charts_tell_their_figures_as_text_too(self):
         cluster = self.cluster()
         cluster.node("10.0.0.1", cpu=25)
@@ -294,6 +341,9 @@ class ClusterPageTest(BrowserTestCase):
         self.open()
         self.wait("document.querySelector('#cpu-used svg').ariaLabel.includes('75 %')")
         self.assertIn("75 %", self.browser.text("#cpu-used .now"))
+        self.browser.click("#scope option[value=run]")
+        self.wait("document.querySelector('#cpu-used svg').ariaLabel.includes('in the last')")
+        self.wait("performance.getEntriesByType('resource').some((entry) => entry.name.includes('scope=run'))")
 
     def test_a_thousand_nodes_are_shown_and_updated_in_place(self):
         cluster = self.cluster()
@@ -380,6 +430,17 @@ class NodeAndServerPageTest(BrowserTestCase):
         self.rows(1)
         self.assertTrue(self.browser.script("return document.querySelector('#terminate').disabled"))
 
+    def test_a_thousand_rows_are_shown_and_more_when_asked_for(self):
+        cluster = self.cluster()
+        cluster.node("10.0.0.1", "alpha", servers=1100)
+        self.open("node.html?host=alpha")
+        self.rows(1000)
+        self.assertEqual(self.browser.text("#shown"), "1,100")
+        self.assertIn("1000 of 1100", self.browser.text("#servers-more"))
+        self.browser.click("#servers-more")
+        self.rows(1100)
+        self.assertTrue(self.browser.script("return document.querySelector('#servers-more').hidden"))
+
     def test_no_more_tasks_are_shown_than_asked_for(self):
         cluster = self.cluster()
         cluster.node("10.0.0.1", servers=1)
@@ -423,6 +484,8 @@ class NodeAndServerPageTest(BrowserTestCase):
 
 class HistoryPageTest(BrowserTestCase):
 
+    grumbles = "willReadFrequently"         # the test's own reading of a canvas
+
     def test_outcomes_and_tracebacks_of_tasks(self):
         cluster = self.cluster()
         cluster.node("10.0.0.1", "alpha", servers=1)
@@ -445,6 +508,28 @@ class HistoryPageTest(BrowserTestCase):
             self.rows(2, "#tasks")
         self.assertIn("node alpha", self.column(2, "#log"))
 
+    def test_the_timeline_has_a_bar_for_each_task(self):
+        cluster = self.cluster()
+        cluster.node("10.0.0.1", "alpha", servers=2)
+        cluster.end(cluster.start("10.0.0.1:9706", "first"), ValueError, "why")
+        cluster.start("10.0.0.1:9707", "second")
+        self.open("history.html")
+        self.rows(2, "#tasks")
+        self.assertIn("2 tasks on 2 servers", self.browser.script("return document.querySelector('canvas').ariaLabel"))
+        for state, name in (("failed", "first"), ("running", "second")):
+            self.browser.type("#text", name)
+            self.rows(1, "#tasks")
+            self.wait("document.querySelector('#tasks tbody th').innerText === %r" % name)
+            told = self.browser.script("""
+                const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+                const pixels = canvas.getContext("2d").getImageData(0, 4, canvas.width, 1).data;
+                const opaque = (x) => pixels[4 * x + 3];        // servers' names are on the left, and lines all opaque
+                const x = [...Array(canvas.width).keys()].find((x) => x > 125 && opaque(x) > 100 && opaque(x) < 250);
+                const at = {clientX: box.left + x + 1, clientY: box.top + 6};
+                canvas.dispatchEvent(new PointerEvent("pointermove", at));
+                return document.querySelector("#pointed").innerText""")
+            self.assertRegex(told, "^%s, %s, on 10.0.0.1:970" % (name, state))
+
 
 class HostileTextTest(BrowserTestCase):
     """S10: whatever nodes and programs call things, it is text. `tearDown` sees alerts and what the console says."""
@@ -461,13 +546,14 @@ class HostileTextTest(BrowserTestCase):
                             ("server.html?location=10.0.0.1:9706", "%s, key=%s" % (MARKUP, MARKUP)),
                             ("history.html", MARKUP)):
             self.open(page)
-            self.wait("document.querySelector('tbody tr') && document.querySelector('main').innerText.includes(%r)" % shown)
+            self.rows_and("document.querySelector('main').innerText.includes(%r)" % shown)
             self.assertEqual(self.browser.script(
                 "return document.querySelectorAll('main img, main script, [onerror]').length"), 0, page)
 
     def test_addresses_made_by_somebody_else_do_not_lead_away(self):
         self.cluster()
-        for next_page in ("javascript:alert(1)", "https://example.invalid/", "//example.invalid/cluster.html", "cluster.html/../x"):
+        for next_page in ("javascript:alert(1)", "https://example.invalid/", "//example.invalid/cluster.html",
+                          "cluster.html/../x"):
             self.browser.open("about:blank")
             self.browser.open(self.origins[-1] + "signin.html#next=" + next_page)
             self.browser.type("#token", TOKEN + ENTER)
@@ -489,8 +575,8 @@ class SignInTest(BrowserTestCase):
         self.browser.open(self.server.url)
         self.rows(1)
         self.assertNotIn(TOKEN, self.browser.url)
-        self.assertNotIn(TOKEN, self.browser.script("return document.cookie + JSON.stringify(Object.entries(localStorage)) "
-                                                    "+ JSON.stringify(Object.entries(sessionStorage))"))
+        self.assertNotIn(TOKEN, self.browser.script(
+            "return document.cookie + JSON.stringify([localStorage, sessionStorage].map(Object.entries))"))
         self.assertFalse([url for url in self.browser.requests() if TOKEN in url.partition("#")[0]])
 
     def test_without_a_token_a_page_says_where_it_is_and_leads_back(self):
@@ -603,13 +689,17 @@ class ConnectionTest(BrowserTestCase):
     def test_three_viewers_agree(self):
         self.open()
         self.rows(1)
-        self.browser.script("for (const n of [1, 2]) document.body.append(Object.assign(document.createElement('p'), {id: 'v' + n}));"
-                            "for (const n of [1, 2]) { const s = new EventSource('api/events?interval=0.2');"
-                            "for (const kind of ['full', 'change']) s.addEventListener(kind, (event) => {"
-                            "document.getElementById('v' + n).textContent = JSON.parse(event.data).totals.running; }); }")
+        self.browser.script("""
+            window.others = [null, null];
+            for (const n of [0, 1]) {
+              const stream = new EventSource("api/events?interval=0.2");
+              const take = (event) => { window.others[n] = JSON.parse(event.data).totals.running; };
+              for (const kind of ["full", "change"]) stream.addEventListener(kind, take);
+            }""")
         for _ in range(3):
             self.feed.start("10.0.0.1:9706")
-        self.wait("document.querySelector('#total-running').innerText === '3' && v1.innerText === '3' && v2.innerText === '3'")
+        self.wait_text("#total-running", "3")
+        self.wait("window.others.every((running) => running === 3)")
 
 
 class LayoutTest(BrowserTestCase):
@@ -619,7 +709,7 @@ class LayoutTest(BrowserTestCase):
         cluster.node("10.0.0.1", "a-name-that-is-longer-than-what-most-people-would-call-a-machine", servers=2)
         cluster.start("10.0.0.1:9706", "task_with_a_long_name_" * 4, "argument" * 40)
         self.browser.size(390, 800)
-        for page in ("", "node.html?host=10.0.0.1:9705", "server.html?location=10.0.0.1:9706", "history.html", "signin.html"):
+        for page in (*PAGES, "signin.html"):
             self.open(page)
             self.wait("document.querySelector('tbody tr') || document.querySelector('#token')")
             self.assertEqual(self.browser.script("return document.documentElement.scrollWidth"), 390, page)
@@ -654,19 +744,35 @@ class LayoutTest(BrowserTestCase):
         self.browser.press(ENTER)
         self.wait_text("h1", "Node beta")
 
+    def test_texts_stand_out_from_what_is_behind_them_in_light_and_dark(self):
+        cluster = self.cluster()
+        cluster.node("10.0.0.1", "alpha", servers=1)
+        cluster.node("10.0.0.2", "beta", servers=1)
+        cluster.suspend_node("10.0.0.2")
+        cluster.end(cluster.start("10.0.0.1:9706"), ValueError, "why")
+        grounds = set()
+        for dark in (False, True):
+            self.browser.size(1280, 900, dark)
+            for page in ("", "node.html?host=alpha", "history.html", "signin.html"):
+                self.open(page)
+                self.wait("document.querySelector('tbody tr') || document.querySelector('#token')")
+                self.assertEqual(self.browser.script(FAINT), [], (page, dark))
+            grounds.add(self.browser.script("return getComputedStyle(document.body).backgroundColor"))
+        self.assertEqual(len(grounds), 2)
+
     def test_every_control_has_a_name(self):
         cluster = self.cluster()
         cluster.node("10.0.0.1", "alpha", servers=1)
         cluster.start("10.0.0.1:9706")
-        for page in ("", "node.html?host=10.0.0.1:9705", "server.html?location=10.0.0.1:9706", "history.html"):
+        for page in PAGES:
             self.open(page)
             self.wait("document.querySelector('tbody tr')")
             nodes = self.browser.cdp("Accessibility.getFullAXTree")["nodes"]
             controls = [node for node in nodes if not node["ignored"] and node["role"]["value"] in (
                 "button", "link", "checkbox", "textbox", "searchbox", "spinbutton", "combobox", "table", "image")]
             self.assertGreater(len(controls), 5)
-            self.assertEqual([node["role"]["value"] for node in controls if node["role"]["value"] not in ("table", "image")
-                              and not node["name"]["value"]], [], page)
+            nameless = [node["role"]["value"] for node in controls if not node["name"]["value"]]
+            self.assertEqual([role for role in nameless if role not in ("table", "image")], [], page)
 
     def test_figures_are_told_as_people_read_them(self):
         self.cluster()
@@ -674,10 +780,12 @@ class LayoutTest(BrowserTestCase):
         self.browser.script("""import("./format.js").then((module) => { window.format = module; })""")
         self.wait("window.format")
         for call, expected in (
-                ("count(1234567)", "1,234,567"), ("count(null)", "–"), ("percent(99.6)", "100 %"), ("bytes(1023)", "1023 B"),
-                ("bytes(1536)", "1.5 KiB"), ("bytes(68719476736)", "64 GiB"), ("bytes(undefined)", "–"), ("rate(0)", "0"),
+                ("count(1234567)", "1,234,567"), ("count(null)", "–"), ("percent(99.6)", "100 %"),
+                ("bytes(1023)", "1023 B"), ("bytes(1536)", "1.5 KiB"), ("bytes(68719476736)", "64 GiB"),
+                ("bytes(undefined)", "–"), ("rate(0)", "0"),
                 ("rate(0.04)", "0.04"), ("rate(123.4)", "123"), ("duration(59.9)", "59 s"), ("duration(61)", "1 min"),
-                ("duration(61, true)", "1 min 1 s"), ("duration(7300, true)", "2 h 1 min"), ("duration(90000)", "1 day"),
+                ("duration(61, true)", "1 min 1 s"), ("duration(7300, true)", "2 h 1 min"),
+                ("duration(90000)", "1 day"),
                 ("duration(200000, true)", "2 days 7 h"), ("took(0.0451)", "45 ms"), ("took(1.26)", "1.3 s"),
                 ("took(75)", "1 min 15 s"), ("plural(1, 'task')", "1 task"), ("plural(0, 'task')", "0 tasks")):
             self.assertEqual(self.browser.script("return window.format." + call), expected, call)
@@ -737,10 +845,12 @@ class FilesTest(TestCase):
     def test_they_need_nothing_from_elsewhere_and_make_no_html_of_texts(self):
         for path in STATIC.iterdir():
             if path.suffix in (".html", ".js", ".css"):
-                text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")    # a name, not a place
+                text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")   # a name, no place
                 self.assertEqual(re.findall(
-                    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|javascript:|\bon\w+=\"|"
-                    r"style=\"|<style|@import|url\(|(?:https?:)?//[\w.]+\.\w", text), [], path.name)
+                    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|javascript:|"
+                    r"\bon\w+=\"|style=\"|<style|@import|url\(|(?:https?:)?//[\w.]+\.\w|(?:href|src)=\"/|"
+                    r"(?:get|post|fetch|EventSource)\(\"/",
+                    text), [], path.name)
                 for script in re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL):
                     self.assertEqual(script, "", path.name)
 
@@ -760,10 +870,18 @@ class FilesTest(TestCase):
             self.assertEqual(len(ids), len(set(ids)))
             script = (STATIC / (page + ".js")).read_text(encoding="utf-8")
             asked = re.findall(r'(?:\$|put)\("([\w-]+)"[,)]', script) + re.findall(r'\$\("([\w-]+)"\)', shared)
-            self.assertEqual([name for name in asked if name not in ids], [], page)
+            missing = {name for name in asked if name not in ids}
+            self.assertLessEqual(missing, {"gone"} if page in ("cluster", "history") else set(), page)
 
     def test_they_are_small(self):
-        self.assertLess(sum(path.stat().st_size for path in STATIC.iterdir()), 90000)
+        for page in ("cluster", "node", "server", "history", "signin"):
+            needed, new = set(), {page + ".html"}
+            while new:
+                needed |= new
+                texts = [(STATIC / name).read_text(encoding="utf-8") for name in new]
+                new = {name for text in texts for name in re.findall(
+                    r'(?:src=|href=|from )"(?:\./)?([\w.]+\.(?:js|css|svg))"', text)} - needed
+            self.assertLess(sum((STATIC / name).stat().st_size for name in needed), 70000, page)
 
 
 if __name__ == "__main__":

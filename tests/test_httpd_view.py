@@ -29,8 +29,8 @@ class TextTest(TestCase):
         class Point:
             def __str__(self):
                 return "at 3"
-        for value, text in ((1, "1"), ("a'b", "a'b"), ([1, "a"], "[1, 'a']"), ({"k": (1,)}, "{'k': (1,)}"), (None, "None"),
-                            (b"\0", r"b'\x00'"), (Point(), "at 3"), (1.5, "1.5"), (set(), "set()")):
+        for value, text in ((1, "1"), ("a'b", "a'b"), ([1, "a"], "[1, 'a']"), ({"k": (1,)}, "{'k': (1,)}"),
+                            (None, "None"), (b"\0", r"b'\x00'"), (Point(), "at 3"), (1.5, "1.5"), (set(), "set()")):
             with self.subTest(value=value):
                 self.assertEqual(httpd_lite.shown(value), text)
 
@@ -216,9 +216,10 @@ class ViewTest(ViewTestCase):
         tasks = [feed.start(1, 1), feed.start(2, 2), other.start(3, 1, name="render"), other.start(4, 1)]
         feed.end(tasks[0])
         feed.end(tasks[3], ValueError)
-        for criteria, numbers in (({}, [3, 2, 4, 1]), ({"state": "running"}, [3, 2]), ({"state": "ended"}, [4, 1]),
-                                  ({"state": "failed"}, [4]), ({"host": "n1"}, [2, 1]), ({"host": "10.0.0.2"}, [3, 4]),
-                                  ({"location": "10.0.0.1:9707"}, [1]), ({"text": "rend"}, [3]), ({"host": "none"}, [])):
+        for criteria, numbers in (
+                ({}, [3, 2, 4, 1]), ({"state": "running"}, [3, 2]), ({"state": "ended"}, [4, 1]),
+                ({"state": "failed"}, [4]), ({"host": "n1"}, [2, 1]), ({"host": "10.0.0.2"}, [3, 4]),
+                ({"location": "10.0.0.1:9707"}, [1]), ({"text": "rend"}, [3]), ({"host": "none"}, [])):
             with self.subTest(criteria):
                 self.assertEqual([task.info.task.number for task in self.view.tasks(**criteria)], numbers)
 
@@ -231,11 +232,18 @@ class ViewTest(ViewTestCase):
         self.assertEqual(lines[-2:], [("error", "task compute/1@10.0.0.1:9707", "failed: ValueError"),
                                       ("warning", "server 10.0.0.1:9707", "Disconnected")])
 
+    def test_reasons_are_in_the_log(self):
+        self.feed.up()
+        message = DispycosStatus(Scheduler.NodeAbandoned, self.feed.info)
+        message.reason = "it was silent for 50 seconds"
+        self.take(message)
+        self.assertEqual(self.view.log[-1]["text"], "Abandoned: it was silent for 50 seconds")
+
     def test_names_are_taken_as_they_are(self):
         feed = Feed(self.take, name=HOSTILE)
         feed.up()
-        feed.end(feed.start(1, 1, HOSTILE, name=HOSTILE), type(HOSTILE.replace("\0", "").encode("utf-8", "replace").decode(),
-                                                               (Exception,), {}), HOSTILE)
+        kind = type(HOSTILE.replace("\0", "").encode("utf-8", "replace").decode(), (Exception,), {})
+        feed.end(feed.start(1, 1, HOSTILE, name=HOSTILE), kind, HOSTILE)
         found = json.loads(httpd_lite.to_json([self.changes(None)] + [task.record(True) for task in self.view.tasks()]))
         self.assertEqual((found[0]["nodes"][0]["name"], found[1]["args"], found[1]["detail"]), (HOSTILE,) * 3)
 
@@ -247,7 +255,7 @@ class ChangesTest(ViewTestCase):
         return [node["name"] for node in changes["nodes"]]
 
     def test_every_reader_gets_every_change(self):
-        """V21. Two who read at times of their own end with the same as one who reads everything."""
+        """V21. Three who read at times of their own all end with what is the case."""
         feeds = [Feed(self.take, addr="10.0.0.%d" % n, name="n%d" % n) for n in range(5)]
         readers = [{"every": every, "seq": None, "nodes": {}} for every in (1, 3, 7)]
 
@@ -311,7 +319,8 @@ class ChangesTest(ViewTestCase):
         self.assertEqual(self.names(self.changes(None)), ["n3", "n4", "n5"])
         self.assertEqual(self.changes(seqs[3])["gone"], ["10.0.0.1:9706", "10.0.0.2:9706"])
         self.assertTrue(self.changes(seqs[0])["full"])
-        self.assertEqual(sorted(self.view.servers), ["10.0.0.%d:%d" % (n, port) for n in (4, 5) for port in (9707, 9708)])
+        self.assertEqual(sorted(self.view.servers),
+                         ["10.0.0.%d:%d" % (n, port) for n in (4, 5) for port in (9707, 9708)])
 
     def test_node_that_comes_back_is_not_dropped(self):
         limit = httpd_lite.settings.kept_nodes
@@ -321,6 +330,12 @@ class ChangesTest(ViewTestCase):
         for n in range(2, 5):
             Feed(self.take, addr="10.0.0.%d" % n, name="n%d" % n).node("Initialized", "Closed")
         self.assertEqual(self.names(self.changes(None)), ["n1", "n4"])
+
+    def test_servers_that_come_and_go_at_a_node_that_stays(self):
+        limit = httpd_lite.settings.kept_nodes
+        for number in range(1, limit + 100):
+            self.feed.server(number, "Initialized", "Disconnected")
+        self.assertEqual((len(self.view.servers), len(self.view.find_node("10.0.0.1").servers)), (limit, limit))
 
     def test_memory_is_bounded(self):
         """Whatever comes and goes: what is kept does not grow."""
@@ -414,7 +429,9 @@ class SourceTest(TestCase):
     def test_origins(self):
         self.assertEqual(self.refused(origin="http://127.0.0.1:8181"), 0)
         self.assertEqual(self.refused(origin="https://127.0.0.1:8181", secure=True), 0)
-        for origin in ("http://evil.example", "null", "https://127.0.0.1:8181", "http://127.0.0.1", "http://127.0.0.1:99",
+        self.assertEqual(self.refused(origin="https://127.0.0.1:8181"), 0)       # through a proxy that speaks TLS
+        self.assertEqual(self.refused(origin="http://127.0.0.1:8181", secure=True), 403)
+        for origin in ("http://evil.example", "null", "ftp://127.0.0.1:8181", "http://127.0.0.1", "http://127.0.0.1:99",
                        "http://localhost:8181", "", "http://127.0.0.1:8181.evil.example", "http://127.0.0.1:8181 x"):
             with self.subTest(origin):
                 self.assertEqual(self.refused(origin=origin), 403)
@@ -462,8 +479,9 @@ class BodyTest(TestCase):
                                                       {"a": ["x", "1"], "b": ["true"], "c": ["y"]})):
             self.assertEqual(httpd_lite.parse_body(kind, body), fields)
         for kind, body, status in (
-                (form, b"\xff", 400), (form, b"a=%ff", 400), (text, b"{", 400), (text, b"[1]", 400), (text, b"\xff", 400),
-                (text, b"[" * 60000, 400), ("text/plain", b"a=1", 415), ("multipart/form-data; boundary=x", b"", 415),
+                (form, b"\xff", 400), (form, b"a=%ff", 400), (text, b"{", 400), (text, b"[1]", 400),
+                (text, b"\xff", 400), (text, b"[" * 60000, 400), ("text/plain", b"a=1", 415),
+                ("multipart/form-data; boundary=x", b"", 415),
                 (form, b"&".join([b"a=1"] * 5000), 400)):
             with self.subTest(kind=kind, body=body[:10]):
                 self.assertEqual(self.status(httpd_lite.parse_body, kind, body), status)

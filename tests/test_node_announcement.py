@@ -58,13 +58,16 @@ class PingsTest(support.TestCase):
 
     def test_at_intervals_while_it_is_free(self) -> None:
         later: List[Any] = []
-        driver: Any = SimpleNamespace(state=SimpleNamespace(holder=None), options=SimpleNamespace(ping_interval=60),
+        driver: Any = SimpleNamespace(state=SimpleNamespace(holder=None, refusal=None),
+                                      options=SimpleNamespace(ping_interval=60),
                                       network=SimpleNamespace(call_later=lambda *call: later.append(call)),
                                       announce=lambda: later.append("announced"))
         driver.announce_regularly = lambda: dispycosnode_lite.NodeDriver.announce_regularly(driver)
-        for holder, interval, wanted in ((None, 60, ["announced", (60, driver.announce_regularly)]),
-                                         ("one", 60, [(60, driver.announce_regularly)]), (None, 0, ["announced"])):
-            driver.state.holder, driver.options.ping_interval = holder, interval
+        again = (60, driver.announce_regularly)
+        for holder, refusal, interval, wanted in (
+                (None, None, 60, ["announced", again]), ("one", None, 60, [again]), (None, None, 0, ["announced"]),
+                (None, "it serves from 17:00", 60, [again])):
+            driver.state.holder, driver.state.refusal, driver.options.ping_interval = holder, refusal, interval
             driver.announce_regularly()
             self.assertEqual(later, wanted)
             later.clear()
@@ -73,7 +76,7 @@ class PingsTest(support.TestCase):
     def released(before: Any, after: Any, quitting: bool) -> List[str]:
         """What a node does when a client goes, which had it `before`, so that `after` has it then."""
         done: List[str] = []
-        state = SimpleNamespace(holder=before, stop=lambda reason: ["told: " + reason],
+        state = SimpleNamespace(holder=before, refusal=None, stop=lambda reason: ["told: " + reason],
                                 release=lambda _now, _client: setattr(state, "holder", after) or [])
         driver: Any = SimpleNamespace(state=state, quitting=quitting, now=lambda: 0.0, do=done.extend,
                                       announce=lambda: done.append("announced"))

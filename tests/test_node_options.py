@@ -117,7 +117,7 @@ class ValuesTest(RefusedCase):
             ("--service_start 17", "'17' is not a time of day", "17:00"),
             ("--service_start 17:00", "--service_start alone says nothing", "--service_stop or --service_end"),
             ("--service_start 17:00 --service_stop 08:00 --service_end 07:00",
-             "--service_start 17:00, --service_stop 08:00 and --service_end 07:00 do not follow each other", "for example"),
+             "--service_start 17:00, --service_stop 08:00 and --service_end 07:00 do not follow each other", "for e"),
             ("--service_start 17:00 --service_end 17:00",
              "--service_start 17:00, --service_stop is not given and --service_end 17:00 do not", "for example"),
             ("--start_method thread", "'thread' is not one of fork, spawn", "fork or spawn"),

@@ -304,8 +304,8 @@ class ServiceTest(NodeCase):
     def test_clean_ends_the_node_before(self) -> None:
         folder = self.temp_dir()
         with self.node("--dest_path", folder) as first:
-            with support.running([sys.executable, "dispycosnode_lite.py", "--tcp_ports", first.port, "--dest_path", folder,
-                                  "--udp_port", support.free_port(), "--cpus", "1", "--daemon"]) as second:
+            with support.running([sys.executable, "dispycosnode_lite.py", "--tcp_ports", first.port, "--dest_path",
+                                  folder, "--udp_port", support.free_port(), "--cpus", "1", "--daemon"]) as second:
                 self.assertEqual(second.wait(), 1)
             with self.node("--dest_path", folder, "--clean", port=first.port) as third:
                 self.assertEqual(first.wait(), 0)

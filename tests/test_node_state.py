@@ -320,7 +320,8 @@ class PauseTest(StateCase):
         self.do("reserve", "a", "Anna")
         self.do("reserve", "b", "Bert")
         self.assertEqual(self.do("vacate", "it is 8:00", now=True), [
-            Refuse("b", "it is 8:00"), Refuse("a", "it is 8:00"), KillGeneration(1), ForkGeneration(2), *self.starts(2)])
+            Refuse("b", "it is 8:00"), Refuse("a", "it is 8:00"), KillGeneration(1), ForkGeneration(2),
+            *self.starts(2)])
 
 
 class StopTest(StateCase):
@@ -365,7 +366,7 @@ class World:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.clock = rng, support.FakeClock()
-        self.state = node.NodeState(rng.randint(1, 4))
+        self.state = node.NodeState(rng.randint(1, 4), zombie_s=rng.choice((0.0, 0.0, 5.0)))
         self.templates: dict = {}           # generation -> {n: True when ready} of living processes
         self.up: dict = {}                  # client -> the servers it believes to be up
         self.granted: List[str] = []
@@ -409,6 +410,13 @@ class World:
     def on_Refuse(self, i: Refuse) -> None:
         pass
 
+    def on_Pause(self, i: node.Pause) -> None:
+        assert i.client == self.state.holder.client
+
+    def on_Look(self, i: node.Look) -> None:
+        busy, done = self.rng.random() < 0.3, self.rng.randint(0, 2)
+        self.carry_out(self.state.activity(self.clock(), i.generation, busy, done))
+
     def on_Stop(self, i: Stop) -> None:
         self.stopped = True
 
@@ -416,7 +424,8 @@ class World:
         for _ in range(steps):
             self.clock.advance(self.rng.choice((0.0, 0.01, 0.3, 2.0)))
             self.rng.choice((self.client, self.client, self.ready, self.ready, self.die, self.template_dies,
-                             self.ended, self.time_passes))()
+                             self.ended, self.time_passes, self.hours))()
+        self.state.resume()
         self.serve_everybody()
         self.carry_out(self.state.stop("the end"))
         self.ended()
@@ -431,6 +440,15 @@ class World:
             self.carry_out(self.state.release(self.clock(), client))
         else:
             self.carry_out(self.state.restart(client, self.rng.randint(1, 3), "why not"))
+
+    def hours(self) -> None:
+        what = self.rng.randint(0, 5)
+        if what == 0:
+            self.carry_out(self.state.pause("it is late"))
+        elif what == 1:
+            self.carry_out(self.state.vacate(self.clock(), "it is too late"))
+        else:
+            self.state.resume()
 
     def ready(self) -> None:
         for generation, servers in list(self.templates.items()):
@@ -469,6 +487,8 @@ class World:
             self.time_passes()
             self.ready()
             holder = self.state.holder
+            if holder is None:                          # it was idle
+                break
             if self.state.next_deadline() is None:
                 assert self.up[holder.client] == set(range(1, holder.cpus + 1)), (self.up, holder)
             waiting = [known.client for known in self.state.queue]

@@ -44,6 +44,17 @@ pycoslite.Handshake.VERSIONS = (7, 9)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """ % str(ROOT)
+STRANGE = """
+import runpy, sys
+sys.path.insert(0, %r)
+import pycoslite
+usual = pycoslite.Handshake.__init__
+pycoslite.Handshake.__init__ = lambda self, role, key, process_id, info, *more: usual(
+    self, role, key, process_id, dict(info, python=5, role=None, release=["x"]), *more)
+pycoslite._Roster._on_time = staticmethod(lambda *_args: {"hour": 5})
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""" % str(ROOT)
 
 
 class DoctorTestCase(TestCase):
@@ -280,6 +291,13 @@ class ThereTest(DoctorTestCase):
         self.assertGreater(report["steps"]["round trip"]["details"]["round_trip_s"], 0)
         self.assertEqual(report["processes"][0]["name"], "one")
         self.assertEqual(report["target"], "%s:%d" % (HOST, port))
+
+    def test_a_process_that_says_strange_things(self):
+        with self.agent("name=one", program=STRANGE) as port:
+            report = self.report("%s:%d" % (HOST, port))
+        self.assertEqual(report["steps"]["session"]["status"], "ok")
+        self.assertEqual(report["steps"]["round trip"]["status"], "warning")
+        self.assertRegex(report["processes"][0]["problem"], '^"one" @ .*: it tells no time when it is asked')
 
     def test_a_host_alone_is_asked_for_its_ports(self):
         with self.agent("name=one") as port:

@@ -80,9 +80,8 @@ class HandOverTest(NetworkTestCase):
             with network.engine.lock:           # so that both are done at once, in this order
                 inside[0].resume("the answer")
             asking.terminate()
-            yield task.sleep(0)
-            return asking.is_alive()
-        self.assertIs(self.do(main), False)
+            return (yield asking.finish(COME_S)), asking.is_alive()
+        self.assertEqual(self.do(main), (None, False))
         self.assertEqual(self.do(asks_nothing), "well")     # the kernel goes on
 
     @staticmethod

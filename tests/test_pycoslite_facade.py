@@ -85,6 +85,24 @@ class OptionsTest(FacadeTestCase):
             Pycos(colour="red")
         self.assertIsNone(pycoslite.running_network())
 
+    def test_a_mistake_starts_nothing_and_the_next_call_may_do_better(self):
+        occupied = self.temp_dir() / "file"
+        occupied.touch()
+        wrong = ((dict(dest_path=str(occupied / "d")), OSError, "received files, dest_path='.*/d', cannot be made: Not a"),
+                 (dict(peers=["[::1"]), ValueError, ""),
+                 (dict(host="192.0.2.77"), OSError, "no such address"))
+        for made_before in False, True:
+            for options, error, sentence in wrong:
+                with self.subTest(options, made_before=made_before):
+                    before = Pycos() if made_before else None
+                    with self.assertRaisesRegex(error, sentence):
+                        Pycos(**dict(LOCAL, **options))
+                    self.assertIsNone(pycoslite.running_network())
+                    node = Pycos(name="better", **{name: value for name, value in LOCAL.items() if name != "host"})
+                    self.assertIs(before or node, node)
+                    self.assertEqual(node.name, "better")
+                    node.terminate()
+
 
 class PlaceTest(FacadeTestCase):
     def test_without_a_network(self):

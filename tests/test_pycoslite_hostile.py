@@ -60,6 +60,10 @@ class GoalsTest(TestCase):
         figures.check(self, hostile.ROWS["S9"])
 
     @LINUX
+    def test_s10_web_monitor(self) -> None:
+        figures.check(self, hostile.ROWS["S10"])
+
+    @LINUX
     def test_s11_defaults_and_secrets(self) -> None:
         figures.check(self, hostile.ROWS["S11"])
 
@@ -128,6 +132,24 @@ class InsidersTest(NetworkTestCase):
         status, told = task.value(COME_S)
         self.assertEqual((status, told.type), (0, PycosError))
         self.assertIn("cannot be unpickled here: unpickling it ended with SystemExit: no", told.value)
+
+    def test_who_asks_about_a_task_and_goes_leaves_nothing_at_it(self) -> None:
+        port = self.node(secret=SECRET).location.port
+
+        def lasts(task: Any = None) -> Iterator:
+            yield task.receive()
+        long, tasks = Task(lasts), Pycos().network.tasks
+        for _ in range(5):
+            with Insider(port) as insider:
+                for number in range(3):
+                    self.assertEqual(insider.request("task.monitor", {"task": long.id, "id": number})[1], {"status": 0})
+                self.assertEqual(len(long.watchers or ()), 3)
+        self.wait_until(lambda: not long.watchers and not tasks.watched)
+        with Insider(port) as insider:
+            insider.request("task.monitor", {"task": long.id, "id": 7})
+            long.send("end")
+            insider.wait_for(pycoslite.REQUEST)
+            self.assertEqual([*tasks.watched.values()], [{}])
 
     def test_a_name_cannot_forge_lines_of_the_log(self) -> None:
         with Insider(self.node(secret=SECRET).location.port, name="x\nERROR all is lost\x1b[2J" + "y" * 500):

@@ -256,6 +256,17 @@ class GrowthTest(TestCase):
         self.assertLess(len(compared), 100)
 
 
+class _FailsToBegin(pycoslite.Request):
+    """A request that has begun to wait when it fails."""
+
+    __slots__ = ()
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        """Always fails."""
+        task.wait = self
+        raise OSError("not today")
+
+
 class ResilienceTest(TestCase):
     """Whatever fails around the kernel, it goes on."""
 
@@ -291,6 +302,20 @@ class ResilienceTest(TestCase):
         self.kernel.spawn(short).watch(lambda task: 1 / 0)
         with self.expect_log("telling .* failed"):
             self.alive()
+
+    def test_a_request_that_fails_when_it_has_begun_to_wait(self):
+        def function():
+            with self.assertRaises(OSError):
+                yield _FailsToBegin()
+            while True:
+                yield
+        task = self.kernel.spawn(function)
+        self.kernel.once()
+        self.kernel.once()
+        task.terminate()
+        self.kernel.once()
+        self.assertFalse(task.is_alive())
+        self.alive()
 
     def test_a_descriptor_handler_that_fails(self):
         kernel = Kernel()

@@ -1,6 +1,7 @@
 """Lanes: one stream of bytes over several connections, cut, carried out of order, put together; when there are any."""
 from __future__ import annotations
 
+import os
 import random
 import socket
 import struct
@@ -165,8 +166,8 @@ class StrainTest(TestCase):
         self.assertEqual(self.judged(settings.lanes_after_s / 2, line(100, 5)), "")
 
     def test_other_lines(self) -> None:
-        for what, found in (("sound", line(10_000, 0)), ("few losses", line(10_000, 20)), ("short", line(100, 5, 0.001)),
-                            ("too few packets to know", line(10, 2)), ("not told", None)):
+        for what, found in (("sound", line(10_000, 0)), ("few losses", line(10_000, 20)), ("not told", None),
+                            ("short", line(100, 5, 0.001)), ("too few packets to know", line(10, 2))):
             with self.subTest(what):
                 self.assertEqual(self.judged(1.0, found), "")
 
@@ -315,7 +316,9 @@ class FakeLink:
             pass
         except OSError as error:
             self.mute(error)
-        self.interest = READ | (WRITE if self.unsent else 0)
+        before, self.interest = self.interest, READ | (WRITE if self.unsent else 0)
+        if self.interest == before:
+            return
         if self.sock is self.lanes:
             self.lanes.watch()
         elif self.sock is not None:
@@ -333,6 +336,20 @@ class FakeLink:
     mute = fail
 
 
+class HalfSocket:
+    """A socket that sends half of what it is given."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def send(self, data: bytes) -> int:
+        """Send the first half."""
+        return self.sock.send(data[:(len(data) + 1) // 2])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
 class LanesTest(TestCase):
     """Two ends with real connections, driven by hand."""
 
@@ -341,7 +358,8 @@ class LanesTest(TestCase):
         self.poller = pycoslite.Poller()
         self.addCleanup(self.poller.close)
         near, far = connected()
-        self.a, self.b = FakeLink(FakeEngine(self.poller), near, "dial"), FakeLink(FakeEngine(self.poller), far, "accept")
+        self.a = FakeLink(FakeEngine(self.poller), near, "dial")
+        self.b = FakeLink(FakeEngine(self.poller), far, "accept")
         for link in (self.a, self.b):
             self.addCleanup(link.fail, ConnectionError("the test is over"))
         self.chance = random.Random(9705)
@@ -356,7 +374,7 @@ class LanesTest(TestCase):
 
     def turns(self, until: Callable[[], Any]) -> None:
         """Handle events until something holds."""
-        for _ in range(100_000):
+        for _ in range(5000):
             if until():
                 return
             self.poller.handle(self.poller.poll(0.5))
@@ -457,6 +475,24 @@ class LanesTest(TestCase):
         self.assertEqual(self.b.got, b"-last words")
         self.assertEqual(str(self.b.errors[0]), "closed")
 
+    def test_what_comes_behind_the_end_of_the_first_connection(self) -> None:
+        self.widen(self.a)
+        self.turns(lambda: self.b.got == b"-")
+        self.a.sock._first.shutdown(socket.SHUT_WR)
+        self.turns(lambda: self.b.engine.timers)
+        self.a.send(self.a.sealer.seal([b"it goes on"]))
+        self.turns(lambda: self.b.got == b"-it goes on")
+        self.assertEqual(self.b.errors, [])
+
+    def test_half_a_chunk(self) -> None:
+        """The system takes a part of a chunk, and there is nothing else to be sent."""
+        self.widen(self.a)
+        for lane in self.a.lanes.lanes:
+            lane.sock = HalfSocket(lane.sock)
+        self.a.send(self.a.sealer.seal([b"these are two halves"]))
+        self.assertEqual(self.a.unsent, [])
+        self.turns(lambda: self.b.got == b"-these are two halves")
+
     def test_one_end_is_not_waited_for_without_limit(self) -> None:
         self.widen(self.a)
         self.turns(lambda: self.b.got == b"-")
@@ -493,6 +529,14 @@ class LanesTest(TestCase):
         lane.close()
         self.turns(lambda: self.b.errors)
         self.assertIsInstance(self.b.errors[0], ConnectionResetError)
+
+    def test_nonsense_in_a_lane_ends_the_link(self) -> None:
+        self.widen(self.a)
+        self.turns(lambda: self.b.got == b"-")
+        self.a.lanes.lanes[2].sock.send(b"GET / HTTP/1.1\r\n\r\n")
+        self.turns(lambda: self.b.errors)
+        self.assertIsInstance(self.b.errors[0], ProtocolError)
+        self.assertIsNone(self.b.sock)
 
     def test_the_first_connection_stays_silent(self) -> None:
         self.widen(self.a)
@@ -561,8 +605,8 @@ class WhoTest(TestCase):
     def test_both_ends_give_a_connection_the_same_name(self) -> None:
         names = set()
         for _ in range(2):
-            ends = [pycoslite.Handshake(role, KEY, role.encode().ljust(16), {}, random.Random().getrandbits(256).to_bytes(
-                32, "big"), "c") for role in ("accept", "dial")]
+            ends = [pycoslite.Handshake(role, KEY, role.encode().ljust(16), {}, os.urandom(32), "c")
+                    for role in ("accept", "dial")]
             for _ in range(2):
                 for one, other in (ends, ends[::-1]):
                     data = one.data_to_send()

@@ -529,6 +529,14 @@ class FaultsTest(NetworkTestCase):
                 self.assertEqual(process.wait(), 0)
                 self.assertNotIn("WARNING", process.output)
 
+    def test_a_long_message_is_confirmed_as_soon_as_it_is_there(self):
+        """Not as late as a short one may be: it keeps its memory, and others waiting, until then."""
+        self.node()
+        with self.agent(env={"PYCOSLITE_ACK_DELAY_S": "1000"}) as process:
+            agent = self.find(process)
+            agent.send(("number", 0, bytearray(3 << 20)))
+            self.wait_until(lambda: not agent.peer.session.unconfirmed_frames)
+
     def outrun(self, function: Callable) -> None:
         """A task `function(agent)` sends 3000 numbers to a stopped process, each with 1 KB."""
         self.setting(window_bytes=1 << 19)

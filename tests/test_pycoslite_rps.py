@@ -7,6 +7,7 @@ import sys
 import threading
 import unittest
 from typing import Any, List
+from unittest import mock
 
 import pycoslite
 from pycoslite import RPS, MonitorStatus, PeerLost, Pycos, Task
@@ -227,6 +228,24 @@ class PeersTest(ServiceTestCase):
         def run():
             return [(yield request(*args, **kwargs))]
         return self.do(run)[0]
+
+    def test_two_of_a_name_come_at_once(self):
+        """Who looks for the name hears of one of them, and the log of nothing."""
+        network = self.node().network
+        twins = [mock.Mock(location=pycoslite.Location("192.0.2.1", port)) for port in (1, 2)]
+        for twin in twins:
+            twin.name = "twin"
+
+        def find():
+            return (yield Pycos().locate("twin", COME_S))
+
+        def come():
+            for twin in twins:
+                network.roster._on_peer(twin, "online", "")
+        task = Task(find)
+        self.wait_until(lambda: network.roster._wanted)
+        network.post(come)
+        self.assertEqual(task.value(COME_S), twins[0].location)
 
     def test_locate_by_name(self):
         node = self.node()

@@ -312,6 +312,24 @@ class ConfirmationTest(TestCase):
         check(self, a)
 
 
+    def test_frames_that_take_more_memory_than_they_have_bytes(self) -> None:
+        limits = Settings(window_bytes=1000, window_messages=100, queue_messages=100)
+        for received in range(5):
+            a, b = pair(limits)
+            for number in range(4):
+                self.assertEqual(a.push(frame(b"%d" % number * 50), 300), number < 3)
+            sent(a)
+            b._received = received
+            a.disconnected()
+            a.connected()
+            sent(a)
+            a.on_session(b.local_sid, a.local_sid, received)
+            self.assertEqual(a.unconfirmed_bytes, 300 * (4 - received))
+            sent(a)
+            a.on_ack(4)
+            self.assertEqual((a.unconfirmed_bytes, a.unconfirmed_frames, a.below_window), (0, 0, True))
+
+
 class ReconnectTest(TestCase):
     def test_every_cut_of_a_stream(self) -> None:
         """Whatever part of the stream arrived, the next connection brings the rest, from the first byte of a frame."""

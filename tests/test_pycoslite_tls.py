@@ -21,6 +21,7 @@ import dispycos_lite
 import pycoslite
 from pycoslite import (CAN_ENCRYPT, DEMANDS_ENCRYPTION, HAS_CERTIFICATE, WANTS_ENCRYPTION, AuthenticationError,
                        Handshake, Location, Pycos, PycosError, Refusal, SecretError, Task)
+from tests import reliability
 from tests.figures import SOAK
 from tests.support import ROOT, TestCase, free_port, interpreters, running, two_hosts
 from tests.test_pycoslite_network import AGENT, COME_S, HOST, SECRET, NetworkTestCase
@@ -451,6 +452,9 @@ class PairTest(CertificateCase):
             with contextlib.suppress(OSError):          # one that is being dialled
                 link.sock.shutdown(socket.SHUT_RDWR)
 
+    def test_lanes(self):
+        exchange_in_lanes(self, sys.executable, "tls 1.[23], certificates", "certfile=" + self.pair)
+
     def test_another_pair_is_refused(self):
         self.node(certfile=self.pair)
         with self.agent("certfile=" + self.other) as process:
@@ -867,8 +871,26 @@ class StrangersTest(CertificateCase, SecurityTestCase):
 # ======================================================================================================================
 
 
+def exchange_in_lanes(case: TestCase, path: str, security: str, *options: str, **variables: str) -> None:
+    """Have two processes, whose link gets lanes though the line is good, exchange a lot; check that all of it arrives,
+    in order, and that the link is protected as `security` says."""
+    variables.update(lanes_loss="0", lanes_after_s="0")
+    env = {"PYCOSLITE_" + name.upper(): value for name, value in variables.items()}
+    with contextlib.ExitStack() as stack:
+        here, there = (reliability.Agent(stack.enter_context(running([path, reliability.PEER, *options],
+                                                                     ready=r"READY (\S+)", env=env))) for _ in "12")
+        told = here.do("exchange", repr(there.at), 4000, 8000)
+        case.assertEqual((told["here"], told["there"]), ([4000, True], [4000, True]))
+        for end in (here, there):
+            case.assertRegex(end.process.output, "INFO .*: %s\n" % security)
+            case.assertRegex(end.process.output, r"INFO .*: its messages go over \d+ connections")
+
+
 class SecretEncryptsTest(TestCase):
     """Processes of Pythons from 3.13 on."""
+
+    def test_lanes(self):
+        exchange_in_lanes(self, python((3, 13)), "tls-psk", encrypt="always")
 
     def agent(self, path: str, *options: str, **variables: str) -> Any:
         manager = running([path, AGENT, *options], ready=r"READY (\S+)",

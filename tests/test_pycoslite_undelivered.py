@@ -7,6 +7,7 @@ import sys
 import threading
 import unittest
 from typing import Any, List
+from unittest import mock
 
 import pycoslite
 from pycoslite import Channel, MonitorStatus, Pycos, Session, Settings, Task, Undelivered, encode_frame
@@ -283,6 +284,32 @@ class BoundTest(ServiceTestCase):
 
 
 class RelayTest(ServiceTestCase):
+    def test_holding_back_again_and_again_leaves_one_timer(self):
+        network = self.node().network
+        source, target = [pycoslite.Peer(network, bytes((n,)) * 16) for n in (1, 2)]
+        timers, done = [], threading.Event()
+
+        def often() -> None:
+            target.session.below_window = False
+            for _ in range(100):
+                pycoslite._Passing.wait(source, target)
+                timers.append(len(network.engine.timers))
+                self.assertTrue(source.session._withheld)
+                held, target.held = target.held, []
+                for function in held:
+                    function()
+                self.assertFalse(source.session._withheld)
+            source.state = "lost"
+            pycoslite._Passing.wait(source, target)         # just now
+            done.set()
+        target.flush = mock.Mock()                  # it would be dialled
+        source.flush = mock.Mock()
+        before = len(network.engine.timers)
+        network.post(often)
+        self.assertTrue(done.wait(COME_S))
+        self.assertLessEqual(max(timers), before + 1)
+        self.assertEqual((network.passing, target.held), ({}, []))
+
     def chain(self, window: int) -> tuple:
         """This process sends to a channel of `middle`, which passes on to one of `far`."""
         self.node()

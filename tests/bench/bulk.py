@@ -1,10 +1,12 @@
 """D4, D4b, D6b: large messages to another process, and a channel with subscribers in four.
 
 D4 sends LARGE bytes, D4b a bytearray, each confirmed before the next. A receiver is owed an object of its own for each
-message, of the type that was sent: the limit of D4b receives into a fresh bytearray, that of D4 makes bytes of it, which
-costs a copy. "checked" is the limit with what a message owes its user besides: a MAC of every RECORD bytes, made at one
-end and proved at the other, and a copy of what may change before it is confirmed. `peer_peak_x` is by how much the receiver's memory grew at most, in messages. D6b sends SMALL messages to
-PROCESSES others, pickled once for all.
+message, of the type that was sent: the limit of D4b receives into a fresh bytearray, that of D4 makes bytes of it,
+which costs a copy. "checked" is the limit with what a message owes its user besides: a MAC of every RECORD bytes, made
+at one end and proved at the other before the next is taken, and a copy of what may change before it is confirmed. Both
+machines of such a transfer have processors of their own; here both ends share those of one. `peer_peak_x` is by how
+much the receiver's memory grew at most, in messages. D6b sends SMALL messages to PROCESSES others, pickled once for
+all.
 """
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import sys
 from typing import Any, Callable, Dict, List
 
 from .harness import HOST, Child, Measured, child, clock, contestant, expect, ready, run_task
-from .messages import (BATCH, BURST, COUNT, PROTOCOL, SMALL, Inbox, accept_one, connect, get_exactly, put, start_network)
+from .messages import (BURST, COUNT, PROTOCOL, SMALL, Inbox, accept_one, connect, count_messages, counted_batches,
+                       get_exactly, start_network)
 
 LARGE = 64 << 20
 MIB = 1 << 20
@@ -94,8 +97,8 @@ def serve_large_checked(workload: str) -> None:
 
 
 def _large_checked(n: int, workload: str) -> Measured:
-    """Each record is copied, if it is of a bytearray, hashed and sent before the next: so it is in the processor's cache
-    meanwhile. The memory of the copies is used again and again."""
+    """Each record is copied, if it is of a bytearray, hashed and sent before the next: so it stays in the processor's
+    cache meanwhile. The memory of the copies is used again and again."""
     sock = connect(serve_large_checked, workload)
     mac, copy = CHAIN.copy(), memoryview(bytearray(LARGE if workload == "D4b" else 0))
 
@@ -107,8 +110,11 @@ def _large_checked(n: int, workload: str) -> Measured:
                 target[:] = record
                 record = target
             mac.update(hashlib.sha256(record).digest())
-            sock.sendall(record)
-            sock.sendall(mac.copy().digest())
+            told = mac.copy().digest()
+            sent = sock.sendmsg([record, told])
+            if sent < len(record):
+                sock.sendall(record[sent:])
+            sock.sendall(told[max(0, sent - len(record)):])
         return sock.recv(1)
     return _timed_messages(n, TYPES[workload](LARGE), deliver, b"\1")
 
@@ -203,15 +209,7 @@ def serve_subscriber_limit(port: str) -> None:
     """Counts until None comes, then tells."""
     sock = socket.create_connection((HOST, int(port)))
     ready()
-    inbox = Inbox(sock)
-    count = 0
-    while True:
-        messages = inbox.take()
-        if messages is None:
-            return
-        count += len(messages)
-        if messages and messages[-1] is None:
-            sock.sendall(COUNT.pack(count - 1))
+    count_messages(Inbox(sock))
 
 
 @contestant("D6b", "limit")
@@ -222,22 +220,7 @@ def broadcast_limit(n: int) -> Measured:
         for _ in range(PROCESSES):
             child(serve_subscriber_limit, listener.getsockname()[1])
             sockets.append(listener.accept()[0])
-    start = clock()
-    batch = bytearray()
-    for i in range(n):
-        data = pickle.dumps(SMALL, PROTOCOL)
-        batch += len(data).to_bytes(4, "big")
-        batch += data
-        if len(batch) > BATCH or i == n - 1:
-            for sock in sockets:
-                sock.sendall(batch)
-            batch.clear()
-    for sock in sockets:
-        put(sock, None)
-    counts = [COUNT.unpack(get_exactly(sock, COUNT.size))[0] for sock in sockets]
-    seconds = clock() - start
-    expect(counts, [n] * PROCESSES, "messages that each process counted")
-    return Measured(n * PROCESSES, seconds)
+    return Measured(n * PROCESSES, counted_batches(n, sockets))
 
 
 def serve_subscriber_ours(port: str) -> None:

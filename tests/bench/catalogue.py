@@ -127,12 +127,17 @@ _TABLE: Tuple[Workload, ...] = (
              (Share(0.60), Ahead("open", AUTHENTICATED)), pinned=True),
     Workload("D3p", "confirmed delivery, 16 in flight", "deliveries/s", 32_000, 64,
              (Share(0.40), Ahead("open", AUTHENTICATED)), {"limit": 80_000}),
+    # The limits of these two do not look at the bytes. SHA-256 at both ends takes as long as all the rest of D4b: who
+    # does it by hand ("checked") comes to 0.85 of that limit and a bit more while sender and receiver have a core each
+    # and nothing else runs, and to half of it where they have to share. The first figure stays the goal; the second
+    # one tells, on a machine that is busy, whether it is missed by us or by all.
     Workload("D4", "messages of 64 MiB, bytes (n: messages)", "MiB/s", 8, 1,
-             (Share(0.85), AtMost("peer_peak_x", 2.1))),
+             (Share(0.85), Ahead("checked", 0.90), AtMost("peer_peak_x", 2.1))),
     Workload("D4b", "messages of 64 MiB, a bytearray (n: messages)", "MiB/s", 8, 1,
-             (Share(0.85), AtMost("peer_peak_x", 1.1))),
-    # The limit neither looks at the bytes nor has them written out. Who does both, with SHA-256 at both ends, is at about
-    # a quarter of it on two cores, however it is written ("checked" is); so that is what ours is held against.
+             (Share(0.85), Ahead("checked", 0.90), AtMost("peer_peak_x", 1.1))),
+    # The limit does not look at the bytes. Who makes a checksum of them at both ends needs 2.3 times its processor time
+    # with CRC-32, which is enough within a host, and 3.5 times with SHA-256; with both ends on two cores that is what
+    # counts, however it is written ("checked" and "sha256" are). So ours is held against "checked".
     Workload("D5", "a file to another process", "MiB/s", 256, 1,
              (Ahead("checked", 0.90),)),
     Workload("D6a", "a channel with 50 subscribers (n: messages)", "deliveries/s", 10_000, 20,

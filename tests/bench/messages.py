@@ -123,17 +123,26 @@ def serve_sink_limit(confirm: str, kept: str = "") -> None:
     """D2, D3, D3p: count; None asks for the count; with `confirm` "1" each message is worth a byte; `kept`: `Inbox`."""
     sock = accept_one()
     inbox = Inbox(sock, bool(kept))
-    confirm_each = confirm == "1"
+    if confirm != "1":
+        count_messages(inbox)
+        return
+    while True:
+        messages = inbox.take()
+        if messages is None:
+            return
+        sock.sendall(b"\1" * len(messages))
+
+
+def count_messages(inbox: Inbox) -> None:
+    """Count messages; None asks for the count. Until the other end closes."""
     count = 0
     while True:
         messages = inbox.take()
         if messages is None:
             return
         count += len(messages)
-        if confirm_each:
-            sock.sendall(b"\1" * len(messages))
-        elif messages and messages[-1] is None:
-            sock.sendall(COUNT.pack(count - 1))
+        if messages and messages[-1] is None:
+            inbox.sock.sendall(COUNT.pack(count - 1))
 
 
 def connect(serve: Callable, *args: object) -> socket.socket:
@@ -154,7 +163,13 @@ def request_limit(n: int) -> Measured:
 @contestant("D2", "limit")
 def one_way_limit(n: int) -> Measured:
     """Batches of BATCH bytes."""
-    sock = connect(serve_sink_limit, 0)
+    seconds = counted_batches(n, [connect(serve_sink_limit, 0)])
+    return Measured(n, seconds)
+
+
+def counted_batches(n: int, sockets: List[socket.socket]) -> float:
+    """Seconds until so many messages, each pickled once and sent to all sockets in batches of BATCH bytes, were counted
+    at their other ends."""
     dumps = pickle.dumps
     start = clock()
     batch = bytearray()
@@ -163,14 +178,16 @@ def one_way_limit(n: int) -> Measured:
         batch += len(data).to_bytes(4, "big")
         batch += data
         if len(batch) > BATCH:
-            sock.sendall(batch)
+            for sock in sockets:
+                sock.sendall(batch)
             batch.clear()
-    sock.sendall(batch)
-    put(sock, None)
-    count = COUNT.unpack(get_exactly(sock, COUNT.size))[0]
+    for sock in sockets:
+        sock.sendall(batch)
+        put(sock, None)
+    counts = [COUNT.unpack(get_exactly(sock, COUNT.size))[0] for sock in sockets]
     seconds = clock() - start
-    expect(count, n, "messages the other end counted")
-    return Measured(n, seconds)
+    expect(counts, [n] * len(sockets), "messages that each other end counted")
+    return seconds
 
 
 def _deliver_limit(n: int, *kept: str) -> Measured:
