@@ -2374,7 +2374,7 @@ def checked_grant(facts: Any) -> Dict[str, Any]:
     for server in facts["servers"]:
         checked_server(server)
     pulses = facts.get("pulses", [0, 0])
-    if not (len(pulses) == 2 and all(type(limit) in (int, float) and limit >= 0 for limit in pulses)):
+    if not (len(pulses) == 2 and all(type(limit) in (int, float) and 0 <= limit < 1e9 for limit in pulses)):
         raise pycoslite.ProtocolError("node.granted: pulses must be two numbers of seconds, not %.80r" % (pulses,))
     return facts
 
@@ -3544,10 +3544,10 @@ class _Patience(_Fleet):
     def next_deadline(self) -> Optional[float]:
         """When `tick` is next due; None while nothing is."""
         due = super().next_deadline()
-        if not self.zombie_s and not self._silent or self.closing:
+        if not self.zombie_s and not self._silent:
             return due
         dues = [] if due is None else [due]
-        if self.zombie_s:
+        if self.zombie_s and not self.closing:
             dues += (since + self.zombie_s for since in islice(self.idle.values(), 1))
             dues += [self.rested + 2 * self.zombie_s] if self._client_idle() else []
         if self.abandon_s:
@@ -3557,9 +3557,7 @@ class _Patience(_Fleet):
     def tick(self, now: float) -> None:
         """Time has passed; to be called at `next_deadline()`."""
         super().tick(now)
-        if self.closing:
-            return
-        if self.zombie_s:
+        if self.zombie_s and not self.closing:
             self._end_idle()
         for node, since in list(self._silent.items()) if self.abandon_s else ():
             if node.abandon and now >= since + self.abandon_s:
@@ -3586,15 +3584,20 @@ class _Patience(_Fleet):
     def _idle_by_node(self) -> Dict[Node, List[Tuple[Server, float]]]:
         """The servers that are to be closed, and since when they are idle. The others' time begins anew."""
         found: Dict[Node, List[Tuple[Server, float]]] = {}
-        waiting = self._suspects or any(place.queue.live or place.io_queue.live
-                                        for place in [self.anywhere, *self.places.values()])
-        for server, since in list(takewhile(lambda entry: self.now >= entry[1] + self.zombie_s, self.idle.items())):
+        due = list(takewhile(lambda entry: self.now >= entry[1] + self.zombie_s, self.idle.items()))
+        waiting = bool(due) and self._any_waits()
+        for server, since in due:
             if server.io or waiting:
                 del self.idle[server]
                 self.idle[server] = self.now
             else:
                 found.setdefault(server.node, []).append((server, since))
         return found
+
+    def _any_waits(self) -> bool:
+        """Whether any job is on no server. It looks at all places that jobs have named."""
+        return bool(self._suspects) or any(
+            place.queue.live or place.io_queue.live for place in [self.anywhere, *self.places.values()])
 
     def rest_node(self, node_id: Any, reason: str, now: float) -> bool:
         """A node took itself back because it was idle; returns False when it is not: then that is its loss."""
@@ -3603,6 +3606,8 @@ class _Patience(_Fleet):
         if node is None or any(map(self._occupied, node.servers.values())):
             return False
         self._rest_node(node, reason)
+        if self._any_waits():                       # for a server that was not ready, or suspended
+            self._wake()
         return True
 
     def _rest_node(self, node: Node, reason: str) -> None:
@@ -3610,9 +3615,9 @@ class _Patience(_Fleet):
         self._asleep[node, None] = None
         self._release(node, reason)
 
-    def sleeps(self, node: Node) -> bool:
+    def sleeps(self, node_id: Any) -> bool:
         """Whether a node was given back because it was idle, and is not wanted again so far."""
-        return (node, None) in self._asleep
+        return any(node.id == node_id and n is None for node, n in self._asleep)
 
     def _rest_server(self, server: Server, reason: str) -> None:
         """End the process of an idle server; `_wake` has another started."""
@@ -3912,6 +3917,7 @@ class ClusterState(_Patience):
 #   _use_server       connect, server.attach, tells the cluster state of the server; _set_up_server
 #   _set_up_server    prepare_server, then the server gets jobs
 #   _bury             after node.server 'down': waits for results on their way, then server_down
+#   _ask_restart      node.restart; a refusal is the end of that server, as far as this client goes, not of the node
 #   _on_silence       after a link broke for good: a server that hangs is killed by its node
 #   _await_release    node.release; when all have answered, `when_given_back` makes its calls
 #
@@ -4407,6 +4413,7 @@ class SchedulerDriver(_ServerDriver):
     def __init__(self, network: Any, packer: "Packer", settle: Callable, status: Callable, client: str) -> None:
         super().__init__(network, packer, settle, status, client)
         self._carry[RELEASE_NODE] = self._release
+        self._carry[WAKE] = self._wake
         self._giving = 0                            # releases that nodes have not answered yet
         self._given_back: List[Callable] = []       # calls to be made when there are none
 
@@ -4494,9 +4501,14 @@ class SchedulerDriver(_ServerDriver):
             link.final = args.get("final", False)
             self._node_gone(link, args["reason"])
 
-    def rest(self, _link: _NodeLink, _reason: str) -> bool:
-        """A node was taken back because it was idle; whether it will be asked for again only when there are jobs."""
-        return False
+    def rest(self, link: _NodeLink, reason: str) -> bool:
+        """A node took itself back because it was idle: whether it was, so that it is asked for again only when there
+        are jobs. What is on its way there is lost, as with any node."""
+        self._take_in()
+        rests = self.state.rest_node(link.peer.process_id, reason, self.network.engine.clock())
+        pycoslite.log.info("node %s has taken itself back: %s", link.peer, reason)
+        self.plan()
+        return rests
 
     def on_stopping(self, peer: Any, args: dict, _payload: bytes) -> None:
         """A node takes no more jobs: let those that run end, then give it back."""
@@ -4593,6 +4605,9 @@ class SchedulerDriver(_ServerDriver):
         if link is not None:
             self._leave(link)
             self._give_back(link.peer)
+
+    def _wake(self, node: Node, n: Optional[int]) -> None:
+        """WAKE; nothing to do for who looks himself whether a node still sleeps."""
 
     def _give_back(self, peer: Any) -> None:
         """Release a node, or leave its queue; `when_given_back` tells when the node knows."""
@@ -4777,6 +4792,12 @@ class LocalNode:
 # Each turn has a driver of its own, so nothing of a turn that is over can reach the next one; `_packer` stays, so
 # code that was found once is not looked for again.
 #
+# A client that is idle gives its nodes back before its turn is over (the rules are those of the cluster state). Their
+# peers are kept in `_asleep` of its driver, which says no to them (`choose`) until a job has to wait and the state
+# wants them back (WAKE): then they are reserved anew, and set up anew, like any other. So an idle client keeps others
+# from the nodes for `zombie_period` at most, others in its queue for twice that, and loses no more than the time that a
+# set-up takes.
+#
 # A node gets from being seen to being used in `Scheduler`: `_on_peer` (found by a search, or it found us) and
 # `_keep_contact` (named, here or by a scheduler program) both end in `use_node`, which takes a node only once.
 #
@@ -4787,6 +4808,7 @@ class LocalNode:
 _SEARCH_AGAIN_S = 5.0                   # a client without nodes looks for some this often
 _CONTACT_AGAIN_S = 5.0                  # a node that was named and cannot be used is tried again this often
 _PATIENCE_S = 3.0                       # a client that has waited so long for a node says what it waits for
+_LEAST_PULSE_S = 0.01                   # whatever a node says of the most seconds between two pulses
 _MISSED_PULSES = 5                      # so many pulse intervals of silence are too many
 
 
@@ -4832,7 +4854,6 @@ class _ClientDriver(SchedulerDriver):
         self._held: Dict[Any, Any] = {}             # id of one that waits to be enabled -> the task that waits
         self._again: Set[Any] = set()               # nodes to be taken anew as soon as they are released
         self._asleep: Dict[Any, Any] = {}           # nodes given back because they were idle -> their peers
-        self._carry[WAKE] = self._wake
         network.on_request("client.close_server", self._on_close_server)
         network.on_request("client.close_node", self._on_close_node)
 
@@ -4924,7 +4945,7 @@ class _ClientDriver(SchedulerDriver):
         """How often to ask a node, which may not be asked so often, or so seldom, as the client wants."""
         wanted_s = self.wanted.pulse_s
         least_s, most_s = self.nodes[peer.process_id].pulses
-        pulse_s = max(least_s, min(wanted_s, most_s))
+        pulse_s = max(least_s, min(wanted_s, most_s), _LEAST_PULSE_S)
         if pulse_s != wanted_s:
             pycoslite.log.warning(
                 "node %s is asked every %g s what it has free, and not every %g s: it was started with "
@@ -4967,7 +4988,7 @@ class _ClientDriver(SchedulerDriver):
         super()._release(node)
         if link is None or self.state.closing:
             return
-        if self.state.sleeps(node):
+        if self.state.sleeps(node.id):
             self._asleep[node.id] = link.peer
         elif node.id in self._again:
             self._again.discard(node.id)
@@ -4981,19 +5002,12 @@ class _ClientDriver(SchedulerDriver):
             pycoslite.log.warning("node %s is not used: %s", peer, error)
 
     def _wake(self, node: Node, n: Optional[int]) -> None:
-        """WAKE."""
+        """See `SchedulerDriver`."""
         link, peer = self.nodes.get(node.id), self._asleep.pop(node.id, None) if n is None else None
         if n is not None and link is not None:
             self.network.spawn(self._ask_restart, link, n, "there is work for it", True, None)
         elif peer is not None and peer.online:
             self.network.spawn(self.take, peer)
-
-    def rest(self, link: _NodeLink, reason: str) -> bool:
-        """See `SchedulerDriver`. What is on its way there when the node takes itself back is lost, as with any node."""
-        self._take_in()
-        rests = self.state.rest_node(link.peer.process_id, reason, self.network.engine.clock())
-        self.plan()
-        return rests
 
     def begin(self) -> None:
         """The client's turn has come: begin to judge what is idle, and what is silent."""
@@ -5559,6 +5573,10 @@ class _ClientOptions:
                  "disable_nodes and disable_servers need a status_task, which is told what there is to enable")):
             if wrong:
                 raise pycoslite.MisuseError("Client(): " + sentence)
+        self._check_setups()
+
+    def _check_setups(self) -> None:
+        """The part of `check` that looks at the client's functions."""
         for name in ("node_setup", "server_setup"):
             setup = getattr(self, name)
             if setup is not None and (not callable(setup) or job_kind(setup) != TASK):
@@ -6139,6 +6157,7 @@ _SEARCH_S = 0.03                        # a node on the local networks answers a
 _LOCAL_START_S = 20.0                   # a node program on this machine, even a busy one, has started by then
 _LOCAL_STARTS = 3                       # one that ends by itself is replaced, but not for ever
 _AGAIN_S = (0.1, 2.0)                   # a node that is lost or cannot be reached is tried again after; doubles up to
+_WAKE_S = 0.1                           # a node that was idle, and took itself back, is asked for so soon after a job
 _END_S = 5.0                            # what remains to be done at the end is given up after so long
 _AHEAD_BYTES = 64 << 20                 # arguments `map` keeps unfinished ...
 _AHEAD_JOBS = 4096                      # ... and jobs
@@ -6258,7 +6277,7 @@ class _ClusterDriver(SchedulerDriver):
             now = self.network.engine.clock()
             if final or self.state.closing:
                 break
-            if used and not self.nodes:
+            if used and reason and not self.nodes:
                 pycoslite.log.warning("no node is left for now; this one is dialled again, and jobs wait for it "
                                       "at most %g seconds", pycoslite.settings.give_up_s)
             if used or lost_at is None:
@@ -6272,7 +6291,8 @@ class _ClusterDriver(SchedulerDriver):
         self.drop_node(reason)
 
     def stay(self, locations: List[Any], peer: Any, first: Any, again: bool) -> Iterator:
-        """Use a node until it is lost. Gives (why it is lost, whether for good, whether it was used). A system task."""
+        """Use a node until it is lost. Gives (why it is lost, whether for good, whether it was used); one that took
+        itself back because it was idle is not lost (''), and is not asked for before there are jobs. A system task."""
         try:
             if peer is None:
                 peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
@@ -6290,6 +6310,8 @@ class _ClusterDriver(SchedulerDriver):
         link.told.append(self.network.engine.current.resume)
         while self.nodes.get(peer.process_id) is link:
             yield pycoslite.Suspend(None)
+        while self.state.sleeps(peer.process_id) and not self.state.closing:
+            yield pycoslite.Suspend(_WAKE_S)
         return link.reason, link.final, True
 
     def drop_node(self, reason: str) -> None:

@@ -1543,6 +1543,8 @@ def find_route(site: Site, request: Request) -> Route:
 
 _LOOK_S = 0.2                           # the listener looks at connections so often
 _JOIN_S = 2.0                           # threads of connections that were cut have ended by then
+_NO_THREAD = ("no thread can be started (%s). CPython 3.12.0 and 3.12.1 refuse that once the main program has ended: "
+              "let it wait for its tasks, with Pycos().join() at its end, or use another Python")
 _REQUEST_LINE = 8192
 _SILENT, _READING, _BODY, _WORKING, _SENDING, _WAITING = "silent", "reading", "body", "working", "sending", "waiting"
 _DISPLACED = (_SILENT, _READING, _WAITING)
@@ -1806,11 +1808,16 @@ class Listener:
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._connections: List[_Connection] = []       # oldest first; the listener's thread's alone
+        self._warned = False                            # of threads that cannot be had
         self._thread = threading.Thread(target=self._run, name="pycoslite monitor", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
-        self._thread.start()
+        """Begin to serve. Raises MisuseError when this program cannot have another thread."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._close_sockets()
+            raise pycoslite.MisuseError("HTTPServer(): " + _NO_THREAD % error) from None
 
     def close(self, wait: bool) -> None:
         """Cut all connections and stop to listen; `wait` for that, a moment. Any thread but the listener's."""
@@ -1839,6 +1846,9 @@ class Listener:
         for connection in self._connections:
             if connection.thread is not None:
                 connection.thread.join(_JOIN_S)
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
         self._selector.close()
         for sock in (self._socket, self._wakes, self._woken):
             sock.close()
@@ -1876,8 +1886,11 @@ class Listener:
                                              name="pycoslite monitor connection", daemon=True)
         try:
             connection.thread.start()
-        except RuntimeError as error:           # no more threads, or the program is about to end
-            pycoslite.log.debug("monitor: no thread for a connection: %s", error)
+        except RuntimeError as error:
+            if not self._warned:
+                pycoslite.log.warning("monitor: viewers get no answer: " + _NO_THREAD, error)
+            self._warned = True
+            self._connections.remove(connection)
             connection.sock.close()
 
     def _cut(self, connection: _Connection) -> None:
@@ -1927,7 +1940,7 @@ class Listener:
 # ======================================================================================================================
 #
 # The parts are made bottom-up: what can be wrong with the options first, then the site with its pages, then the
-# listener, which takes the port; then nothing can fail any more, and the client gets its new status task.
+# listener, which takes the port and a thread; then nothing can fail any more, and the client gets its new status task.
 #
 #   status messages:   client  -->  status_task (`_receive`)  -->  Site.feed
 #                                                             -->  the status task that the client had, if any
@@ -1955,7 +1968,7 @@ class _Options:
     keyfile: Optional[str] = None
     certfile: Optional[str] = None
     show_task_args: bool = True
-    token: Optional[str] = None
+    token: Optional[str] = dataclasses.field(default=None, repr=False)
     hosts: Any = ()
     read_only: bool = False
 
@@ -2054,6 +2067,7 @@ class HTTPServer:
         self.port = self._listener.port
         self.url = chosen.url(self.port, self.token)
         site.secure, site.cookie = tls is not None, "pycoslite_%d" % self.port      # ports of a host share cookies
+        self._listener.start()
         self._begin(chosen.host)
 
     def _begin(self, host: str) -> None:
@@ -2062,7 +2076,6 @@ class HTTPServer:
         if self._computation is not None:
             self._next, self._computation.status_task = self._computation.status_task, self.status_task
         _servers.append(self)
-        self._listener.start()
         local = is_address(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
         pycoslite.log.warning("monitor: open %s in a browser (%s)", self.url, "on this machine only; others need "
                               "HTTPServer(host=...)" if local else "the token opens it to whoever has it")

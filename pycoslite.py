@@ -592,6 +592,12 @@ class Location:
 #
 # Invariants: lengths are checked before anything is kept; what is kept grows with what came, never with what was
 # promised; events do not depend on where the stream was cut.
+#
+# A long frame is received where it stays, which takes a third off the receiver's time beside the MAC. Once its first
+# record is in, `FrameDecoder.room` is the memory for the rest of it; `RecordOpener.place` says where in it the next
+# bytes belong: the body of a record, then, beside it, its MAC with the length of the next one. What is not proved yet
+# lies there, too, but belongs to no frame until it is; if it is wrong, the connection ends and the memory is forgotten.
+# The last record of a frame comes in the usual way, as another frame may begin in it.
 
 RECORD_CAP = 1 << 20            # part of the wire format: every end takes this, Settings.record_bytes stays below it
 MAC_BYTES = 16
@@ -1012,14 +1018,14 @@ class RecordOpener:
         length, frame, code = _LONE.unpack_from(data)
         if frame + 5 != length or length + 4 + self._tail != size or frame > decoder._cap or code < _FIRST_SEQUENCED:
             return None
-        data = bytes(data)
-        mac = self._mac
+        whole, mac = bytes(data), self._mac
         if mac is None:
-            return code, data[9:]
-        mac.take(data[:-MAC_BYTES])
-        if not _equal(mac.copy().digest(), data[-MAC_BYTES:]):
+            return code, whole[9:]
+        take, copy, stop = mac.take, mac.copy, size - MAC_BYTES
+        take(whole[:stop])
+        if not _equal(copy().digest(), whole[stop:]):
             raise self._fail(_WRONG_MAC)
-        return code, data[9:-MAC_BYTES]
+        return code, whole[9:stop]
 
     def feed(self, data: bytes) -> list:
         """Take what came; return the bodies of the records now complete, to be fed to FrameDecoder in this order.
@@ -1124,7 +1130,7 @@ class FrameDecoder:
         """
         if self._body is None and not self._head and type(data) is bytes and len(data) >= 5:
             size, code = _FRAME.unpack_from(data)
-            if size + 5 == len(data) <= self._cap:      # the usual case of requests and answers: one short frame
+            if size + 5 == len(data) <= self._cap:      # one whole frame, too long for `lone_frame`
                 return [(code, data[5:])]
         frames: list = []
         position = 0
@@ -2907,7 +2913,7 @@ class _Steps:
             self.step = self.handing
             return
         if wait is not None and wait is not HANDED:
-            self.wait = None            # first: what is abandoned may find at this moment that it is done, and look here
+            self.wait = None            # first, as what is abandoned may be done at this very moment, and look here
             wait.abandon(self)
             self.unpark(None)
         elif self.step == self.closing:
@@ -3408,7 +3414,8 @@ class Kernel:
     in `ready` once, or parked in `wait`, and then the request, a timer or both know it.
     """
 
-    # Found faster than in a dict: a message looks at some fifty of them at each end, two hundredths of its time.
+    # Found faster than in a dict: a message looks at some fifty of them at each end, two hundredths of its time. What is
+    # called through one (`clock`) is put into a variable first, as CPython 3.11 looks such a method up in the slow way.
     __slots__ = ("clock", "poller", "ready", "timers", "inbox", "tasks", "current", "owner", "sleeping", "polled",
                  "daemons", "idle_events", "waker", "thread", "stopping", "guest", "rounds", "__weakref__")
 
@@ -3633,12 +3640,13 @@ class Kernel:
 
     def _end(self, task: Task, outcome: Any, how: Optional[type] = None) -> None:
         """The task is over; `how` is _Terminated when that was not its own doing, and stays as its `interruption`."""
+        if self.tasks.pop(task.id, None) is None:
+            return                      # it was over: a request woke it up twice, as the log says; the others go on
         task.outcome = outcome
         task.generator = task.step = task.callers = task.carried = task.mailbox = None
         task.interruption = how
         if task.swap is not None:
             task.swap.offer(None, None)
-        del self.tasks[task.id]
         self.daemons -= task.daemon
         self._check_idle()
         watchers, task.watchers = task.watchers, None
@@ -7168,13 +7176,27 @@ class Secrecy:
 # Where pollers do not nest (Windows) the watcher drives it all the time.
 #
 # A round trip between two tasks is three system calls at each end: send, epoll_wait, recv; with both ends on one core
-# it is two and a half, see `Engine._peek`. What is left, some 85 us of one core for a request and its answer, is three
-# quarters interpreter. So the way of one short message that finds nothing else to be sent is written out in a few
-# places (`Session.pass_on`, the first lines of `RecordSealer.seal`, `RecordOpener.feed` and `FrameDecoder.feed`), each
-# of which does exactly what the general way behind it does: 1,730 bytecodes at each end of a round trip became 1,450.
+# it may be two and a half, see `Engine._peek`. What is left, 45 to 80 us of one core for a request and its answer, is
+# three quarters interpreter. So the way of one short message that finds nothing else to be sent is written out in a few
+# places (`Session.pass_on`, `RecordSealer.seal_short`, `RecordOpener.lone_frame`, `Link.take`), each of which does
+# exactly what the general way beside it does: 1,730 bytecodes at each end of a round trip became 1,200.
 #
 # Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that
 # each time it takes the lock, so nothing it reads itself can overtake it.
+#
+# What holds at all times, and what would break without it:
+#
+#   - `owner` is set by who holds the lock, and only by him. So a call from inside of the engine (`owner` is the calling
+#     thread) is only queued, and the round under way makes it: no call is made in the midst of another
+#   - no wake-up is lost. Who queues something queues first and then looks whether somebody sleeps (`rouse`); who goes
+#     to sleep says so first (`sleeping`, `host.sleeping`) and then looks at the queues. Either way round, one sees the
+#     other
+#   - who sleeps does so until the earliest timer that he has seen (`_sleeps_until`); `post` wakes him for an earlier
+#     one
+#   - nothing that may block is called with the lock, but for the watcher's own poll: the host, who needs the lock then,
+#     says so (`_wanted`) and wakes it up. Names are resolved, and files read, in threads
+#   - no step of a user task is made with the lock. The only code of the user's that runs in the engine is his SysTasks
+#     and what unpickling a message calls; it must not wait for what only the network brings
 
 RECEIVE_BYTES = 256 * 1024              # most taken from a connection at a time
 _PEEK_S = 0.001                         # for so long answers may be looked for without asking the poller, see `_peek`
@@ -7418,7 +7440,8 @@ class Engine(Kernel):
 
     def _handle(self, events: list) -> None:
         """Call the handlers of what a poll has found, and send what they have to say."""
-        self.now = self.polled = self.clock()
+        clock = self.clock
+        self.now = self.polled = clock()
         self.poller.handle(events)
         if self.dirty:
             self._flush()
@@ -7898,7 +7921,7 @@ class Link:
         if self.unsent:
             self._watch(READ | WRITE)
             if self.lanes is not None:
-                self.lanes.strained()
+                self.lanes.supply.strained()
             return False
         return True
 
@@ -8022,6 +8045,7 @@ class Link:
         self.engine.poller.unregister(sock.fileno())
         if self.lanes is not None:
             self.lanes.stop()
+            self.lanes = None               # so that neither keeps the other
         self.network.links.discard(self)
         return sock
 
@@ -8246,6 +8270,7 @@ class Peer:
             session.push_all(outbox)
         if link is None:
             if not self.route.searching:        # a reference came from elsewhere: now it is needed
+                self.network.enlist(self)
                 self._down(ConnectionError("not connected yet"))
             return
         if link.unsent:
@@ -8467,7 +8492,7 @@ def _on_pong(peer: Peer, link: Link, body: bytes) -> None:
 def _on_lanes(peer: Peer, link: Link, body: bytes) -> None:
     if link.lanes is None or len(body) != 1:
         raise ProtocolError("LANES came, and there are none on this connection")
-    link.lanes.told(body[0])
+    link.lanes.supply.told(body[0])
 
 
 def _on_bye(peer: Peer, _link: Link, body: bytes) -> None:
@@ -8795,10 +8820,10 @@ _REASONS = {
 # process's own link can be named. Behind the handshake there are chunks, and no TLS any more. The end that has dialled
 # speaks first, by an empty chunk: before it, the other one could be taken for a part of the handshake.
 #
-# When: `strained` is told whenever the socket takes less than there is. From then on, each `_LOOK_S` while something
-# waits to be sent, TCP's own counts (Linux tells them) are looked at: `_Strain`. It begins with `_FIRST_LANES` and
-# doubles that, up to `Settings.lanes`, as long as this pays. Where TCP does not tell, or the line is short or sound,
-# there are no lanes; what comes that way is taken in any case.
+# When: `_Supply` is told whenever the socket takes less than there is. From then on, each `_LOOK_S` while something
+# waits to be sent, it looks at TCP's own counts (Linux tells them), which `_Strain` judges. It begins with
+# `_FIRST_LANES` and doubles that, up to `Settings.lanes`, as long as this pays. Where TCP does not tell, or the line is
+# short or sound, there are no lanes; what comes that way is taken in any case.
 #
 # What is kept is bounded: a sender fills a lane only as far as TCP is about to send (`_LANE_AHEAD`), and a receiver
 # that keeps more than `Settings.lanes_held_bytes` reads only from lanes that may owe what comes next, which are those
@@ -8959,6 +8984,97 @@ class _Lane:
         self.lanes.engine.poller.unregister(self.sock.fileno())
 
 
+class _Supply:
+    """How many lanes a link has: looks whether more would help, and dials them or has them dialled. Engine only.
+
+    `reason` is why this end wants to send in lanes, '' as long as it does not.
+    """
+
+    __slots__ = ("reason", "_lanes", "_link", "_engine", "_strain", "_asked", "_dials", "_looking")
+
+    def __init__(self, lanes: "_Lanes") -> None:
+        self.reason = ""
+        self._lanes = lanes
+        self._link = lanes.link
+        self._engine = lanes.engine
+        self._strain = _Strain()
+        self._asked = -math.inf             # when more lanes were asked for
+        self._dials: List[_Dial] = []
+        self._looking: Optional[_Later] = None
+
+    def strained(self) -> None:
+        """The socket takes less than there is to send."""
+        if self._looking is None and self._link.peer.link is self._link:
+            self.begin()
+            self._looking = self._engine.call_later(min(_LOOK_S, settings.lanes_after_s), self._look)
+
+    def begin(self) -> None:
+        """Count anew from here on, as the connections are others now."""
+        self._strain.begin(self._engine.clock(), self._lanes.line())
+
+    def _look(self) -> None:
+        """Something could not be sent a while ago: if that is still so, see whether more connections would help."""
+        link, lanes, self._looking = self._link, self._lanes, None
+        if not link.unsent or link.peer.link is not link:
+            return
+        self._looking = self._engine.call_later(_LOOK_S, self._look)
+        now = self._engine.clock()
+        if self._dials or now - self._asked < _ASKED_S and len(lanes.lanes) < _LEAST_LANES:
+            self.begin()
+        elif link.peer.state == "up":
+            reason = self._strain.judge(now, lanes.line(), lanes.wide)
+            if reason:
+                self.reason = reason
+                self.begin()
+                self._ask(2 * len(lanes.lanes) if lanes.wide else _FIRST_LANES)     # last, as the link may end by it
+
+    def _ask(self, number: int) -> None:
+        """See to it that there are so many lanes, or as many as there may be."""
+        number = min(number, self._lanes.most)
+        self._asked = self._engine.clock()
+        if len(self._lanes.lanes) >= number:
+            return
+        self._link.record_bytes = min(self._link.record_bytes, _SMALL)      # so that there is soon an end of a record
+        if self._link.role == "dial":
+            self._dial(number)
+        else:
+            self._link.peer.session.control(encode_frame(Code.LANES, bytes((number,))))
+            self._link.peer.flush()
+
+    def told(self, number: int) -> None:
+        """The frame LANES has come."""
+        if self._link.role != "dial":
+            raise ProtocolError("lanes were asked for by the end that dials them")
+        self._dial(number)
+
+    def _dial(self, number: int) -> None:
+        """Dial until there are so many lanes, those under way included."""
+        link, lanes = self._link, self._lanes
+        try:
+            address = link.sock.getpeername()
+        except OSError:                         # broken, which is about to be noticed
+            return
+        place = [Location(address_text(address), address[1])] * _LANE_TRIES
+        for _ in range(min(number, lanes.most) - len(lanes.lanes) - len(self._dials)):
+            self._dials.append(_Dial(link.network, place, self._dialled, link.peer.process_id, None, lanes))
+        for dial in list(self._dials):
+            if dial.at is None:
+                dial.next()
+
+    def _dialled(self, _peer: Optional[Peer], error: Optional[Exception], _gone: bool) -> None:
+        """A dial is over."""
+        self._dials = [dial for dial in self._dials if dial.done is not None]
+        if error is not None:
+            log.debug("%s: there is one lane less: %s", self._link.peer, error)
+
+    def stop(self) -> None:
+        """The link ends."""
+        if self._looking is not None:
+            self._looking.cancel()
+        for dial in self._dials:
+            dial.stop()
+
+
 class _Lanes:
     """The lanes of a link, and what takes the place of its socket once there are any; see above. Engine only.
 
@@ -8975,18 +9091,14 @@ class _Lanes:
         self._first_open = True
         self._first_interest = 0
         self._rest = b""                    # of what is said on it last: not sent yet
-        self._reason = ""                   # why this end wants its direction to be wide
-        self._wide = False                  # what is sent goes in lanes
+        self.wide = False                   # what is sent goes in lanes
         self._turned = False                # likewise, what comes
         self._position = 0                  # bytes put into lanes
         self._assembly = Assembly()
         self._crowded = False               # too much is kept
         self._current = 0                   # index of the lane that is used next
-        self._strain = _Strain()
-        self._asked = -math.inf             # when more lanes were asked for
-        self._dials: List[_Dial] = []
-        self._looking: Optional[_Later] = None
         self._waiting: Optional[_Later] = None          # for the end of all connections, as one has ended
+        self.supply = _Supply(self)
 
     # -- as the link's socket ------------------------------------------------------------------------------------------
 
@@ -9012,9 +9124,9 @@ class _Lanes:
         data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         if not data:
             return 0
-        if not self._wide:
+        if not self.wide:
             sent = self._first.send(data)
-            if sent == len(data) and self._reason and sum(lane.usable for lane in self.lanes) >= _LEAST_LANES:
+            if sent == len(data) and self.supply.reason and sum(lane.usable for lane in self.lanes) >= _LEAST_LANES:
                 self._widen()
             return sent
         self._say_rest()
@@ -9057,28 +9169,20 @@ class _Lanes:
 
     # -- for the link --------------------------------------------------------------------------------------------------
 
-    def strained(self) -> None:
-        """The socket takes less than there is to send."""
-        if self._looking is None and self.most >= _LEAST_LANES and self.link.peer.link is self.link:
-            self._strain.begin(self.engine.clock(), self._line())
-            self._looking = self.engine.call_later(min(_LOOK_S, settings.lanes_after_s), self._look)
+    def line(self) -> Optional[_Line]:
+        """The line, as what is sent goes over it; None where that is not known."""
+        return _line_of([lane.sock for lane in self.lanes] if self.wide else [self._first or self.link.sock])
 
     def watch(self) -> None:
         """What the link waits for has changed, or what a lane does."""
-        reading, writing = self.link.interest & READ, self._wide and self.link.interest & WRITE
+        reading, writing = self.link.interest & READ, self.wide and self.link.interest & WRITE
         for lane in self.lanes:
             held_back = self._crowded and (not self._turned or lane.reader.position > self._assembly.position)
             lane.watch(0 if held_back else reading, writing)
-        interest = reading | (WRITE if self._rest else 0) if self._wide else self.link.interest
+        interest = reading | (WRITE if self._rest else 0) if self.wide else self.link.interest
         if self._first_open and interest != self._first_interest:
             self._first_interest = interest
             self.engine.poller.modify(self._first.fileno(), interest)
-
-    def told(self, number: int) -> None:
-        """The frame LANES has come."""
-        if self.link.role != "dial":
-            raise ProtocolError("lanes were asked for by the end that dials them")
-        self._dial(number)
 
     def turn(self) -> None:
         """The empty record has come."""
@@ -9089,11 +9193,9 @@ class _Lanes:
 
     def stop(self) -> None:
         """The link lets go of its socket: what lanes still have to say is sent, as far as they take it."""
-        for later in (self._looking, self._waiting):
-            if later is not None:
-                later.cancel()
-        for dial in self._dials:
-            dial.stop()
+        self.supply.stop()
+        if self._waiting is not None:
+            self._waiting.cancel()
         for lane in self.lanes:
             if lane.open:
                 try:
@@ -9101,60 +9203,6 @@ class _Lanes:
                 except OSError:
                     pass
                 lane.end()
-
-    # -- how many ------------------------------------------------------------------------------------------------------
-
-    def _line(self) -> Optional[_Line]:
-        return _line_of([lane.sock for lane in self.lanes] if self._wide else [self._first or self.link.sock])
-
-    def _look(self) -> None:
-        """Something could not be sent a while ago: if that is still so, see whether more connections would help."""
-        link, self._looking = self.link, None
-        if not link.unsent or link.peer.link is not link:
-            return
-        self._looking = self.engine.call_later(_LOOK_S, self._look)
-        now, line = self.engine.clock(), self._line()
-        if self._dials or now - self._asked < _ASKED_S and len(self.lanes) < _LEAST_LANES:
-            self._strain.begin(now, line)
-        elif link.peer.state == "up":
-            reason = self._strain.judge(now, line, self._wide)
-            if reason:
-                self._reason = reason
-                self._strain.begin(now, line)
-                self._ask(2 * len(self.lanes) if self._wide else _FIRST_LANES)      # last, as the link may end by it
-
-    def _ask(self, number: int) -> None:
-        """See to it that there are so many lanes, or as many as there may be."""
-        number = min(number, self.most)
-        self._asked = self.engine.clock()
-        if len(self.lanes) >= number:
-            return
-        self.link.record_bytes = min(self.link.record_bytes, _SMALL)    # so that there is soon an end of a record
-        if self.link.role == "dial":
-            self._dial(number)
-        else:
-            self.link.peer.session.control(encode_frame(Code.LANES, bytes((number,))))
-            self.link.peer.flush()
-
-    def _dial(self, number: int) -> None:
-        """Dial until there are so many lanes, those under way included."""
-        link = self.link
-        try:
-            address = link.sock.getpeername()
-        except OSError:                         # broken, which is about to be noticed
-            return
-        place = [Location(address_text(address), address[1])] * _LANE_TRIES
-        for _ in range(min(number, self.most) - len(self.lanes) - len(self._dials)):
-            self._dials.append(_Dial(link.network, place, self._dialled, link.peer.process_id, None, self))
-        for dial in list(self._dials):
-            if dial.at is None:
-                dial.next()
-
-    def _dialled(self, _peer: Optional[Peer], error: Optional[Exception], _gone: bool) -> None:
-        """A dial is over."""
-        self._dials = [dial for dial in self._dials if dial.done is not None]
-        if error is not None:
-            log.debug("%s: there is one lane less: %s", self.link.peer, error)
 
     def join(self, sock: socket.socket, dialled: bool) -> bool:
         """Take a connection whose handshake is done; False if there are enough, or it is broken."""
@@ -9173,7 +9221,7 @@ class _Lanes:
             self._first_interest = self.link.interest
             self.engine.poller.register(self._first.fileno(), self._first_interest, self._on_first)
         self.lanes.append(lane)
-        self._strain.begin(self.engine.clock(), self._line())
+        self.supply.begin()
         self.watch()
         return True
 
@@ -9184,10 +9232,10 @@ class _Lanes:
         link = self.link
         record = link.sealer.seal([b""])
         self._rest = b"".join(record) if link.cipher is None else link.cipher.seal(record)
-        self._wide = True
-        log.info("%s: its messages go over %d connections: %s", link.peer, len(self.lanes), self._reason)
+        self.wide = True
+        log.info("%s: its messages go over %d connections: %s", link.peer, len(self.lanes), self.supply.reason)
         self._say_rest()
-        self._strain.begin(self.engine.clock(), self._line())
+        self.supply.begin()
         self.watch()
 
     def _say_rest(self) -> None:
@@ -9203,11 +9251,11 @@ class _Lanes:
         try:
             room = lane.flush()
         except OSError as error:
-            self._broken(lane, error)
+            self._over(lane, error)
             return
         if room:
             self.watch()
-            if self._wide and self.link.interest & WRITE:
+            if self.wide and self.link.interest & WRITE:
                 self.link.on_events(WRITE)
 
     # -- receiving -----------------------------------------------------------------------------------------------------
@@ -9216,15 +9264,15 @@ class _Lanes:
         """The first connection is ready."""
         if self.link.sock is not self:
             return
-        if events & WRITE and self._wide:
+        if events & WRITE and self.wide:
             try:
                 self._say_rest()
             except OSError as error:
                 self.link.fail(error)
                 return
             self.watch()
-        if events & READ or not self._wide:
-            self.link.on_events(events & READ if self._wide else events)
+        if events & READ or not self.wide:
+            self.link.on_events(events & READ if self.wide else events)
 
     def _hear_first(self) -> None:
         """Nothing comes over the first connection any more but its end. Raises OSError."""
@@ -9254,12 +9302,12 @@ class _Lanes:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._broken(lane, error)
+            self._over(lane, error)
         except ProtocolError as error:
             self.link.fail(error)
         else:
             if pieces is None:
-                self._closed(lane)
+                self._over(lane)
             elif not usable:
                 self.watch()
 
@@ -9280,34 +9328,25 @@ class _Lanes:
     @property
     def _in_use(self) -> bool:
         """Whether the link depends on its lanes."""
-        return self._wide or self._turned or self._assembly.held > 0
+        return self.wide or self._turned or self._assembly.held > 0
 
-    def _closed(self, lane: _Lane) -> None:
-        """The other end has closed a lane; before it said anything there, that is a dial it has given up."""
-        if self._in_use and lane.usable:
-            lane.end()
+    def _over(self, lane: _Lane, error: Optional[Exception] = None) -> None:
+        """A lane does not go on: it is broken, or the other end has closed it; if it has said nothing there, that is a
+        dial it has given up."""
+        lane.end()
+        if not (self._in_use and lane.usable):
+            lane.sock.close()
+            self.lanes.remove(lane)
+        elif error is None:
             self._ended()
         else:
-            self._drop(lane)
+            self.link.mute(error)
 
     def _ended(self) -> None:
         """One of the connections is at its end: so are the others soon."""
         if self._waiting is None:
             error = ConnectionError("the other end closed the connection, or a part of it")
             self._waiting = self.engine.call_later(_LAST_WORDS_S, self.link.fail, error)
-
-    def _broken(self, lane: _Lane, error: Exception) -> None:
-        """A lane does not go on."""
-        if self._in_use and lane.usable:
-            lane.end()
-            self.link.mute(error)
-        else:
-            self._drop(lane)
-
-    def _drop(self, lane: _Lane) -> None:
-        lane.end()
-        lane.sock.close()
-        self.lanes.remove(lane)
 
 
 def _lanes_for(link: Link, result: HandshakeResult) -> Optional[_Lanes]:
@@ -9359,7 +9398,8 @@ def _join(network: "Network", link: Link, result: HandshakeResult) -> None:
 # handlers by frame code and by name of request, one for each. Sections further down, and other modules, add handlers
 # for what is theirs; what comes before its handler is there is refused, and logged. A process is one Peer from the
 # first time its id is heard, or found in a reference, until it is lost; after that the same id gets a new Peer, with a
-# new session. `peers` may be read by any thread (single dict operations), all else belongs to the engine.
+# new session. One that only references lead to, and to which nothing was sent, is not in `peers`, and goes with the last
+# of them. `peers` may be read by any thread (single dict operations), all else belongs to the engine.
 #
 # The life of a connection as seen from here: `_accept` or a dial makes a Link; that ends (`refused`) or proves who is
 # there (`authenticated`); then it is handed to the file or the link that it is for, or to its peer (`Peer.adopt`),
@@ -9415,6 +9455,8 @@ class Network:
         self.hosts: List[str] = []              # addresses that are listened at; '0.0.0.0' and '::' mean all
         self.locations: List[Location] = []
         self.peers: Dict[bytes, Peer] = {}      # by process id; a lost one is taken out
+        self._named: Any = weakref.WeakValueDictionary()        # those that references lead to, and nothing else yet
+        self._naming = threading.Lock()         # guards: making a Peer, so that there is one for each process
         self.links: set = set()                 # accepted or dialled and not closed
         self.frame_handlers: Dict[int, Callable] = {REQUEST: _on_request, REPLY: _on_reply}
         self.request_handlers: Dict[str, Callable] = {}
@@ -9497,13 +9539,25 @@ class Network:
         return self.engine.call_later(delay_s, function, *args)
 
     def peer(self, process_id: bytes, locations: Iterable[Location]) -> Peer:
-        """The peer of that id, known or not; it is dialled when there is something to send. Any thread."""
+        """The peer of that id, known or not; it is dialled when there is something to send. Until then it is forgotten
+        when nobody holds it any more: references to any number of processes may come through here. Any thread."""
         found = self.peers.get(process_id)
         if found is None:
-            found = Peer(self, process_id)
-            found.route.locations = list(locations)
-            found = self.peers.setdefault(process_id, found)
+            with self._naming:
+                found = self.known(process_id)
+                if found is None:
+                    found = self._named[process_id] = Peer(self, process_id)
+                    found.route.locations = list(locations)
         return found
+
+    def known(self, process_id: bytes) -> Optional[Peer]:
+        """The peer of that id, if it is one, or somebody here holds a reference to it. Any thread."""
+        return self.peers.get(process_id) or self._named.get(process_id)
+
+    def enlist(self, peer: Peer) -> None:
+        """It has been heard of, or something is to be sent to it: it is one of `peers` until it is lost. Engine."""
+        if self.peers.setdefault(peer.process_id, peer) is peer:
+            self._named.pop(peer.process_id, None)
 
     # -- connecting ----------------------------------------------------------------------------------------------------
 
@@ -9600,6 +9654,7 @@ class Network:
             _join(self, link, result)
             return
         peer = self.peer(result.peer_id, ())
+        self.enlist(peer)
         peer.info = result.peer_info
         longest = result.peer_info.get("longest")
         peer.longest = min(settings.frame_bytes, longest if isinstance(longest, int) else settings.frame_bytes)
@@ -10099,6 +10154,11 @@ def own_addresses(hosts: Iterable[str] = ("0.0.0.0", "::")) -> List[str]:
 # in the log of either end; both are limited, so that a hundred of them cost nothing.
 #
 # A process that listens at some addresses only answers those that can reach one of these, and says which one.
+#
+# What anybody can make a process keep, or do, has a bound: nonces of its own pings for `_ANSWER_S`, nonces of pings
+# that it passed on (256), addresses with another secret (`_STRANGERS_KEPT`), refusals sent (`_MOST_REFUSALS` in ten
+# seconds), one dial for each process that has proved the secret. A datagram costs one MAC, and 64 of them at most are
+# taken before the engine looks at other things. What has no right MAC leads to a refusal and a line in the log at most.
 
 _DATAGRAM = struct.Struct(">4sBB16sHB8s16s16sI")
 PING, PONG, REFUSAL, HOST_PING, PASSED_PING = 1, 2, 3, 4, 5
@@ -10571,6 +10631,20 @@ def _send_by(sock: socket.socket, interface: Any) -> None:
 # that is not known (time is up, or the process is lost). A message to a task that has ended is dropped at its process.
 # Who sends faster than a peer takes is held back: a task at its next step, a thread at once; a task that sends on and
 # on without a step fills the window twice, and then its thread waits.
+#
+# What is remembered, and how it ends. All of it also ends when the process that it concerns is lost (`_on_peer_event`),
+# so peers may come and go without end:
+#
+#   `_deliveries`           a `deliver` of ours: it is answered, its time is up, or the task was ended
+#   `_Tasks.searches`       a `locate` of ours: found, time is up, or the task was ended; then the others are told
+#   `_Tasks.monitored`      a monitor of ours at a task elsewhere: its end is told
+#   `_Tasks.seekers`        a name that a peer looks for: registered here, or the question is taken back
+#   `_Tasks.watched`        a task of ours whose end a peer wants to hear of: it has ended
+#   `_travelled`            a task of ours of which a reference went out: for as long as the program keeps the task
+#
+# Threads: `send` is for any thread, and what it does is one append to the peer's outbox; all tables are the engine's,
+# but for single dict operations where a line says so. What comes for a user task is put into its mailbox by the engine;
+# what wakes the task goes through the user kernel's inbox.
 
 MESSAGE, DELIVER, DELIVERED = 18, 19, 20
 _TASK_ID = struct.Struct(">Q")
@@ -10776,7 +10850,7 @@ class RemoteTask(Task):
 
     def _found_again(self) -> bool:
         """Whether the process has been heard of since it was given up; then the reference works again."""
-        self.peer = self.peer.network.peers.get(self.peer.process_id, self.peer)
+        self.peer = self.peer.network.known(self.peer.process_id) or self.peer
         return self.peer.state != "lost"
 
     def reachable(self) -> bool:
@@ -11324,9 +11398,8 @@ class _Tasks:
         self.searches: Dict[int, _Search] = {}              # ours, by number
         self.seekers: Dict[Tuple[str, str], dict] = {}      # (kind, name) -> (process id, number) -> who looks for it
         self.monitored: Dict[int, tuple] = {}               # number -> (remote task, who is told of its end)
-        self.watched: Dict[Peer, dict] = {}                 # who asked -> (number, task id) -> (task here, its watcher);
-                                                            # entries are also taken out by the task's kernel, one at a
-                                                            # time
+        self.watched: Dict[Peer, dict] = {}                 # who asked -> (number, task) -> (task here, watcher);
+                                                            # also taken out of by the task's kernel
 
     def forget_seekers(self, gone: Callable[[tuple], bool]) -> None:
         """Drop those whose (process id, number) `gone` says."""
@@ -12180,6 +12253,7 @@ copyreg.pickle(ServiceTask, _reduce_remote_task)                                
 #   notice peer.meet {process, addresses}: connect to that process; sent to its peers, and to those it finds soon, about
 #                    the asker, and to the asker about each of them: of two networks often one alone has a way to the
 #                    other
+#   request peer.time {}, answered with {clock}, seconds since 1970 by the clock there
 #
 # How a process becomes a peer, whatever lies between the two:
 #
@@ -12192,7 +12266,12 @@ copyreg.pickle(ServiceTask, _reduce_remote_task)                                
 #
 # Peers are told from each other by their process ids. A name is a label that several processes may have: `locate` gives
 # any of them. An address is where a process was reached, and may change.
-#   request peer.time {}, answered with {clock}, seconds since 1970 by the clock there
+#
+# A relay tells both ends, and each of them dials: where one alone has a way to the other, that one gets through, and
+# the other says once that it could not. A dial that was started by an introduction goes to that process id alone, and
+# is forgotten when it has ended (`_meeting`). Who asked to be announced is remembered for `_RELAY_S`, no longer than a
+# search takes. Watchers are told 'offline' once, whether the peer is only cut off or lost, and 'online' when it is
+# back.
 
 _RELAY_S = PING_TIMES_S[-1] + 1.0       # peers found within this time after a relay was asked for are told, too
 _NAMED_AGAIN_S = 0.5                    # a peer named as an option that is not there yet: pauses double from here ...
@@ -12949,7 +13028,7 @@ def _inner_line(peer: Peer, token: str) -> str:
         ends = sorted("%s %d" % (address_text(at), at[1]) for at in (sock.getsockname(), sock.getpeername()))
     except OSError:                     # it has been reset
         return ""
-    return hashlib.sha256("\n".join([stack, token] + ends).encode()).hexdigest()
+    return hashlib.sha256("\n".join([stack, token] + ends).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 # -- connections for one file ------------------------------------------------------------------------------------------
@@ -13073,12 +13152,11 @@ class _Outgoing(_Carried):
         self._by_system = hasattr(os, "sendfile")
         self._file: Any = None
 
-    def check_with(self, kind: str, known: str) -> None:
-        """R has said which checksum it makes; `known` is the file's, if that was made before, else "". Engine. Raises
-        ProtocolError for a kind that there is not."""
-        if kind not in _CHECKS:
+    def check_with(self, kind: Any) -> None:
+        """R has said which checksum it makes. Engine. Raises ProtocolError for a kind that there is not."""
+        if not isinstance(kind, str) or kind not in _CHECKS:
             raise ProtocolError("a checksum of the kind %.100r was asked for" % (kind,))
-        self._digest, self.known = _CHECKS[kind](), known
+        self._digest = _CHECKS[kind]()
 
     # -- in a thread ---------------------------------------------------------------------------------------------------
 
@@ -13766,8 +13844,9 @@ class _Sending:
     def _carry_checked(self, outgoing: _Outgoing, dials: str, kind: Any) -> Generator:
         """`_carry`, with a checksum of that kind: one that is known already, or to be known for the next peer. When the
         transfer fails it is forgotten: the file may have been changed and its times set back. Raises as that."""
+        outgoing.check_with(kind)
         key = kind, outgoing.identity
-        outgoing.check_with(kind, self.checksums.get(key, ""))
+        outgoing.known = self.checksums.get(key, "")
         try:
             yield self._carry(outgoing, dials)
         finally:
@@ -13900,14 +13979,14 @@ class _Files(_Sending):
             raise PycosError("it knows no place %r for files" % args["place"])
         base = self.places[args["place"]](peer, args)
         small = "digest" in args
-        if len(self.incoming) >= _MOST_INCOMING if not small else self.storing and (
-                self.storing + len(payload) > _MOST_STORED):
+        stored = self.storing + len(payload)
+        if self.storing and stored > _MOST_STORED if small else len(self.incoming) >= _MOST_INCOMING:
             return {"state": "busy"}
         promised = sum(other.size - other.written for other in self.incoming.values())
         incoming = _Incoming(peer, args, self._check_for(peer, args), None if args["place"] else self.quota)
         if args.get("dials") == "R":
-            incoming.address = _link_address(peer)
-        self.storing += len(payload)
+            incoming.address = _link_address(peer)      # now, as what `_check_for` found holds for this link
+        self.storing = stored
         try:
             if small:
                 return (yield self.calls.async_task(lambda: incoming.store(base(), promised, payload)))

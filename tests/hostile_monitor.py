@@ -53,10 +53,10 @@ MALFORMED = (
     b"GET /" + b"a" * 100_000, b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000, b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 20_000)
 
 
-def monitor(descriptors: int = 0) -> Any:
-    """A program with a monitor; with at most so many descriptors, if that is given."""
+def monitor(header_s: float, descriptors: int = 0) -> Any:
+    """A program with a monitor that gives a header so much time; with at most so many descriptors, if that is given."""
     code = MONITOR % (str(ROOT), descriptors, descriptors, descriptors, TOKEN, MARKUP)
-    return program(["-c", code], r"AT (\d+)")
+    return program(["-c", code], r"AT (\d+)", {"PYCOSLITE_HTTP_HEADER_S": str(header_s)})
 
 
 def ask(port: int, method: str, path: str, headers: Dict[str, str]) -> Tuple[int, str, bytes]:
@@ -101,13 +101,14 @@ def say(port: int, data: bytes) -> bytes:
 
 def sites(soak: bool) -> Iterator[Figure]:
     """S10."""
-    with monitor() as victim:
+    header_s = 3.0 if soak else 1.0
+    with monitor(header_s) as victim:
         yield from foreign(victim)
         yield from spellings(victim, soak)
         yield from markup(victim)
         yield from costs(victim, soak)
-        yield from crowd(victim)
-    with monitor(256) as victim:
+        yield from crowd(victim, header_s)
+    with monitor(header_s, 256) as victim:
         yield from without_descriptors(victim)
 
 
@@ -223,13 +224,13 @@ class Viewer:
         yield Figure("%s: slowest one" % when, self.worst_s * 1000, "ms", "<=", 100)
 
 
-def crowd(victim: Target) -> Iterator[Figure]:
+def crowd(victim: Target, header_s: float) -> Iterator[Figure]:
     """Silent and dribbling connections."""
     started = time.monotonic()
     with Viewer(victim.port) as viewer:
         silent = [socket.create_connection((HOST, victim.port), timeout=PATIENCE_S) for _ in range(500)]
         slow = [socket.create_connection((HOST, victim.port), timeout=PATIENCE_S) for _ in range(50)]
-        dribble(slow, 4.0)
+        dribble(slow, header_s + 0.5)
         cut = sum(closed_within(sock, max(started + 5 - time.monotonic(), 0.01)) < 5 for sock in silent + slow)
     yield Figure("of 500 silent and 50 dribbling connections cut within 5 s", cut, "", "==", 550)
     yield from viewer.figures("500 silent, 50 dribbling")

@@ -188,7 +188,7 @@ COVERED: Dict[str, str] = {
     "V08": "test_dispycos_client: StatusTest.test_availability",
     "V09": "test_dispycos_patience: SilentTest.test_a_node_is_abandoned_after_its_time_and_only_if_that_is_wanted",
     "V10": "test_dispycos_patience: RealTest.test_an_idle_client_leaves_the_queue_of_a_shared_scheduler",
-    "V11": "test_node_program: EndsTest.test_node_comes_back_during_a_run",
+    "V11": "test_dispycos_patience: RealTest.test_a_node_that_is_silent_is_abandoned_and_reclaimed_when_it_is_heard",
     "V12": "test_dispycos_client: StatusTest.test_closing_servers_and_nodes",
     "V13": "test_dispycos_client: TurnTest.test_close_stops_all",
     "V14": "test_dispycos_client: StatusTest.test_restart_servers",

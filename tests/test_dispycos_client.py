@@ -609,7 +609,7 @@ class StatusTest(ClientTestCase):
 
         def main(task=None):
             statuses = Statuses()
-            client = Client([], status_task=statuses.task, pulse_interval=0.02)
+            client = Client([], status_task=statuses.task, pulse_interval=0.02, zombie_period=0)
             yield client.schedule()
             is_it = functools.partial(lambda kind, message: isinstance(message, kind), dispycos_lite.NodeAvailInfo)
             info = yield statuses.wait(is_it, task)

@@ -11,10 +11,10 @@ from typing import Any, Iterator, List
 import dispycos_lite
 import pycoslite
 from dispycos_lite import (IO, JOB_DONE, RELEASE_NODE, RESTART_SERVER, SEND_JOB, STATUS, TASK, VALUE, WAKE, Client,
-                           Scheduler, SchedulerStatus)
+                           Cluster, Scheduler)
 from tests import client_jobs as jobs
 from tests.client_support import LOOPBACK, ClientTestCase, Statuses, running_node
-from tests.support import ROOT, free_port, running
+from tests.support import ROOT, TestCase, free_port, running
 from tests.test_dispycos_state import CODE_NAMES, StateTest
 
 ADVICE = "make it with zombie_period=0"
@@ -98,7 +98,7 @@ class IdleTest(PatienceTest):
         out = self.pass_time(20.1)                  # even if the end of the second was not reported
         self.assertEqual([each[0] for each in self.commands(out)], [RELEASE_NODE])
         self.assertEqual([name for name, _, reason in self.told(out) if reason], ["ServerClosed", "NodeClosed"])
-        self.assertTrue(self.state.sleeps(first.node))
+        self.assertTrue(self.state.sleeps("a"))
 
     def test_the_client_is_closed_after_twice_the_time_and_hears_why(self) -> None:
         self.cluster(1, 1)
@@ -172,7 +172,7 @@ class IdleTest(PatienceTest):
                 self.pass_time(60.1)
                 job = self.submit(kind)
                 self.assertEqual(self.take(WAKE), [(WAKE, server.node, None)])
-                self.assertFalse(self.state.sleeps(server.node))
+                self.assertFalse(self.state.sleeps("a"))
                 self.submit(kind)
                 self.assertEqual(self.take(WAKE), [])
                 self.assertEqual(self.pass_time(1000), [], "it has work")
@@ -188,6 +188,24 @@ class IdleTest(PatienceTest):
         self.state.server_down("a", first.n, "killed", self.now)
         self.assertEqual(self.take(WAKE), [(WAKE, first.node, 1)])
         self.assertEqual(job.state, "queued")
+
+    def test_a_node_that_takes_itself_back(self) -> None:
+        (server,), = self.cluster(1)
+        self.assertTrue(self.state.rest_node("a", "its client was idle", self.now))
+        self.assertEqual(self.told(self.take()), [("ServerClosed", "('a', 0)", "its client was idle"),
+                                                  ("NodeClosed", "addr-a", "its client was idle")])
+        self.assertFalse(self.state.rest_node("a", "its client was idle", self.now), "it is gone")
+        self.submit()
+        self.assertEqual(self.take(WAKE), [(WAKE, server.node, None)])
+        (server,), = self.cluster(1)
+        self.assertFalse(self.state.rest_node("a", "its client was idle", self.now), "it has the job")
+
+    def test_a_node_that_takes_itself_back_while_a_job_waits_is_wanted_at_once(self) -> None:
+        (server,), = self.cluster(1)
+        self.state.suspend(server, self.now)
+        self.submit()
+        self.assertTrue(self.state.rest_node("a", "its client was idle", self.now))
+        self.assertEqual(self.take(WAKE), [(WAKE, server.node, None)])
 
     def test_what_is_gone_is_not_woken(self) -> None:
         (first, second), (third,) = self.cluster(2, 1)
@@ -291,6 +309,14 @@ class SilentTest(PatienceTest):
         self.assertEqual([each[0] for each in self.take(RELEASE_NODE)], [RELEASE_NODE])
         self.assertTrue(self.state.closed)
 
+    def test_a_client_that_is_closing_waits_no_longer_than_that(self) -> None:
+        job = self.submit()
+        self.state.close(self.now)
+        out = self.silence(51)
+        self.assertEqual([(each[1], type(each[3])) for each in out if each[0] == JOB_DONE],
+                         [(job, dispycos_lite.NodeLost)])
+        self.assertEqual(self.told(out)[-1][0], "ClientClosed")
+
     def test_jobs_that_are_being_stopped_end_with_their_own_fate(self) -> None:
         job = self.submit(TASK)
         self.state.started(job.id, 1, 5, self.now)
@@ -365,6 +391,27 @@ class RealTest(ClientTestCase):
                 self.assertIsNone((yield client.run_result(jobs.place)))
             self.assertEqual((yield client.schedule()), 0)
             self.assertEqual((yield client.run_result(jobs.square, 3)), 9)
+            yield client.close()
+        self.run_task(main)
+
+    def test_an_idle_server_is_closed_while_another_works_and_comes_back_when_it_is_wanted(self) -> None:
+        self.scheduler()
+
+        def main(task: Any = None) -> Iterator:
+            statuses = Statuses()
+            client = Client([], status_task=statuses.task, pulse_interval=0.05, zombie_period=0.4)
+            yield client.schedule()
+            yield statuses.status(Scheduler.ServerInitialized, task, 2)
+            works = yield client.rtask(jobs.wait, task)
+            yield task.receive()
+            closed = yield statuses.status(Scheduler.ServerDisconnected, task)
+            self.assertNotEqual(closed, works.location)
+            self.assertEqual((yield client.servers()), [works.location])
+            other = yield client.run_result(jobs.place)             # waits behind the one that works, but for that
+            self.assertEqual(len((yield client.servers())), 2)
+            works.send(None)
+            yield works()
+            self.assertNotEqual(other[0], (yield client.run_result_at(works.location, jobs.place))[0])
             yield client.close()
         self.run_task(main)
 
@@ -454,6 +501,19 @@ class RealTest(ClientTestCase):
             second.wait_for("done")
             self.assertEqual(second.wait(), 0, second.output)
             self.assertNotIn("done", first.output)
+
+
+class ExecutorTest(TestCase):
+    """`Cluster` has no limit of its own, but nodes may have."""
+
+    def test_a_node_that_takes_itself_back_is_had_again_with_the_next_job_and_nobody_complains(self) -> None:
+        with running_node(1, "--zombie_period", "1") as node:
+            with Cluster(nodes=["127.0.0.1:%d" % node.port]) as cluster:
+                self.assertEqual(cluster.submit(abs, -3).result(20), 3)
+                driver = cluster._driver
+                self.wait_until(lambda: not driver.nodes and not driver.servers)
+                self.assertEqual(list(cluster.map(abs, range(-50, 0))), list(range(50, 0, -1)))
+                self.wait_until(lambda: not driver.nodes and not driver.servers)        # and the end while it is away
 
 
 class AcquaintanceTest(ClientTestCase):
@@ -565,7 +625,7 @@ class PulseTest(ClientTestCase):
         dispycos_lite.MinPulseInterval = 0.02
 
         def main(task: Any = None) -> Iterator:
-            client = Client([], pulse_interval=0.02, ping_interval=0.05)
+            client = Client([], pulse_interval=0.02, ping_interval=0.05, zombie_period=0)
             yield client.schedule()
             while len(searches) < 5:
                 yield task.sleep(0.01)

@@ -135,6 +135,16 @@ class MessagesTest(TestCase):
                 checked(op, args)
 
 
+    def test_a_grant_says_how_often_to_ask(self) -> None:
+        grant = {"servers": [], "directory": "d", "name": "n", "cpus": 1, "platform": "p"}
+        for pulses in (None, [0, 0], [0.5, 100], [10, 20.5]):
+            facts = dict(grant, **({} if pulses is None else {"pulses": pulses}))
+            self.assertIs(dispycos_lite.checked_grant(facts), facts)
+        for pulses in (5, [], [1], [1, 2, 3], ["1", 2], [-1, 2], [True, 2], [0, float("inf")], [float("nan"), 1]):
+            with self.subTest(pulses=pulses), self.assertRaises(pycoslite.ProtocolError):
+                dispycos_lite.checked_grant(dict(grant, pulses=pulses))
+
+
 class StateTest(TestCase):
     """A state with helpers that say what an event should do."""
 

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 import zipfile
 from pathlib import Path
 from typing import Any, List
@@ -422,6 +423,16 @@ class SlowTest(ServerTestCase):
                 return stream.answer.status == 200
         self.wait_until(free)
 
+    def test_who_comes_when_all_are_at_work_is_refused(self):
+        """A viewer's stream is not cut for it."""
+        self.limit(http_connections=1)
+        monitor = self.monitor()
+        with Stream(monitor, "?interval=0.2") as stream:
+            stream.read()
+            self.assertEqual(self.raw(monitor, request("GET /cluster_status"), end=False), b"")
+            Feed(monitor.feed).up()
+            self.assertEqual(stream.read()[0], "change")
+
     def test_many_at_once(self):
         monitor = self.monitor()
         Feed(monitor.feed).up()
@@ -539,6 +550,18 @@ class AnswerTest(ServerTestCase):
             with self.assertRaisesRegex(pycoslite.MisuseError, "is not a directory"):
                 httpd_lite.HTTPServer(None, port=0, DocumentRoot=str(root))
 
+    def test_document_roots_with_too_much(self):
+        self.addCleanup(setattr, httpd_lite, "_FILE_BYTES", httpd_lite._FILE_BYTES)
+        self.addCleanup(setattr, httpd_lite, "_FILES_MOST", httpd_lite._FILES_MOST)
+        httpd_lite._FILE_BYTES, httpd_lite._FILES_MOST = 10, 3
+        folder = self.folder({"long.js": "x" * 11, "a.js": "1", "b.js": "2", "c.js": "3"})
+        with self.expect_log("long.js of the DocumentRoot is not shown: it is no file of at most 10 bytes"):
+            self.assertEqual(sorted(httpd_lite.document_root_pages(str(folder))), ["/a.js", "/b.js", "/c.js"])
+        (folder / "long.js").unlink()
+        (folder / "d.js").write_text("4")
+        with self.assertRaisesRegex(pycoslite.MisuseError, "more than 3 pages"):
+            httpd_lite.document_root_pages(str(folder))
+
     def test_built_in_pages(self):
         listed = {"/" + name for name in httpd_lite.STATIC_FILES}
         there = {"/" + path.name for path in (ROOT / "static").iterdir()}
@@ -552,37 +575,27 @@ class AnswerTest(ServerTestCase):
             self.assertEqual(page.status, 200)
             self.assertNotRegex(page.body, rb"https?://(?!www\.w3\.org/)")       # nothing comes from elsewhere
 
-    def test_pages_from_a_zip_file_and_vendored(self):
-        folder = self.temp_dir()
-        (folder / "theirpkg").mkdir()
-        (folder / "theirpkg" / "__init__.py").write_text("")
-        for name in MODULES:
-            shutil.copy(str(ROOT / (name + ".py")), str(folder / "theirpkg"))
-        shutil.copytree(str(ROOT / "static"), str(folder / "theirpkg" / "static"))
+    def test_pages_from_a_zip_file(self):
+        """Where the modules are part of another package in it; that they can be imported so, test_structure shows."""
         archive = self.temp_dir() / "all.zip"
         with zipfile.ZipFile(str(archive), "w") as file:
-            for path in sorted((folder / "theirpkg").rglob("*.*")):
-                if path.suffix != ".pyc":
-                    file.write(str(path), str(path.relative_to(folder)))
-                    file.write(str(path), str(path.relative_to(folder / "theirpkg")))
-        for where, name in ((folder, "theirpkg.httpd_lite"), (archive, "theirpkg.httpd_lite"), (archive, "httpd_lite")):
-            code = "import sys; sys.path.insert(0, %r)\nimport %s as m\nprint(sorted(m.built_in_pages()))" % (
-                str(where), name)
-            text = subprocess.run([sys.executable, "-E", "-s", "-S", "-c", code], cwd=str(self.temp_dir()), text=True,
-                                  stdout=subprocess.PIPE, timeout=60).stdout
-            self.assertEqual(text.strip(), str(sorted("/" + name for name in httpd_lite.STATIC_FILES)))
+            file.writestr("theirpkg/__init__.py", "")
+            for path in [ROOT / (name + ".py") for name in MODULES] + sorted((ROOT / "static").iterdir()):
+                file.write(str(path), "theirpkg/" + str(path.relative_to(ROOT)))
+        code = "import sys; sys.path.insert(0, %r)\nimport theirpkg.httpd_lite as m\nprint(sorted(m.built_in_pages()))"
+        text = subprocess.run([sys.executable, "-E", "-s", "-S", "-c", code % str(archive)], cwd=str(self.temp_dir()),
+                              text=True, stdout=subprocess.PIPE, timeout=60).stdout
+        self.assertEqual(text.strip(), str(sorted("/" + name for name in httpd_lite.STATIC_FILES)))
 
     def test_without_pages(self):
-        folder = self.temp_dir()
-        for name in MODULES:
-            shutil.copy(str(ROOT / (name + ".py")), str(folder))
-        program = ("import http.client, httpd_lite, pycoslite\nm = httpd_lite.HTTPServer(None, port=0)\n"
-                   "c = http.client.HTTPConnection('127.0.0.1', m.port)\nc.request('GET', '/')\nr = c.getresponse()\n"
-                   "print(r.status, r.read().decode())\npycoslite.stop_default()\n")
-        done = subprocess.run([sys.executable, "-c", program], cwd=str(folder), text=True, timeout=60,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.assertRegex(done.stdout, "404 .*static/ does not lie beside httpd_lite.py")
-        self.assertIn("there are no pages", done.stderr)
+        self.addCleanup(setattr, httpd_lite, "STATIC_FILES", httpd_lite.STATIC_FILES)
+        httpd_lite.STATIC_FILES = ("missing.html",)
+        with self.expect_log("there are no pages, as the directory static/ does not lie beside"):
+            monitor = self.monitor()
+        answer = self.ask(monitor, "/")
+        self.assertEqual(answer.status, 404)
+        self.assertIn("static/ does not lie beside httpd_lite.py", answer.json["error"])
+        self.alive(monitor)
 
     def test_fault_of_ours_is_told_and_survived(self):
         monitor = self.monitor()
@@ -705,6 +718,21 @@ class ViewersTest(ServerTestCase):
             while stream.read() is not None:            # it ends with the monitor
                 pass
 
+    def test_first_change_after_a_quiet_time_comes_at_once(self):
+        self.limit(http_alive_s=0.5)
+        monitor = self.monitor()
+        with Stream(monitor, "?interval=0.2") as stream:
+            self.assertEqual([stream.read()[0] for _ in range(2)], ["full", "alive"])   # more than the interval ago
+            Feed(monitor.feed).node("Discovered")
+            self.assertEqual(stream.read()[0], "change")
+
+    def test_readers_that_do_not_come_again_are_forgotten(self):
+        self.limit(http_readers=2)
+        monitor = self.monitor()
+        Feed(monitor.feed).up()
+        counts = [len(self.ask(monitor, "/cluster_updates?reader=" + name).json) for name in "abacbca"]
+        self.assertEqual(counts, [1, 1, 0, 1, 1, 0, 1])
+
     def test_waiting_for_a_change(self):
         monitor = self.monitor()
         feed = Feed(monitor.feed)
@@ -754,6 +782,70 @@ class ViewersTest(ServerTestCase):
         self.assertEqual(self.ask(monitor, "/api/tasks?state=x").status, 400)
 
 
+class FakeClient:
+    """What a monitor needs of a client; `calls` are those that viewers caused."""
+
+    def __init__(self) -> None:
+        self.status_task, self.calls = None, []
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("suspend_node", "resume_node", "suspend_server", "resume_server"):
+            raise AttributeError(name)
+
+        def call(where: Any) -> int:
+            self.calls.append((name, where, pycoslite.Pycos.cur_task() is not None))
+            return 0
+        return call
+
+
+class ActTest(ServerTestCase):
+    """What a client is asked to do, in places that a real cluster of one machine does not have."""
+
+    def test_ipv6(self):
+        client = FakeClient()
+        monitor = self.monitor(client)
+        task = Feed(monitor.feed, addr="fd00::1").up().start(1)
+        self.assertEqual(repr(task), "compute/1@[fd00::1]:9707")
+        self.assertEqual(self.ask(monitor, "/terminate_tasks", {"task": repr(task)}).json, [repr(task)])
+        self.assertEqual(task.terminated, 1)
+        for name, text in (("servers", '["[fd00::1]:9707"]'), ("servers", "[fd00::1]:9708")):
+            self.assertEqual(len(self.ask(monitor, "/suspend_server", {name: text}).json), 1)
+        self.assertEqual(self.ask(monitor, "/suspend_node", {"nodes": '["fd00::1"]'}).json, ["fd00::1"])
+        self.assertEqual(client.calls, [
+            ("suspend_server", pycoslite.Location("fd00::1", 9707), True),
+            ("suspend_server", pycoslite.Location("fd00::1", 9708), True), ("suspend_node", "fd00::1", True)])
+        self.assertEqual(len(self.ask(monitor, "/node_info?host=[fd00::1]:9706").json["servers"]), 2)
+
+    def test_nodes_at_one_address(self):
+        """By its name, as the address means both; where the name does, too, it is refused."""
+        client = FakeClient()
+        monitor = self.monitor(client)
+        for port, name in ((9706, "a"), (9806, "b"), (9906, "b")):
+            Feed(monitor.feed, port=port, name=name).up()
+        self.assertEqual(self.ask(monitor, "/suspend_node", {"nodes": '["10.0.0.1:9706"]'}).json, ["10.0.0.1:9706"])
+        self.assertEqual(client.calls, [("suspend_node", "a", True)])
+        answer = self.ask(monitor, "/suspend_node", {"nodes": '["10.0.0.1:9806"]'})
+        self.assertEqual((answer.status, len(client.calls)), (409, 1))
+
+    def test_what_is_not_there_is_not_done(self):
+        client = FakeClient()
+        monitor = self.monitor(client)
+        for path, fields in (("/suspend_node", {"nodes": '["x"]'}), ("/resume_server", {"servers": '["x", "y:1"]'}),
+                             ("/suspend_node", {}), ("/terminate_tasks", {"task": "x"}), ("/terminate_tasks", {})):
+            self.assertEqual((self.ask(monitor, path, fields).status, self.ask(monitor, path, fields).json), (200, []))
+        for path, fields in (("/suspend_node", {"nodes": "[1]]"}), ("/suspend_server", {"servers": "[{}]"})):
+            self.assertEqual(self.ask(monitor, path, fields).status, 400)
+        self.assertEqual(client.calls, [])
+
+    def test_body_in_json(self):
+        client = FakeClient()
+        monitor = self.monitor(client)
+        Feed(monitor.feed).up()
+        answer = self.ask(monitor, "/suspend_node", json.dumps({"nodes": ["n1"]}).encode(),
+                          Content_Type="application/json")
+        self.assertEqual((answer.json, client.calls), (["n1"], [("suspend_node", "10.0.0.1", True)]))
+
+
 class OptionsTest(ServerTestCase):
     """What a monitor is made with, and how it ends."""
 
@@ -789,6 +881,18 @@ class OptionsTest(ServerTestCase):
         monitor = self.monitor()
         with self.assertRaisesRegex(pycoslite.MisuseError, "port %d: .*choose another port" % monitor.port):
             httpd_lite.HTTPServer(None, port=monitor.port)
+
+    def test_without_threads(self):
+        """As CPython 3.12.0 and 3.12.1 have it when the main program has ended."""
+        monitor = self.monitor()
+        refusing = unittest.mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread"))
+        with refusing, self.assertRaisesRegex(pycoslite.MisuseError, r"can't start new thread\)\. CPython 3\.12\.0"):
+            httpd_lite.HTTPServer(None, port=0)
+        with self.expect_log("viewers get no answer: no thread can be started") as found, refusing:
+            for _ in range(3):
+                self.assertEqual(self.raw(monitor, request("GET /cluster_status")), b"")
+        self.assertEqual(len(found), 1)
+        self.alive(monitor)
 
     def test_this_machine_only_unless_told(self):
         monitor = self.monitor()

@@ -322,6 +322,18 @@ class ChangesTest(ViewTestCase):
         self.assertEqual(sorted(self.view.servers),
                          ["10.0.0.%d:%d" % (n, port) for n in (4, 5) for port in (9707, 9708)])
 
+    def test_node_that_is_dropped_takes_its_servers_along(self):
+        limit = httpd_lite.settings.kept_nodes
+        self.addCleanup(setattr, httpd_lite.settings, "kept_nodes", limit)
+        httpd_lite.settings.kept_nodes = 1
+        feed = self.feed.up().server(1, "Closed")
+        task = feed.start(1, 2)
+        feed.node("Abandoned")                              # and not a word of its servers
+        Feed(self.take, addr="10.0.0.2", name="n2").node("Initialized", "Closed")
+        self.assertEqual((self.names(self.changes(None)), list(self.view.servers)), (["n2"], []))
+        feed.end(task, Scheduler.TaskAbandoned, "lost")     # its end is counted all the same
+        self.assertEqual(self.view.summary()["abandoned"], 1)
+
     def test_node_that_comes_back_is_not_dropped(self):
         limit = httpd_lite.settings.kept_nodes
         self.addCleanup(setattr, httpd_lite.settings, "kept_nodes", limit)

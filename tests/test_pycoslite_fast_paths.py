@@ -8,12 +8,13 @@ import random
 import sys
 import unittest
 from collections import deque
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, List
 from unittest import mock
 
 import pycoslite
-from pycoslite import (Engine, FrameDecoder, Kernel, ProtocolError, RecordOpener, RecordSealer, Session, Settings,
-                       encode_frame, frame_buffers)
+from pycoslite import (Engine, FrameDecoder, Kernel, Peer, ProtocolError, RecordOpener, RecordSealer, Session,
+                       Settings, ack_frame, encode_frame, frame_buffers)
 from tests.support import TestCase
 
 MIB = 1 << 20
@@ -294,6 +295,31 @@ class SessionTest(TestCase):
         session.on_session(2, 1, 0)
         self.assertEqual(session.next_batch(4096, 0.0), [frame])
         self.assertEqual([(item.frame, item.sent) for item in session.lost(3)], [(frame, True)])
+
+
+class ConfirmationTest(TestCase):
+    """What came is confirmed in time, with something or by itself."""
+
+    def test_a_timer_that_comes_too_early_is_set_again(self) -> None:
+        session, planned, sent = SessionTest.opened(), [], []       # type: ignore[var-annotated]
+        engine = SimpleNamespace(now=0.0, clock=lambda: engine.now)
+        engine.call_later = lambda delay_s, function: planned.append((engine.now + delay_s, function)) or planned
+        peer = Peer.__new__(Peer)
+        peer.session, peer.engine, peer.ack_timer = session, engine, None
+        peer.flush = lambda: sent.extend(session.next_batch(4096, engine.now))      # type: ignore[method-assign]
+        peer.note_received(1, 10)
+        engine.now = 0.15
+        session.push(encode_frame(64, b"answer"), 11)
+        peer.flush()                            # the first one is confirmed with it
+        engine.now = 0.18
+        peer.note_received(1, 10)
+        for _ in range(9):
+            if planned:
+                engine.now, function = planned.pop(0)
+                function()
+        self.assertEqual(sent, [ack_frame(1), encode_frame(64, b"answer"), ack_frame(2)])
+        self.assertAlmostEqual(engine.now, 0.38)
+        self.assertIsNone(session.ack_deadline)
 
 
 class _Line:

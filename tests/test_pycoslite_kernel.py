@@ -1,6 +1,7 @@
 """The kernel: order, fairness, growth, timers, other threads; then whole programs: their end, Ctrl-C, fork."""
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -256,6 +257,18 @@ class GrowthTest(TestCase):
         self.assertLess(len(compared), 100)
 
 
+class _WakesTwice(pycoslite.Request):
+    """A request with a mistake in it."""
+
+    __slots__ = ()
+
+    def begin(self, kernel: Kernel, task: Task) -> bool:
+        """There at once, and once more."""
+        task.unpark("one")
+        task.unpark("two")
+        return False
+
+
 class _FailsToBegin(pycoslite.Request):
     """A request that has begun to wait when it fails."""
 
@@ -302,6 +315,14 @@ class ResilienceTest(TestCase):
         self.kernel.spawn(short).watch(lambda task: 1 / 0)
         with self.expect_log("telling .* failed"):
             self.alive()
+
+    def test_a_request_that_wakes_its_task_twice(self):
+        def function():
+            return (yield _WakesTwice())
+        task = self.kernel.spawn(function)
+        with self.expect_log("ended with an uncaught exception", level=logging.ERROR):
+            self.alive()
+        self.assertEqual((task.is_alive(), task.outcome), (False, "two"))
 
     def test_a_request_that_fails_when_it_has_begun_to_wait(self):
         def function():

@@ -386,9 +386,9 @@ class LanesTest(TestCase):
             self.lane()
         self.turns(lambda: all(lane.usable for lane in self.b.lanes.lanes))
         for link in links:
-            link.lanes._reason = "the test says so"
+            link.lanes.supply.reason = "the test says so"
             link.send(link.sealer.seal([b"-"]))
-            self.assertTrue(link.lanes._wide)
+            self.assertTrue(link.lanes.wide)
 
     def test_both_directions(self) -> None:
         self.widen(self.a, self.b)
@@ -415,20 +415,20 @@ class LanesTest(TestCase):
     def test_not_before_all_is_with_the_first_connection(self) -> None:
         for _ in range(2):
             self.lane()
-        self.a.lanes._reason = "the test says so"
+        self.a.lanes.supply.reason = "the test says so"
         self.a.sock._first.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         body = bytes(3_000_000)
         for at in range(0, len(body), 100_000):
             self.a.send(self.a.sealer.seal([body[at:at + 100_000]]))
-        self.assertFalse(self.a.lanes._wide)
+        self.assertFalse(self.a.lanes.wide)
         self.turns(lambda: len(self.b.got) == len(body))
-        self.assertTrue(self.a.lanes._wide)
+        self.assertTrue(self.a.lanes.wide)
 
     def test_one_lane_is_not_used(self) -> None:
         self.lane()
-        self.a.lanes._reason = "the test says so"
+        self.a.lanes.supply.reason = "the test says so"
         self.a.send(self.a.sealer.seal([b"-"]))
-        self.assertFalse(self.a.lanes._wide)
+        self.assertFalse(self.a.lanes.wide)
 
     def test_what_is_kept_is_bounded(self) -> None:
         """One lane owes the first bytes, the others go on: they are read no more, that one is."""
@@ -562,7 +562,7 @@ class LanesTest(TestCase):
 
     def test_wrong_words(self) -> None:
         with self.assertRaisesRegex(ProtocolError, "by the end that dials"):
-            self.b.lanes.told(4)
+            self.b.lanes.supply.told(4)
         with self.assertRaisesRegex(ProtocolError, "without any lanes"):
             self.b.lanes.turn()
         self.widen(self.a)

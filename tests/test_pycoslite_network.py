@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 import pycoslite
-from pycoslite import Handshake, Location, MonitorStatus, Pycos, Refusal, Task
+from pycoslite import Handshake, Location, MonitorStatus, Pycos, Refusal, RemoteTask, Task
 from tests.cutting import CuttingProxy
 from tests.support import TestCase, running
 
@@ -511,6 +512,26 @@ class FaultsTest(NetworkTestCase):
             node.terminate()
             process.signal(signal.SIGKILL)
         self.assertLess(sent[0], 400)               # of 1200 until the peer would have been given up
+
+    def test_references_that_are_dropped_leave_nothing(self):
+        self.setting(give_up_s=0.3)
+        network, nowhere = self.node().network, [Location("127.0.0.1", 1)]
+        kept = [network.peer(bytes((n,)) * 16, nowhere) for n in range(1, 4)]
+        for number in range(1000):
+            RemoteTask(network.peer(number.to_bytes(16, "big"), nowhere), 1, "far")
+        self.assertIs(network.peer(kept[0].process_id, ()), kept[0])
+        gc.collect()
+        self.assertEqual(network.peers, {})
+        self.assertEqual(len(network._named), 3)
+        task = RemoteTask(kept[1], 1, "far")
+        with self.expect_log("1 messages were not confirmed, 0 of them may have arrived"):
+            self.assertEqual(task.send("hello"), 0)         # now it is dialled
+            self.assertIs(network.peer(kept[1].process_id, ()), kept[1])
+            self.wait_until(lambda: kept[1].state == "lost")
+        self.wait_until(lambda: not network.peers)
+        fresh = network.peer(kept[1].process_id, nowhere)
+        self.assertIsNot(fresh, kept[1])
+        self.assertTrue(task.reachable())                   # by the new one
 
     def test_last_words_arrive(self):
         self.node()

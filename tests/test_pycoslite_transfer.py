@@ -352,9 +352,9 @@ class CheckTest(TransferTestCase):
         self.read = 0                           # times that some of the file was read for one
         check_with, read = pycoslite._Outgoing.check_with, pycoslite._Outgoing._read
 
-        def asked(outgoing: Any, kind: str, known: str) -> None:
+        def asked(outgoing: Any, kind: Any) -> None:
             self.kinds.append(kind)
-            check_with(outgoing, kind, known)
+            check_with(outgoing, kind)
 
         def reading(outgoing: Any, *args: Any) -> Any:
             self.read += 1
@@ -392,9 +392,9 @@ class CheckTest(TransferTestCase):
 
     def test_kinds_that_there_are_not(self):
         outgoing = pycoslite._Outgoing(self.process.agent.peer, str(self.file), self.file.stat(), None, None)
-        for kind in ("md5", None, 7):
+        for kind in ("md5", None, 7, ["crc32"]):
             with self.subTest(kind), self.assertRaisesRegex(pycoslite.ProtocolError, "checksum of the kind"):
-                outgoing.check_with(kind, "")
+                outgoing.check_with(kind)
 
     def test_a_file_for_many_peers_is_read_for_it_once(self):
         known = Pycos().network.files.checksums
@@ -443,7 +443,8 @@ class InnerLineTest(TestCase):
         line = pycoslite._inner_line(here, "token")
         self.assertRegex(line, "^[0-9a-f]{64}$")
         self.assertEqual(pycoslite._inner_line(there, "token"), line)
-        self.assertNotEqual(pycoslite._inner_line(there, "another token"), line)
+        for token in ("another token", "\ud800"):
+            self.assertRegex(pycoslite._inner_line(there, token), "^(?!%s)[0-9a-f]{64}$" % line)
         with mock.patch.object(pycoslite, "_network_stack", return_value="another"):
             self.assertNotEqual(pycoslite._inner_line(there, "token"), line)
 

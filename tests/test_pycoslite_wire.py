@@ -143,8 +143,9 @@ class RecordTest(TestCase):
         rng = random.Random(4)
         for key in (KEY, None):
             for _ in range(300):
-                bodies = [b"".join(encode_frame(rng.randrange(256), bytes(rng.choice((0, 3, 90, 1018, 1019, 1020, 1100))))
-                                   for _ in range(rng.choice((1, 1, 1, 1, 2)))) for _ in range(4)]
+                bodies = [b"".join(
+                    encode_frame(rng.randrange(256), bytes(rng.choice((0, 3, 90, 1018, 1019, 1020, 1100))))
+                    for _ in range(rng.choice((1, 1, 1, 1, 2)))) for _ in range(4)]
                 cut, late = rng.randrange(3), rng.choice((0, 0, 1, 4))
                 bodies[cut], bodies[cut + 1] = bodies[cut][:-late or None], bodies[cut][len(
                     bodies[cut]) - late:] + bodies[cut + 1]         # the end of a frame comes with the next record
