@@ -900,7 +900,11 @@ class _RecordMac:
     __slots__ = ("copy", "take")
 
     def __init__(self, key: bytes) -> None:
-        chain = hashlib.blake2b(key=key, digest_size=MAC_BYTES)
+        try:
+            chain = hashlib.blake2b(key=key, digest_size=MAC_BYTES)
+        except (AttributeError, ValueError) as error:       # every Python has it, but some are built or told not to
+            raise AuthenticationError("this Python has no BLAKE2b, which messages are authenticated with (%s): use "
+                                      "another one, or give both ends certfile and keyfile, for TLS" % error) from None
         self.take, self.copy = chain.update, chain.copy     # `next` for a short record, written out where it counts
 
     def next(self, record: bytes) -> bytes:
@@ -3414,8 +3418,8 @@ class Kernel:
     in `ready` once, or parked in `wait`, and then the request, a timer or both know it.
     """
 
-    # Found faster than in a dict: a message looks at some fifty of them at each end, two hundredths of its time. What is
-    # called through one (`clock`) is put into a variable first, as CPython 3.11 looks such a method up in the slow way.
+    # Found faster than in a dict: a message looks at some fifty of them at each end, two hundredths of its time. What
+    # is called through one (`clock`) is put into a variable first, as CPython 3.11 is slow to look such a method up.
     __slots__ = ("clock", "poller", "ready", "timers", "inbox", "tasks", "current", "owner", "sleeping", "polled",
                  "daemons", "idle_events", "waker", "thread", "stopping", "guest", "rounds", "__weakref__")
 
@@ -9398,8 +9402,8 @@ def _join(network: "Network", link: Link, result: HandshakeResult) -> None:
 # handlers by frame code and by name of request, one for each. Sections further down, and other modules, add handlers
 # for what is theirs; what comes before its handler is there is refused, and logged. A process is one Peer from the
 # first time its id is heard, or found in a reference, until it is lost; after that the same id gets a new Peer, with a
-# new session. One that only references lead to, and to which nothing was sent, is not in `peers`, and goes with the last
-# of them. `peers` may be read by any thread (single dict operations), all else belongs to the engine.
+# new session. One that only references lead to, and to which nothing was sent, is not in `peers`, and goes with the
+# last of them. `peers` may be read by any thread (single dict operations), all else belongs to the engine.
 #
 # The life of a connection as seen from here: `_accept` or a dial makes a Link; that ends (`refused`) or proves who is
 # there (`authenticated`); then it is handed to the file or the link that it is for, or to its peer (`Peer.adopt`),

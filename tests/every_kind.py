@@ -3,6 +3,8 @@
     python3 every_kind.py serve FOLDER          offers what the kinds need, and prints ``READY host:port``
     python3 every_kind.py try HOST:PORT FOLDER  runs all kinds with that process, and prints ``ok NAME`` for each, until
                                                 one has ``FAILED NAME``, and why
+    python3 every_kind.py again HOST:PORT FOLDER    does so again and again, until it is killed, with ``ROUND N`` after
+                                                each time, and breaks all connections then
 
 A kind is a task that checks what it gets by value. FOLDER is where received files go. See test_pycoslite_mixed.py.
 """
@@ -328,18 +330,32 @@ def told(location, task):
 # -- the program -------------------------------------------------------------------------------------------------------
 
 
-def run_all(location: Location, folder: str) -> None:
-    """Run the kinds one after the other, until one fails."""
+def run_all(location: Location, folder: str) -> bool:
+    """Run the kinds one after the other, until one fails; whether none has."""
     for name, function in KINDS.items():
         task = Task(function, location, folder)
         result = task.value(2 * COME_S)
         if task.is_alive():
             print("FAILED %s\nit has not ended" % name)
-            return
+            return False
         if isinstance(result, MonitorStatus) and result.info is task:       # and not what it has looked at last
             print("FAILED %s\n%s" % (name, result.value))
-            return
+            return False
         print("ok %s" % name, flush=True)
+    return True
+
+
+def run_again(location: Location, folder: str) -> None:
+    """Run all kinds, until one fails; between two rounds all connections break."""
+    network, number = Pycos().network, 0
+
+    def cut() -> None:
+        for link in list(network.links):
+            link.fail(ConnectionError("cut by the test"))
+    while run_all(location, folder):
+        network.post(cut)
+        number += 1
+        print("ROUND %d" % number, flush=True)
 
 
 def main(role: str, *words: str) -> None:
@@ -354,7 +370,7 @@ def main(role: str, *words: str) -> None:
             print("READY %r" % node.location, flush=True)
             ended.wait()
         else:
-            run_all(Location.parse(words[0]), words[1])
+            (run_again if role == "again" else run_all)(Location.parse(words[0]), words[1])
     except Exception:
         traceback.print_exc()
         sys.exit(1)

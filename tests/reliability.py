@@ -11,6 +11,7 @@ R5  a dead peer                                                                 
 R6  a lossy line, a computing task                                                     nobody is taken for dead
 R7  messages to a dead peer                                                            bounded, each one accounted for
 R8  a crash while messages arrive                                                      likewise
+R9  all kinds of messages, calls and files, over connections that break                nothing grows
 
 Each end is a process of its own (see reliability_peer.py), in a host of its own where the line matters. The figures
 that are times are goals in release runs only: elsewhere the machine may be busy with other things.
@@ -19,12 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import signal
 import sys
 import tempfile
 import time
+import unittest
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
@@ -36,6 +39,7 @@ from .support import Host, running
 from .switch import Line, Switch, switched_hosts
 
 PEER = Path(__file__).with_name("reliability_peer.py")
+KINDS = Path(__file__).with_name("every_kind.py")
 COME_S = 120                            # what a process is asked for comes within this
 BEHIND = "127.0.0.3"                    # address of a process that can only be reached through a proxy: ...
 HIDDEN = ("host=" + BEHIND, "ext_host=127.0.0.8")           # ... the one that it tells leads nowhere
@@ -358,8 +362,45 @@ def crashes(soak: bool) -> Iterator[Figure]:
         yield from _sent_to_the_dead(20_000 if size < 10_000 else 2000, size, "between")
 
 
+# ======================================================================================================================
+# R9: what is left behind
+# ======================================================================================================================
+
+
+def _held_by(process: Any) -> Dict[str, int]:
+    """Descriptors, threads, and KiB of memory of a process (Linux)."""
+    with open("/proc/%d/statm" % process.pid) as file:
+        memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+    return {"descriptors": len(os.listdir("/proc/%d/fd" % process.pid)),
+            "threads": len(os.listdir("/proc/%d/task" % process.pid)), "KiB of memory": memory}
+
+
+def growth(soak: bool) -> Iterator[Figure]:
+    """R9: two processes do everything that processes do together, again and again; each third of the time counts by the
+    least that was held in it, as large messages come and go."""
+    if not os.path.isdir("/proc/self/fd"):
+        raise unittest.SkipTest("needs /proc to see what a process holds")
+    seconds, least = 600 if soak else 5, []
+    with tempfile.TemporaryDirectory() as folder, running(
+            [sys.executable, KINDS, "serve", folder], ready=r"READY (\S+)") as there, running(
+            [sys.executable, KINDS, "again", there.match.group(1), folder], ready="ROUND 1$") as here:
+        rounds = 1
+        for third in range(3):
+            seen, until = [], time.monotonic() + seconds / 3
+            while not seen or time.monotonic() < until:
+                rounds += 1
+                here.wait_for("ROUND %d$" % rounds, COME_S)
+                seen.append([_held_by(process) for process in (here, there)])
+            least.append([{kind: min(held[end][kind] for held in seen) for kind in seen[0][end]} for end in (0, 1)])
+    yield Figure("rounds of %d kinds of messages, and cuts" % (here.output.count("ok ") // rounds), rounds)
+    for end, what in enumerate(("asks", "serves")):
+        for kind, most in (("descriptors", 0), ("threads", 2), ("KiB of memory", 2048 if soak else 65536)):
+            grown = least[2][end][kind] - least[1][end][kind]
+            yield Figure("%s more at the end, of the one who %s" % (kind, what), grown, "", "<=", most)
+
+
 ROWS: Dict[str, Row] = {"R1": cuts, "R2": bad_line, "R3": throughput, "R4": healing, "R5": deaths,
-                        "R6": no_false_deaths, "R7": bounded_queue, "R8": crashes}
+                        "R6": no_false_deaths, "R7": bounded_queue, "R8": crashes, "R9": growth}
 
 if __name__ == "__main__":
     sys.exit(main(ROWS))

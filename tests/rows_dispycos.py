@@ -89,7 +89,8 @@ ROWS = {
     # 14 options of the scheduler program
     "Q09 Q10": _C + "SchedulerOptionsTest.test_what_is_saved_comes_back",
     "Q15": _P + "AcquaintanceTest.test_a_scheduler_program_has_nodes_announce_it "
-    + _P + "AcquaintanceTest.test_a_node_announces_the_client_to_the_nodes_of_its_network",
+    + _P + "AcquaintanceTest.test_a_node_announces_the_client_to_the_nodes_of_its_network "
+    "test_node_lan.NodeTest.test_a_node_announces_the_client_on_its_own_network",
     "Q16 Q19": _C + "SharedSchedulerTest.test_options",
     "Q17": _P + "PulseTest.test_a_client_says_how_often_nodes_are_searched_for",
     "Q18": _P + "RealTest.test_an_idle_client_leaves_the_queue_of_a_shared_scheduler " + _C

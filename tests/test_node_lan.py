@@ -21,10 +21,14 @@ def where():
 def main(task=None):
     client = Client([where])
     yield client.schedule()
-    print("job", (yield client.run_result(where)), flush=True)
+    while len((yield client.nodes())) < int(sys.argv[2]):
+        yield task.sleep(0.05)
+    for node in (yield client.nodes()):
+        print("job", (yield client.run_result_at(node, where)), flush=True)
     yield client.close()
 
-Scheduler(nodes=sys.argv[1].split())            # which waits for nodes, and does without those of its own machine
+# It waits for nodes, and does without those of its own machine. With several one is named, which knows the others.
+Scheduler(nodes=sys.argv[1].split(), relay_nodes=int(sys.argv[2]) > 1)
 pycoslite.Task(main).value(30)
 pycoslite.Pycos().terminate()
 """ % str(ROOT)
@@ -43,12 +47,13 @@ class NodeTest(LanTestCase):
         command = [sys.executable, "dispycosnode_lite.py", "--cpus", "1", "--daemon", *options]
         return self.enter(host.running(command, ready=READY))
 
-    def uses(self, client: Machine, node: Machine, named: str = "") -> None:
-        """A client on the one host has its job done on the other."""
-        output = client.run([sys.executable, self.client, named]).stdout
+    def uses(self, client: Machine, *nodes: Machine, named: str = "") -> None:
+        """A client on the one host has jobs done on the others."""
+        output = client.run([sys.executable, self.client, named, len(nodes)]).stdout
         self.assertNotIn("Traceback", output)
-        place = node.run([sys.executable, "-c", "import os; print(os.readlink('/proc/self/ns/net'))"]).stdout.strip()
-        self.assertIn("job " + place, output)
+        for node in nodes:
+            place = node.run([sys.executable, "-c", "import os; print(os.readlink('/proc/self/ns/net'))"]).stdout
+            self.assertIn("job " + place.strip(), output)
 
     def test_behind_nat(self) -> None:
         """The node and its server have a port of the gateway each, as on rented machines."""
@@ -59,7 +64,7 @@ class NodeTest(LanTestCase):
                                  ready="READY"))
         node = self.node(a, "--ext_ip_addr", outside, "--tcp_ports", "9706")
         self.assertEqual(node.match.group(1), outside + ":9706")
-        self.uses(b, a, outside + ":9706")
+        self.uses(b, a, named=outside + ":9706")
 
     def test_found_by_ipv6_alone(self) -> None:
         a, b = self.enter(lan(wire("ab", ipv4=False)))
@@ -81,7 +86,17 @@ class NodeTest(LanTestCase):
         a, b = self.enter(lan(wire("ab")))
         a.block_udp()
         self.node(a)
-        self.uses(b, a, a.on[0].address)
+        self.uses(b, a, named=a.on[0].address)
+
+    def test_a_node_announces_the_client_on_its_own_network(self) -> None:
+        """--relay_nodes: the client names one node of another network, and has two."""
+        a, b, c = self.enter(lan(wire("ac"), wire("bc")))
+        c.forwards()
+        a.route(b.on[1].address, by=c.on[0].address)
+        b.route(a.on[0].address, by=c.on[1].address)
+        self.node(c)
+        self.node(b, "--dest_path", self.temp_dir())    # hosts have all but their networks in common
+        self.uses(a, b, c, named=c.on[0].address)
 
 
 if __name__ == "__main__":

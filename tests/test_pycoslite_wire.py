@@ -6,6 +6,7 @@ import random
 import struct
 import tracemalloc
 from typing import Any, Callable, Iterable, List, Optional
+from unittest import mock
 
 import pycoslite
 from pycoslite import FrameDecoder, ProtocolError, RecordOpener, RecordSealer, encode_frame, frame_buffers
@@ -64,6 +65,13 @@ class RecordTest(TestCase):
                 mac = hashlib.blake2b(chain, key=key, digest_size=16).digest()
                 parts = [body[:len(body) // 2], body[len(body) // 2:]] if len(body) % 2 else [body]
                 self.assertEqual(b"".join(sealer.seal(parts)), length + body + mac)
+
+    def test_a_python_without_the_hash_says_so(self) -> None:
+        with mock.patch.object(hashlib, "blake2b", side_effect=ValueError("disabled for FIPS")):
+            for kind in (RecordSealer, RecordOpener):
+                with self.assertRaisesRegex(pycoslite.AuthenticationError, "no BLAKE2b.*FIPS.*certfile"):
+                    kind(KEY)
+                kind(None)              # below TLS, or open
 
     def test_each_end_has_a_chain_of_its_own(self) -> None:
         """What was sealed by the long way is opened by the short one, and the other way round."""
