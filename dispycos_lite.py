@@ -4512,10 +4512,11 @@ class SchedulerDriver(_ServerDriver):
 
     def on_stopping(self, peer: Any, args: dict, _payload: bytes) -> None:
         """A node takes no more jobs: let those that run end, then give it back."""
-        node = self.state.nodes.get(peer.process_id)
+        node, link = self.state.nodes.get(peer.process_id), self.nodes.get(peer.process_id)
         reason = checked("node.stopping", args)["reason"]
-        if node is not None:
+        if node is not None and link is not None:
             pycoslite.log.warning("node %s gets no more jobs: %s", peer, reason)
+            link.reason = reason
             self._event(self.state.close_node, node)
 
     def _node_gone(self, link: _NodeLink, reason: str) -> None:

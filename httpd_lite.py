@@ -1293,6 +1293,14 @@ def _event(kind: str, data: dict) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), to_json(data))
 
 
+def _rest(site: Site, seq: int, quiet_s: float, most_s: float) -> None:
+    """Wait until something has changed since `seq`, for `most_s` at most: while `quiet_s` lasts, whatever changes."""
+    if quiet_s > 0:
+        site.closing.wait(min(quiet_s, most_s))
+    else:
+        site.wait(seq, most_s)
+
+
 def _stream(site: Site, request: Request, interval: float) -> Iterator[bytes]:
     """The events for one viewer; see the head of this module. Ends with the site."""
     found = site.changes(request, "", None)
@@ -1301,10 +1309,7 @@ def _stream(site: Site, request: Request, interval: float) -> Iterator[bytes]:
     due = (told := clock()) + interval
     while not site.closing.is_set():
         left_s = max(told + alive_s - clock(), 0.0)
-        if clock() < due:
-            site.closing.wait(min(due - clock(), left_s))
-        else:
-            site.wait(found["seq"], left_s)
+        _rest(site, found["seq"], due - clock(), left_s)
         if clock() >= due and site.view.seq > found["seq"]:
             found = site.changes(request, found["instance"], found["seq"])
             yield _event("change", found)

@@ -1750,13 +1750,14 @@ class Session:
     # `below_window`: whether senders may go on; False once the window is full, True again when it is half empty. The
     # window is `window_bytes` and `window_messages`, or `queue_messages` while the session is not open.
     __slots__ = ("_ack_at", "_ack_bytes", "_ack_frames", "_base", "_batch_bytes", "_clear", "_confirmed", "_control",
-                 "_early", "_frames", "_kept", "_limits", "_nbytes", "_open", "_ready", "_received", "_reserve",
-                 "_rest", "_ride_at", "_room_bytes", "_room_frames", "_sent", "_sent_before", "_tags", "_withheld",
-                 "below_window", "has_more", "local_sid", "remote_sid")
+                 "_early", "_frames", "_kept", "_limits", "_most_bytes", "_most_frames", "_nbytes", "_open", "_ready",
+                 "_received", "_reserve", "_rest", "_ride_at", "_room_bytes", "_room_frames", "_sent", "_sent_before",
+                 "_tags", "_withheld", "below_window", "has_more", "local_sid", "remote_sid")
 
     def __init__(self, local_sid: int, limits: Optional[Settings] = None) -> None:
         self._limits = limits or settings
         self._batch_bytes = min(self._limits.record_bytes, RECORD_CAP) - _RIDERS
+        self._most_frames, self._most_bytes = self._limits.ack_messages, self._limits.ack_bytes     # unconfirmed
         self._withheld = False                  # nothing is confirmed for now, see `withhold`
         self._begin(local_sid)
 
@@ -1982,11 +1983,10 @@ class Session:
         self._received += count
         self._ack_frames = frames = self._ack_frames + count
         self._ack_bytes = size = self._ack_bytes + nbytes
-        limits = self._limits
-        if frames >= limits.ack_messages or size >= limits.ack_bytes:
+        if frames >= self._most_frames or size >= self._most_bytes:
             due = 0.0
         elif self._ack_at is None:
-            due = now + limits.ack_delay_s
+            due = now + self._limits.ack_delay_s
         else:
             return None
         if self._withheld:
@@ -8166,6 +8166,7 @@ class Peer:
         self.last_request = 0
         self.longest = settings.frame_bytes     # what it takes, and we, as one frame
         self.outbox: deque = deque()            # (frame, bytes) not yet handed to the session; any thread appends
+        self.latest: Optional[RemoteTask] = None        # the reference to a task of it that came last
         self.marked = False                     # a flush is on its way
         self.bulky = False                      # the last message to a task of it was long, see `_serialize_again`
         self.held: list = []                    # called once the window has room again
@@ -8405,7 +8406,7 @@ class Peer:
         if self.state == "lost":
             return
         self.session.push_all(self.outbox)
-        self.state, self.reason = "lost", reason
+        self.state, self.reason, self.latest = "lost", reason, None
         self.route.found(stop=True)
         for link in (self.link, self.candidate):
             if link is not None:
@@ -10691,8 +10692,12 @@ def _revive_task(process_id: bytes, where: bytes, task_id: int, name: str) -> "T
     sent to it then fails as it would there), else a `RemoteTask`."""
     network = _network
     peer = None if network is None else network.peers.get(process_id)
-    if peer is None:
-        peer = _peer_of(process_id, json.loads(where), name)
+    if peer is not None:                # so it is not at home; who asks something is named again and again
+        reference = peer.latest
+        if reference is None or reference.id != task_id or reference._name != name:
+            reference = peer.latest = RemoteTask(peer, task_id, name)
+        return reference
+    peer = _peer_of(process_id, json.loads(where), name)
     home = peer is peer.network.itself and (_local_task(peer.network, task_id) or _travelled.get(task_id))
     return home or RemoteTask(peer, task_id, name)
 

@@ -322,6 +322,24 @@ class ConfirmationTest(TestCase):
         self.assertIsNone(session.ack_deadline)
 
 
+class ReferenceTest(TestCase):
+    """The reference that came last is used again when it comes again."""
+
+    def test_each_task_has_its_own(self) -> None:
+        peer = Peer.__new__(Peer)
+        peer.latest, peer.network, peer.process_id = None, SimpleNamespace(host=None), b"p" * 16
+        with mock.patch.object(pycoslite, "_network", SimpleNamespace(peers={peer.process_id: peer})):
+            def come(task_id: int, name: str) -> Any:
+                return pycoslite._revive_task(peer.process_id, b"[]", task_id, name)
+            first = come(1, "asker")
+            self.assertIs(come(1, "asker"), first)
+            other = come(2, "asker")
+            self.assertEqual((other.id, other.peer), (2, peer))
+            self.assertNotEqual(other, first)
+            self.assertEqual(come(1, "swapped").name, "swapped")
+            self.assertEqual(come(1, "swapped"), first)
+
+
 class _Line:
     """In the place of a link: tells whether there was something to read."""
 
