@@ -4792,10 +4792,11 @@ _RAISES: Any = object()                 # as `at_close`: closing the descriptor 
 class _Watch:
     """One descriptor's place in the poller of the kernel whose tasks wait for it, and the operations that wait."""
 
-    __slots__ = ("fd", "kernel", "mask", "reader", "writer")
+    __slots__ = ("fd", "kernel", "mask", "reader", "writer", "owes_end")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.owes_end = False                   # another thread has closed it, and no reader has heard of that
         self.kernel: Optional[Kernel] = None    # in whose poller it is
         self.mask = 0                           # for what
         self.reader: Any = None
@@ -4905,8 +4906,18 @@ class _Operation(Request):
         except OSError as error:
             wants = _WANTS.get(error.__class__)
             if wants is None:
-                raise
+                return self._refused(task, error)
         return self._park(kernel, task, wants)
+
+    def _refused(self, task: Task, error: OSError) -> bool:
+        """The first attempt failed: raises `error`, but not for the first read after another thread has closed the
+        socket. Its end of file must not depend on who was faster."""
+        watch = self.stream.watch
+        if self.at_close is _RAISES or error.errno != errno.EBADF or not watch.owes_end:
+            raise error
+        watch.owes_end = False
+        task.carried = self.at_close
+        return True
 
     def _taken(self) -> MisuseError:
         """The error of who comes second. Two readers would each get parts of a stream, by chance."""
@@ -5642,10 +5653,13 @@ class _Stream:
 
     def close(self) -> None:
         """Close it: a task that waits to read gets end of file, one that waits to write an OSError. TLS says goodbye
-        without waiting for the answer. Any thread; from another than the tasks' it happens soon, and not at once."""
-        _call_owner(self.watch.kernel, self._close)
+        without waiting for the answer. Any thread; from another than the tasks' it happens soon, and not at once, and
+        if no task waits, the next read still gets that end of file."""
+        kernel = running_kernel()
+        from_outside = kernel is None or kernel.owner != get_ident()
+        _call_owner(self.watch.kernel, functools.partial(self._close, from_outside))
 
-    def _close(self) -> None:
+    def _close(self, from_outside: bool) -> None:
         """The poller first, then the socket, then the waits: its number may be another file's as soon as it is closed,
         and a task that is woken must find it closed."""
         if self.sock.fileno() < 0:
@@ -5660,6 +5674,7 @@ class _Stream:
             except (OSError, ValueError):       # the answer has not come yet, there was no handshake, it is broken
                 pass
         self.sock.close()
+        self.watch.owes_end = from_outside and self.watch.reader is None
         self.watch.closed()
 
     def detach(self) -> int:

@@ -471,6 +471,18 @@ class ApiTest(SocketCase):
                 self.assertEqual(sock.fileno(), -1)
         self.task(body)
 
+    def test_a_reader_that_comes_just_after_another_thread_has_closed(self):
+        """Whether it waited already must make no difference: it gets an end of file, once."""
+        for make, expected in ((lambda s: s.recv(1), b""), (lambda s: s.recvall(1), b""),
+                               (lambda s: s.recv_msg(), b""), (lambda s: s.recv_into(bytearray(1)), 0)):
+            left, _right = self.pair()
+            left.close()
+            self.assertEqual(self.task(self.outcome, make(left)), expected)
+            self.assertIsInstance(self.task(self.outcome, make(left)), OSError)
+        left, _right = self.pair()
+        left.close()
+        self.assertIsInstance(self.task(self.outcome, left.sendall(b"x")), OSError)
+
     def outcome(self, request):
         """Task: the exception of a request, or its result."""
         try:
@@ -484,6 +496,7 @@ class ApiTest(SocketCase):
         self.task(lambda: (yield))                      # by then the other one waits
         left.close()
         self.assertEqual(task.value(10), b"")
+        self.assertIsInstance(self.task(self.outcome, left.recv(1)), OSError)       # that was told
         self.assertEqual(self.task(lambda: (yield right.recv(1))), b"")
 
     def test_unwrap_gives_the_socket_back(self):
