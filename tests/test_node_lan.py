@@ -43,8 +43,9 @@ class NodeTest(LanTestCase):
         self.client.write_text(CLIENT)
 
     def node(self, host: Machine, *options: Any) -> Any:
-        """A node program there."""
-        command = [sys.executable, "dispycosnode_lite.py", "--cpus", "1", "--daemon", *options]
+        """A node program there; in a directory of its own, as the hosts have one disk."""
+        command = [sys.executable, "dispycosnode_lite.py", "--cpus", "1", "--daemon", "--dest_path", self.temp_dir(),
+                   *options]
         return self.enter(host.running(command, ready=READY))
 
     def uses(self, client: Machine, *nodes: Machine, named: str = "") -> None:

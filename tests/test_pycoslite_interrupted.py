@@ -133,6 +133,7 @@ class InterruptedTest(ServiceTestCase):
         waits.far = self.channel_of(process)
         self.addCleanup(waits.pool.terminate)
         self.addCleanup(waits.listener.close)
+        self.addCleanup(waits.channel.close)
         waits.channel.register()
         done = self.do(self.interrupt, waits)
         self.assertEqual(set(done), set(waits.kinds()))         # all of them were tried

@@ -92,7 +92,8 @@ class Parted:
         for each in names.values():
             each.tell("stop")
         for one, other in itertools.permutations(names, 2):
-            self.fates[one, other] = names[one].finds("DONE", 0, to=repr(names[other].at))
+            fate = self.fates[one, other] = names[one].finds("DONE", 0, to=repr(names[other].at))
+            names[other].finds("HEARD", 0, by=one, number=fate["accepted"][-1] + 1)     # delivered, but said yet?
         for one, other in itertools.permutations(names, 2):
             self.heard[one, other] = [told["number"] for told in names[other].heard("HEARD") if told["by"] == one]
             self.events[one, other] = [told["event"] for told in names[one].heard("EVENT") if told["peer"] == other]
