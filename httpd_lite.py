@@ -132,7 +132,7 @@ class MonitorSettings:
     *_chars     bound what one task costs, and what its arguments cost on their way to a browser
     """
 
-    http_connections: int = 64          # open at once; beyond, the one that has waited longest for a request is cut
+    http_connections: int = 64          # open at once; beyond, one that has not asked for anything is cut
     http_streams: int = 32              # of these, streams of events
     http_header_s: float = 3.0          # from the first byte of a request to the end of its header; again for a body
     http_idle_s: float = 15.0           # a connection is kept so long for the next request
@@ -1538,9 +1538,10 @@ def find_route(site: Site, request: Request) -> Route:
 #   sending   the answer, or event, is ready  it is out                           http_send_s
 #   waiting   the answer is out               first byte of the next request      http_idle_s
 #
-# When all `http_connections` are in use, a new one takes the place of that which has been silent, reading or waiting
-# for longest: it has not asked for anything, so nobody loses an answer by it, and a thousand silent ones do not keep
-# the next viewer out. The handshake of TLS is part of "reading".
+# When all `http_connections` are in use, a new one takes the place of the oldest silent one, if there is none of the
+# oldest that is waiting, then reading: these have not asked for anything, so nobody loses an answer by it, and a
+# thousand silent ones do not keep the next viewer out. Reading comes last, as a viewer's whole request may be there
+# and its thread not have come to it on a busy machine. The handshake of TLS is part of "reading".
 #
 # Why `http.server`: it reads request lines and headers as everybody expects, and has been looked at by many. What it
 # lacks is added around it: limits (`_Source`, the listener), a parser that gets whole headers only, errors in JSON. Its
@@ -1552,7 +1553,7 @@ _NO_THREAD = ("no thread can be started (%s). CPython 3.12.0 and 3.12.1 refuse t
               "let it wait for its tasks, with Pycos().join() at its end, or use another Python")
 _REQUEST_LINE = 8192
 _SILENT, _READING, _BODY, _WORKING, _SENDING, _WAITING = "silent", "reading", "body", "working", "sending", "waiting"
-_DISPLACED = (_SILENT, _READING, _WAITING)
+_DISPLACED = (_SILENT, _WAITING, _READING)         # in this order
 
 
 class _TooLong(Exception):
@@ -1869,7 +1870,8 @@ class Listener:
             self.site.closing.wait(_LOOK_S)
             return
         if len(self._connections) >= settings.http_connections:
-            displaced = next((other for other in self._connections if other.state in _DISPLACED), None)
+            displaced = next((other for state in _DISPLACED for other in self._connections if other.state == state),
+                             None)
             if displaced is None:
                 pycoslite.log.debug("monitor: refused %s: all %d connections are at work", address[0],
                                     len(self._connections))
