@@ -218,6 +218,7 @@ def replayed_over_tcp(times: int) -> Iterator[Figure]:
             stayed_open += closed_within(sock, PATIENCE_S) == float("inf")
         with Insider(victim.port) as other:
             other.ping()
-        online = victim.lines(" is online")         # the one that was recorded, and the one right here
+        victim.process.wait_for("(?s) is online.* is online")       # the one that was recorded, and the one right here
+        online = victim.lines(" is online")
         yield Figure("a connection replayed to the process: stayed open, of %d" % times, stayed_open, "", "==", 0)
         yield Figure("and taken for a peer", online - 2, "", "==", 0)
