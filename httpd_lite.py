@@ -2159,3 +2159,7 @@ def _stop_servers() -> None:
 
 
 pycoslite.STOPPERS.insert(0, _stop_servers)
+
+if __name__ == "__main__":
+    raise SystemExit("httpd_lite is part of a program, HTTPServer(client), and shows nothing by itself: see its first "
+                     "lines, and examples/monitor.py")

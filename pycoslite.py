@@ -3799,14 +3799,41 @@ def _hook_exit() -> None:
         pass
 
 
+_SAME_KEY_S = 0.3                       # SIGINTs so close together are one Ctrl-C: it is often told to a process and
+                                        # to its group, by `timeout` for one
+_interrupted_at = -math.inf             # when the last one came
+_leaving = False                        # there was a second Ctrl-C: nothing is waited for any more
+
+
+def _on_interrupt(_signal: int, _frame: Any) -> None:
+    """SIGINT while the program waits for its tasks at its end. A repetition raises nothing: it would break the locks
+    that are held while the first one is answered."""
+    global _interrupted_at
+    before, _interrupted_at = _interrupted_at, time.monotonic()
+    if _interrupted_at - before > _SAME_KEY_S:
+        raise KeyboardInterrupt
+
+
+def _take_interrupts(came_already: bool) -> None:
+    """Have `_on_interrupt` called from now on, unless the program has a handler of its own."""
+    global _interrupted_at
+    if came_already:
+        _interrupted_at = time.monotonic()
+    if (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        signal.signal(signal.SIGINT, _on_interrupt)
+
+
 def _wait_at_exit() -> None:
     """A program lives until its non-daemon tasks have ended; Ctrl-C ends them, also when it came earlier and ended the
     program's own code."""
     kernel = _default
-    if kernel is None or kernel.thread is None:
+    if _leaving or kernel is None or kernel.thread is None:
         return
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1")
     try:
-        if getattr(sys, "last_type", None) is not KeyboardInterrupt or hasattr(sys, "ps1"):
+        _take_interrupts(interrupted)
+        if not interrupted:
             for waiter in list(WAITERS):
                 waiter()
             kernel.join()
@@ -3819,12 +3846,14 @@ def _wait_at_exit() -> None:
 def _stop_at_exit(timeout: Optional[float] = None) -> None:
     """The last act, by `atexit` or after Ctrl-C: end everything. With a `timeout` there is no waiting for tasks, and a
     kernel whose task does not yield is left behind after so many seconds."""
+    global _leaving
     try:
         if timeout is None:
             _wait_at_exit()             # for what the last threads have started
-        stop_default(timeout)
+        if not _leaving:
+            stop_default(timeout)
     except KeyboardInterrupt:           # the second one: leave at once
-        pass
+        _leaving = True
 
 
 STOPPERS: List[Callable[[], None]] = []     # what must end before the kernel that drives it

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import unittest
 from typing import Any
 
@@ -670,10 +671,11 @@ class ProgramTest(TestCase):
             """)
         self.assertRegex(text, r"(?s)task fails/1 ended with an uncaught exception:\nTraceback.*KeyError: 'lost'\n")
 
-    def interrupted(self, text: str, presses: int = 1) -> tuple:
+    def interrupted(self, text: str, presses: int = 1, apart_s: float = 0.0) -> tuple:
         with running(self.program(text), ready="^ready\n") as process:
             for _ in range(presses):
                 process.signal(signal.SIGINT)
+                time.sleep(apart_s)
             return process.wait(20), process.output
 
     WAITING = """
@@ -692,6 +694,17 @@ class ProgramTest(TestCase):
         Task(work)
         """)
         self.assertEqual((status, output), (0, "ready\nfinally\n"))
+
+    def test_ctrl_c_that_is_told_twice_at_once(self):
+        """As `timeout` does it: to the process, and to its group. It is one, and nothing is left waiting."""
+        for apart_s in (0, 0.0002, 0.0004, 0.0006, 0.0008, 0.001):
+            status, output = self.interrupted(self.WAITING.replace("work(task=None):", """work(task=None):
+            while not task.kernel.idle_events:      # the main program has not ended yet
+                yield task.sleep(0.01)""") + """
+        Task(work)
+        """, 2, apart_s)
+            self.assertIn(status, (0, -signal.SIGINT))      # the second may come when Python has ended already
+            self.assertEqual(output, "ready\nfinally\n")
 
     def test_ctrl_c_while_the_main_program_waits_for_a_task(self):
         status, output = self.interrupted(self.WAITING + """
