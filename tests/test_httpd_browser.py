@@ -520,15 +520,19 @@ class HistoryPageTest(BrowserTestCase):
             self.browser.type("#text", name)
             self.rows(1, "#tasks")
             self.wait("document.querySelector('#tasks tbody th').innerText === %r" % name)
-            self.wait("""(() => {                               // it is drawn a moment later
+            self.wait("""(() => {
                 const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
-                const pixels = canvas.getContext("2d").getImageData(0, 4, canvas.width, 1).data;
-                const opaque = (x) => pixels[4 * x + 3];        // servers' names are on the left, and lines all opaque
-                const x = [...Array(canvas.width).keys()].find((x) => x > 125 && opaque(x) > 100 && opaque(x) < 250);
-                const at = {clientX: box.left + x + 1, clientY: box.top + 6};
-                canvas.dispatchEvent(new PointerEvent("pointermove", at));
-                return document.querySelector("#pointed").innerText.startsWith("%s, %s, on 10.0.0.1:970");
+                return [...Array(Math.floor(box.width)).keys()].some((x) => {
+                  canvas.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + x, clientY: box.top + 6}));
+                  window.pointedAt = x;
+                  return document.querySelector("#pointed").innerText.startsWith("%s, %s, on 10.0.0.1:970");
+                });
                 })()""" % (name, state))
+            self.assertGreater(self.browser.script("""
+                const canvas = document.querySelector("canvas"), scale = canvas.width / canvas.clientWidth;
+                const left = scale * (window.pointedAt - 3);
+                const pixels = canvas.getContext("2d").getImageData(left, 4, 8 * scale, 1).data;
+                return Math.max(...pixels.filter((_, i) => i % 4 === 3))"""), 100)      # there is something to see
 
 
 class HostileTextTest(BrowserTestCase):
