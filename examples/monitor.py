@@ -8,6 +8,7 @@ the log (stderr); whoever knows it may look, and act.
 
 Printed: `N tasks done, N failed`, before the time to look around.
 """
+import argparse
 import random
 import sys
 from pathlib import Path
@@ -45,5 +46,9 @@ def main(count, look_s, task=None):
 
 
 if __name__ == "__main__":
-    arguments = [float(word) for word in sys.argv[1:]] + [100, 60][len(sys.argv) - 1:]
-    pycoslite.Task(main, int(arguments[0]), arguments[1])
+    parser = argparse.ArgumentParser(description="A web monitor beside a computation.")
+    parser.add_argument("count", nargs="?", type=int, default=100, help="tasks to run (default: %(default)s)")
+    parser.add_argument("look_s", nargs="?", type=float, default=60.0,
+                        help="seconds to look around when they are done (default: %(default)g)")
+    arguments = parser.parse_args()
+    pycoslite.Task(main, arguments.count, arguments.look_s)
