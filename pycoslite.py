@@ -9401,7 +9401,7 @@ class _Lanes:
 def _lanes_for(link: Link, result: HandshakeResult) -> Optional[_Lanes]:
     """The lanes that a new link may have; None within a host, and where one of the ends wants none."""
     said = result.peer_info.get("lanes")
-    most = min(settings.lanes, said if isinstance(said, int) else 1)
+    most = min(settings.lanes, said if isinstance(said, int) else 1, 255)      # LANES has a byte for it
     if most < _LEAST_LANES or settings.lanes_loss > 0 and _is_near(link.sock):
         return None
     return _Lanes(link, result.name, most)

@@ -592,6 +592,8 @@ class WhoTest(TestCase):
     def test_both_ends_want_them(self) -> None:
         self.assertEqual(self.lanes_for(False, lanes=5).most, 5)
         self.assertEqual(self.lanes_for(False, lanes=1 << 40).most, settings.lanes)
+        with mock.patch.object(settings, "lanes", 1000):
+            self.assertEqual(self.lanes_for(False, lanes=1000).most, 255)       # what the frame LANES can ask for
         for said in ({}, {"lanes": 1}, {"lanes": 0}, {"lanes": "16"}, {"lanes": -1}):
             self.assertIsNone(self.lanes_for(False, **said))
         with mock.patch.object(settings, "lanes", 1):
