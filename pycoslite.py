@@ -15323,11 +15323,14 @@ def _see_broadcast(case: _Case) -> Finding:
         return Finding(_FAILED, "UDP port %d cannot be used: %s" % (port, error.strerror),
                        "end the program that holds it alone, or set PYCOSLITE_NET_PORT on all machines; without "
                        "discovery, name addresses", {"port": port})
-    wanted = {interface.address for interface in interfaces() if interface.broadcast}
+    networks: Dict[Optional[str], List[str]] = {}       # broadcast address -> own addresses there; one is sent from
+    for interface in interfaces():
+        if interface.broadcast or interface.address == "127.0.0.1" and sys.platform.startswith("linux"):
+            networks.setdefault(interface.broadcast, []).append(interface.address)
     until = time.monotonic() + _ECHO_S
-    while time.monotonic() < until and not (survey.echoes and wanted <= survey.echoes):
+    while time.monotonic() < until and (_not_heard(survey, networks) or not survey.echoes):
         time.sleep(0.01)
-    deaf = sorted(wanted - survey.echoes) if survey.echoes else ["any address"]
+    deaf = _not_heard(survey, networks) if survey.echoes else ["any address"]
     details = {"port": port, "heard_from": sorted(survey.echoes), "not_heard_from": deaf}
     if deaf:
         return Finding(_WARNING, "UDP port %d: a broadcast from %s did not come back to this machine itself" % (
@@ -15335,6 +15338,11 @@ def _see_broadcast(case: _Case) -> Finding:
             "network may not broadcast at all: name addresses then" % port, details)
     return Finding(_OK, "UDP port %d can be used, broadcasts come back on %s" % (
         port, ", ".join(sorted(survey.echoes))), details=details)
+
+
+def _not_heard(survey: _Survey, networks: Dict[Optional[str], List[str]]) -> List[str]:
+    """An own address on each network from which no broadcast has come back."""
+    return sorted(own[0] for own in networks.values() if survey.echoes.isdisjoint(own))
 
 
 _FIREWALLS = (                          # (name, file that tells whether it is active, text in it, how to open it)

@@ -526,6 +526,12 @@ class TwoHostsTest(DoctorTestCase):
             self.assertEqual([row["name"] for row in report["processes"]], ["there"])
             self.assertEqual(set(report["steps"]["broadcast"]["details"]["heard_from"]), {HOST, self.one.address})
 
+    def test_two_addresses_on_one_network(self):
+        self.one.ip("address", "add", self.one.address.rpartition(".")[0] + ".78/24", "broadcast", "+",
+                    "dev", self.one.interface)
+        step = self.report(host=self.one)["steps"]["broadcast"]
+        self.assertEqual((step["status"], step["details"]["not_heard_from"]), ("ok", []), step)
+
     def test_no_host_of_that_address(self):
         nobody = self.two.address.rpartition(".")[0] + ".77"
         report = self.report(nobody + ":9705", host=self.one, PYCOSLITE_CONNECT_S="10")
