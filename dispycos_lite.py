@@ -120,7 +120,7 @@ MinPulseInterval = 10
 MaxPulseInterval = 100
 
 # How a job can end without a result, as the caller sees it. `Cluster` raises these from the future; `Client` gives a
-# MonitorStatus instead, whose `error` is one of them (see `_Jobs._status_of`).
+# MonitorStatus instead, whose `error` is one of them (see `_ended`).
 #
 #   Cancelled       before it began, or TERMINATED by its server after it was asked to stop
 #   TimedOut        like Cancelled, the wish being that of ``timeout=``
@@ -134,8 +134,11 @@ MaxPulseInterval = 100
 class JobError(pycoslite.PycosError):
     """A job ended without a result of its own. The text is a sentence; the attributes are for programs.
 
-    `job_id` and `attempt` (1 is the first run) tell which run it was, `where` names the server or node ('' if none).
+    `job_id` and `attempt` (1 is the first run) tell which run it was, `where` names the server or node ('' if none),
+    `ending` as what the job is counted: the name of one of the last three fields of `JobCounts`.
     """
+
+    ending = "failed"
 
     def __init__(self, sentence: str, job_id: int = 0, attempt: int = 0, where: str = "") -> None:
         super().__init__(sentence)
@@ -145,17 +148,25 @@ class JobError(pycoslite.PycosError):
 class WorkerDied(JobError):
     """The server process that ran the job ended; the sentence names the server, its signal or exit status, the run."""
 
+    ending = "abandoned"
+
 
 class NodeLost(JobError):
     """The node that ran the job was lost or given up; the sentence says why."""
+
+    ending = "abandoned"
 
 
 class Cancelled(JobError, CancelledError):
     """The job was cancelled, or its computation closed, before it had a result."""
 
+    ending = "terminated"
+
 
 class TimedOut(JobError, pycoslite.OperationTimeout):
     """The job ran for longer than the ``timeout=`` it was submitted with (seconds, counted from its start)."""
+
+    ending = "terminated"
 
 
 class ResultError(JobError):
@@ -299,6 +310,54 @@ class DispycosNodeInfo:
     def swap(self) -> Optional[float]:
         """Free swap in percent."""
         return self.avail_info.swap
+
+
+class JobCounts(NamedTuple):
+    """How many jobs of every kind there were: plain functions, tasks, I/O. `submitted` is pending + running + done.
+
+    `pending` have not begun, be it here or at a server behind others; they belong to no place yet, so this is 0 for
+    nodes and servers. `running` are those that a server has begun, as far as that is known here: of its CPU jobs the
+    first, and its I/O jobs. `done` have ended, with a result or else: `failed` (an exception), `terminated` (cancelled,
+    or out of time), `abandoned` (lost with their server or node, or given up at the client's end).
+    """
+
+    submitted: int = 0
+    pending: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    terminated: int = 0
+    abandoned: int = 0
+
+
+class ClusterCounts(NamedTuple):
+    """The `JobCounts` of a whole client (`total`), and by Location of its `nodes` and `servers`; `node_of` has the
+    node's for each server's.
+
+    Servers and nodes that are gone are there, too, the last thousand, with what ended there. A run that was lost and is
+    repeated (`retries=`) is done and abandoned where it was, and not in the total. What was at no server when it ended
+    is in the total alone.
+    """
+
+    total: JobCounts
+    nodes: Dict[Any, JobCounts]
+    servers: Dict[Any, JobCounts]
+    node_of: Dict[Any, Any]
+
+
+class PlainJob(NamedTuple):
+    """A job that no task stands for: of a plain function, or handed in by `Cluster.submit`, or one that never began.
+
+    The subject of a `pycoslite.MonitorStatus` that watchers are sent (see `Client.watch`). `name` is its function's,
+    `location` its last server's, None if it never was at one; `args` and `kwargs` are the caller's own objects, empty
+    where they were not kept.
+    """
+
+    job_id: int
+    name: str
+    location: Any
+    args: tuple
+    kwargs: Dict[str, Any]
 
 
 class DispycosNodeAllocate:
@@ -2462,6 +2521,10 @@ def checked_place(reply: Any) -> Dict[str, Any]:
 #
 # An idle server has nothing to finish, so it needs no second look after twice that time: its process is killed.
 #
+# Jobs are counted where they end, in the `Tally` of their server (`ended`, `_finish`, `_drop`: where JOB_DONE comes
+# from); what has been handed in follows from that and from `jobs`, so most jobs cost one addition more. The `Ledger`
+# has the tallies, also those of what is gone, and lives longer than the state: for all turns of a client.
+#
 # What holds after every event (`validate` checks it, the tests call that each time):
 #   - A job is in exactly one place: a backlog, `_suspects`, a server's `held` or its `io`. `jobs` has them all until
 #     their server has let go of them, even when their caller has been told (ghosts), because until then they take up
@@ -2522,7 +2585,14 @@ PLACE_MOVES = {
 """The same for nodes and servers; an event that is not here for a state changes nothing (suspending twice)."""
 
 _NODE_CODES = SchedulerStatus.ServerClosed - SchedulerStatus.NodeClosed     # a server's code less its node's
+# By the state of a server, what was told of it, if it may still take jobs; a node's codes are less by the above.
+_TOLD = {
+    _FOUND: (SchedulerStatus.ServerDiscovered,),
+    _UP: (SchedulerStatus.ServerDiscovered, SchedulerStatus.ServerInitialized),
+    _SUSPENDED: (SchedulerStatus.ServerDiscovered, SchedulerStatus.ServerInitialized, SchedulerStatus.ServerSuspended),
+}
 _NEVER = float("inf")
+_KEPT_PLACES = 1000                     # servers that are gone, and what ended there
 
 
 class Terms:
@@ -2578,18 +2648,112 @@ class Job:
 class Node:
     """One node: `id`, `info` (DispycosNodeInfo), `servers` by number, `state`; `silent` while it is out of reach.
 
+    `location` is where its process was when it came, its id where nobody knows: jobs are counted under that.
     Silence is no state of its own, because a node can be suspended, or closing, and silent at the same time. `abandon`
     says whether it is to be abandoned when it is silent for too long, `abandoned` whether it is; its servers may run
     `strays` then, and later: jobs that were settled without an end.
     """
 
-    __slots__ = ("id", "info", "state", "silent", "abandon", "abandoned", "strays", "servers")
+    __slots__ = ("id", "info", "location", "state", "silent", "abandon", "abandoned", "strays", "servers")
 
     def __init__(self, id: Any, info: DispycosNodeInfo) -> None:
-        self.id, self.info = id, info
+        self.id, self.info, self.location = id, info, info.location or id
         self.state = _FOUND
         self.silent = self.abandon = self.abandoned = self.strays = False
         self.servers: Dict[int, Server] = {}
+
+
+class Tally:
+    """How many jobs have ended at a place: `done` are all, of these some otherwise than with a result. `running` is for
+    sums of tallies alone; see `Ledger.counts`."""
+
+    __slots__ = ("running", "done", "failed", "terminated", "abandoned")
+
+    def __init__(self) -> None:
+        self.running = self.done = self.failed = self.terminated = self.abandoned = 0
+
+    def note(self, ending: str) -> None:
+        """One more has ended: 'failed', 'terminated' or 'abandoned'."""
+        self.done += 1
+        setattr(self, ending, getattr(self, ending) + 1)
+
+    def spoil(self) -> None:
+        """The result of one that has ended turned out to be none."""
+        self.failed += 1
+
+    def add(self, other: "Tally") -> None:
+        """Add the figures of another one."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def counts(self, pending: int = 0) -> JobCounts:
+        """These figures as programs see them."""
+        return JobCounts(pending + self.running + self.done, pending, self.running, self.done, self.failed,
+                         self.terminated, self.abandoned)
+
+
+class Ledger:
+    """What has ended where, from a client's first job on. One thread at a time, the engine; the figures may be read by
+    any once its last state has closed.
+
+    A server's key is its node's location and its own. Its successor at both goes on with its tally. Of those that are
+    gone the last `_KEPT_PLACES` stand for themselves; older ones go into their node's, and nodes without any others
+    into `nowhere`.
+    """
+
+    def __init__(self) -> None:
+        self.servers: Dict[Tuple[Any, Any], Tally] = {}
+        self.nodes: Dict[Any, Tally] = {}           # of a node's servers that are not in `servers` any more
+        self.nowhere = Tally()                      # ended without a server, or where that is not kept any more
+        self.repeats = 0                            # runs that were lost and are repeated: each is in a tally, too
+        self._gone: Dict[Tuple[Any, Any], None] = {}            # of `servers`, longest first
+
+    def open(self, server: "Server") -> Tally:
+        """A server came: the tally to be its own."""
+        key = server.node.location, server.location
+        self._gone.pop(key, None)
+        self.nodes.setdefault(key[0], Tally())
+        return self.servers.setdefault(key, Tally())
+
+    def close(self, server: "Server") -> None:
+        """It has gone. What it held is still to be counted, in the tally that it has."""
+        self._gone[server.node.location, server.location] = None
+        if len(self._gone) > _KEPT_PLACES:
+            oldest = next(iter(self._gone))
+            del self._gone[oldest]
+            node = oldest[0]
+            self.nodes[node].add(self.servers.pop(oldest))
+            if not any(key[0] == node for key in self.servers):
+                self.nowhere.add(self.nodes.pop(node))
+
+    def counts(self, running: Dict[Tuple[Any, Any], int], unfinished: int) -> ClusterCounts:
+        """All figures, where so many run at servers (by key) and so many jobs have not ended."""
+        total, node_of = Tally(), {}
+        nodes: Dict[Any, Tally] = collections.defaultdict(Tally)
+        servers: Dict[Any, Tally] = collections.defaultdict(Tally)
+        for (node, server), tally in list(self.servers.items()):
+            node_of[server] = node
+            nodes[node].add(tally)
+            servers[server].add(tally)
+        for node, tally in list(self.nodes.items()):
+            nodes[node].add(tally)
+        for tally in (self.nowhere, *nodes.values()):
+            total.add(tally)
+        for (node, server), count in running.items():
+            for tally in (nodes[node], servers[server], total):
+                tally.running += count
+        total.done -= self.repeats
+        total.abandoned -= self.repeats
+        return ClusterCounts(total.counts(max(unfinished - total.running, 0)),
+                             {place: tally.counts() for place, tally in nodes.items()},
+                             {place: tally.counts() for place, tally in servers.items()}, node_of)
+
+
+def _ending(outcome: int, payload: Any) -> str:
+    """As what a job is counted that ended without a result. What is no JobError could not be sent."""
+    if outcome == TERMINATED:
+        return Cancelled.ending
+    return getattr(payload, "ending", JobError.ending) if outcome == ERROR else JobError.ending
 
 
 class Server:
@@ -2604,13 +2768,14 @@ class Server:
     giving the server a new ticket (or 0) and not by searching the heap.
     """
 
-    __slots__ = ("node", "n", "id", "location", "link", "state", "held", "io", "limit", "window", "solo",
+    __slots__ = ("node", "n", "id", "location", "link", "tally", "state", "held", "io", "limit", "window", "solo",
                  "reserved", "again", "recalling", "astray", "timed", "places", "bias", "ticket", "io_ticket",
                  "since", "mark", "ends", "turn", "spent", "count", "rtt_s")
 
     def __init__(self, node: Node, n: int, id: Any, location: Any) -> None:
         self.node, self.n, self.id, self.location = node, n, id, location
         self.link: Any = None
+        self.tally = Tally()                        # of jobs that ended here, and at its predecessors
         self.state = _FOUND
         self.held: Dict[int, Job] = {}
         self.io: Dict[int, Job] = {}
@@ -2783,6 +2948,7 @@ class _Dispatch:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.ledger = Ledger()                      # another one may be put in its place before the first event
         self.jobs: Dict[int, Job] = {}              # all that have not ended, ghosts included
         self.ghosts = 0
         self.stale = 0                              # results of older attempts and second results: ignored
@@ -3036,6 +3202,11 @@ class _Dispatch:
     def _finish(self, job: Job, outcome: int, payload: Any) -> None:
         """Settle a job that is on no server any more."""
         self.rested = self.now
+        tally = self.ledger.nowhere if job.state == _QUEUED else job.server.tally
+        if outcome == VALUE:
+            tally.done += 1
+        else:
+            tally.note(_ending(outcome, payload))
         job.move("end")
         del self.jobs[job.id]
         self._out.append((JOB_DONE, job, outcome, payload))
@@ -3105,7 +3276,7 @@ class _Lives(_Dispatch):
 
     def __init__(self) -> None:
         super().__init__()
-        self.closing = False
+        self.closing = self.terminating = False     # the latter: its owner wants all jobs to be stopped
         self._last_id = -1
 
     def submit(self, job: Job, now: float) -> None:
@@ -3157,6 +3328,10 @@ class _Lives(_Dispatch):
             job.state = _ON_END[job.state]
             del server.held[job_id], self.jobs[job_id]
             self._out.append((JOB_DONE, job, outcome, payload))
+            if outcome == VALUE:
+                server.tally.done += 1
+            else:
+                server.tally.note(_ending(outcome, payload))
         else:
             self._unload(job)
             self._conclude(job, outcome, payload)
@@ -3248,6 +3423,7 @@ class _Lives(_Dispatch):
     def _drop(self, job: Job, fate: JobError) -> None:
         """Settle a job that its server still has."""
         self.rested = self.now
+        job.server.tally.note(fate.ending)
         job.move("drop")
         self.ghosts += 1
         self._out.append((JOB_DONE, job, ERROR, fate))
@@ -3309,15 +3485,18 @@ class _Lives(_Dispatch):
                 self._finish(job, ERROR, self._loss(job, server, reason, error))
         self._requeue(again)
 
-    @staticmethod
-    def _may_run_again(job: Job, ran: bool, doubt: bool) -> bool:
+    def _may_run_again(self, job: Job, ran: bool, doubt: bool) -> bool:
         """Count that a job was lost with its server (doubt: it may have begun unnoticed); whether to send it again."""
         if ran:
             job.runs += 1
         elif doubt:
             job.doubts += 1
         job.plain = job.plain and not job.suspect
-        return (not ran or job.runs <= job.terms.retries) and job.runs + job.doubts < settings.max_runs
+        again = (not ran or job.runs <= job.terms.retries) and job.runs + job.doubts < settings.max_runs
+        if ran and again:
+            job.server.tally.note(WorkerDied.ending)
+            self.ledger.repeats += 1
+        return again
 
     @staticmethod
     def _loss(job: Job, server: Server, reason: str, error: type) -> JobError:
@@ -3390,6 +3569,7 @@ class _Fleet(_Lives):
 
     def _add(self, server: Server) -> None:
         """Enter a new server in all places that it belongs to, and tell."""
+        server.tally = self.ledger.open(server)
         server.node.servers[server.n] = server
         self.anywhere.servers[server] = None
         for key in _keys(server):
@@ -3406,6 +3586,7 @@ class _Fleet(_Lives):
         """Take a server out of all places, and tell that it closed, if that was not said before, and `code`."""
         self._reserved.pop(server, None)
         self._shut(server, "down", reason)
+        self.ledger.close(server)
         del server.node.servers[server.n], self.anywhere.servers[server]
         for key in _keys(server):
             del self._by_key[key][server]
@@ -3498,7 +3679,10 @@ class _Fleet(_Lives):
         """Cancel these jobs, as far as they are not stopping yet; `cause` ends a sentence."""
         for job in jobs:
             if job.state not in (_STOPPING, _GHOST):
-                self._stop(job, Cancelled("job %d was cancelled because %s" % (job.id, cause), job.id, job.attempt))
+                fate = Cancelled("job %d was cancelled because %s" % (job.id, cause), job.id, job.attempt)
+                if job.kind == IO and self.closing and not self.terminating:
+                    fate.ending = NodeLost.ending
+                self._stop(job, fate)
 
     def _close_if_done(self) -> None:
         """When closing and all jobs are settled: release the nodes and say good-bye."""
@@ -3704,7 +3888,8 @@ class ClusterState(_Patience):
 
     Events: node_up, node_ready, node_silent, node_heard, node_down; server_up, server_ready, server_down; submit,
     started, ended, returned, cancel; suspend, resume, restart_server, close_server, close_node, close; limit, abandon,
-    setting_up, rest_node; tick. Questions: next_deadline, why, servers_at, sleeps, validate. One thread at a time.
+    setting_up, rest_node; tick. Questions: next_deadline, why, counts, told, servers_at, sleeps, validate. One thread
+    at a time.
 
     `now` is in seconds of any monotonic clock, the same for all events. Ids of nodes and servers may be anything that
     can be a key; the driver takes process ids. An event about a server or node that is not there (any more) raises
@@ -3822,10 +4007,33 @@ class ClusterState(_Patience):
         I/O jobs are stopped at once unless `await_io`; `terminate` stops all. May be called again to hurry up.
         """
         self.now = now
-        self.closing = True
+        self.closing, self.terminating = True, self.terminating or terminate
         self._stop_all([job for job in self.jobs.values() if terminate or job.kind == IO and not await_io],
                        "its computation is closed")
         self._close_if_done()
+
+    def told(self) -> List[Tuple[int, Any]]:
+        """Return what status tasks were told of the nodes and servers that are there: (code, info) in that order."""
+        found: List[Tuple[int, Any]] = []
+        for node in self.nodes.values():
+            if not node.abandoned:
+                found += [(code - _NODE_CODES, node.info) for code in _TOLD.get(node.state, _TOLD[_UP])]
+                for server in node.servers.values():
+                    found += [(code, server.location) for code in _TOLD.get(server.state, ())]
+        return found
+
+    def counts(self) -> ClusterCounts:
+        """Return how many jobs there were so far, and where; it looks at each server, and at jobs only where ghosts are
+        among them."""
+        running: Dict[Tuple[Any, Any], int] = {}
+        for server in self.anywhere.servers:
+            first = next(iter(server.held.values()), None)
+            count = int(first is not None and first.state != _GHOST) + len(server.io)
+            if self.ghosts:
+                count -= sum(job.state == _GHOST for job in server.io.values())
+            if count:
+                running[server.node.location, server.location] = count
+        return self.ledger.counts(running, len(self.jobs) - self.ghosts)
 
     def validate(self) -> None:
         """Raise AssertionError if anything contradicts anything else. For tests: it looks at everything."""
@@ -3939,6 +4147,7 @@ _RESERVE_TIMEOUT_S = 10.0               # a node answers a reservation at once, 
 _LAST_WORDS_S = 0.5                     # results a dead server had sent may still be on their way for so long
 _REPORT_S = 1.0                         # a node reports the end of a server sooner than that
 _ENOUGH_JOBS = 256                      # as many wait that the engine need not hear of the next one at once
+_LEAST_PULSE_S = 0.01                   # whatever a node says of the most seconds between two pulses
 
 Notice = Callable[[str], None]
 
@@ -4112,12 +4321,32 @@ class _JobDriver:
 
     def why(self, job_id: int) -> str:
         """A sentence that says what a job is doing or waiting for. Any thread but the engine's."""
+        return self._ask(self.state.why, job_id)
+
+    def counts(self) -> ClusterCounts:
+        """How many jobs there were so far, and where. Any thread but the engine's."""
+        return self._ask(self.state.counts)
+
+    def introduce(self, begin: Callable) -> None:
+        """Have ``begin(changes)`` called in the user kernel, with what was told of the places there are: whatever
+        changes from then on is told after that. Any thread."""
+        self.network.post(lambda: self._for_user(begin, (self.state.told(),)))
+
+    def unreadable(self, job: Job) -> None:
+        """A job was counted as one that has a result, which cannot be unpickled here. Any thread but the engine's."""
+        self.network.post(job.server.tally.spoil)
+
+    def _ask(self, question: Callable, *args: Any) -> Any:
+        """What the state machine answers, when it knows all that was submitted. Any thread but the engine's."""
         answer: concurrent.futures.Future = concurrent.futures.Future()
 
-        def _ask() -> None:
-            self._take_in()
-            answer.set_result(self.state.why(job_id))
-        self.network.post(_ask)
+        def _answer() -> None:
+            try:
+                self._take_in()
+                answer.set_result(question(*args))
+            except Exception as error:              # whoever waits must not wait for ever
+                answer.set_exception(error)
+        self.network.post(_answer)
         return answer.result()
 
     # -- carrying out --------------------------------------------------------------------------------------------------
@@ -4404,6 +4633,11 @@ class _ServerDriver(_JobDriver):
             self._event(self.state.restart_server, server, "it could not be reached: %s" % detail)
 
 
+def _availability(peer: Any, facts: dict) -> DispycosNodeAvailInfo:
+    """What a node says of itself, as a record."""
+    return DispycosNodeAvailInfo(peer.location, *(facts.get(name) for name in ("cpu", "memory", "disk", "swap")))
+
+
 class SchedulerDriver(_ServerDriver):
     """One client's scheduler. `status(code, info[, reason])` is called for each change in the cluster and `settle(job,
     outcome, payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for
@@ -4597,6 +4831,30 @@ class SchedulerDriver(_ServerDriver):
             self._node_gone(link, detail)
         elif process_id in self.state.nodes:
             self._event(self.state.node_silent if event == "offline" else self.state.node_heard, process_id)
+
+    def _pulse_of(self, peer: Any, wanted_s: float) -> float:
+        """How often to ask a node, which may not be asked so often, or so seldom, as the client wants."""
+        least_s, most_s = self.nodes[peer.process_id].pulses
+        pulse_s = max(least_s, min(wanted_s, most_s), _LEAST_PULSE_S)
+        if pulse_s != wanted_s:
+            pycoslite.log.warning(
+                "node %s is asked every %g s what it has free, and not every %g s: it was started with "
+                "--min_pulse_interval %g and --max_pulse_interval %g", peer, pulse_s, wanted_s, least_s, most_s)
+        return pulse_s
+
+    def watch_availability(self, peer: Any, node: Node, wanted_s: float) -> Iterator:
+        """Tell the client what a node has free, about every `wanted_s` seconds, as long as it has the node. A system
+        task."""
+        pulse_s = self._pulse_of(peer, wanted_s) if peer.process_id in self.nodes else 0.0
+        while self.state.nodes.get(node.id) is node:
+            try:
+                facts, _ = yield peer.request("node.avail", {}, timeout=pulse_s)
+            except pycoslite.PycosError:
+                pass                                # not this time: whether the node lives is others' concern
+            else:
+                node.info.avail_info = _availability(peer, facts)
+                self._for_user(self.status, (None, node.info.avail_info))
+            yield pycoslite.Suspend(pulse_s)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -4809,7 +5067,6 @@ class LocalNode:
 _SEARCH_AGAIN_S = 5.0                   # a client without nodes looks for some this often
 _CONTACT_AGAIN_S = 5.0                  # a node that was named and cannot be used is tried again this often
 _PATIENCE_S = 3.0                       # a client that has waited so long for a node says what it waits for
-_LEAST_PULSE_S = 0.01                   # whatever a node says of the most seconds between two pulses
 _MISSED_PULSES = 5                      # so many pulse intervals of silence are too many
 
 
@@ -4880,7 +5137,7 @@ class _ClientDriver(SchedulerDriver):
         may take is up to the client's code: that request has no timeout.
         """
         self._event(self.state.abandon, node, self.wanted.abandon)
-        self.network.spawn(self._watch_availability, peer, node)
+        self.network.spawn(self.watch_availability, peer, node, self.wanted.pulse_s)
         if self.wanted.disable_nodes:
             yield self._permission(node.id)
         args, needs = self._enabled.pop(node.id, self._no_args)
@@ -4941,30 +5198,6 @@ class _ClientDriver(SchedulerDriver):
             task.resume()
 
     # -- while they are used -------------------------------------------------------------------------------------------
-
-    def _pulse_of(self, peer: Any) -> float:
-        """How often to ask a node, which may not be asked so often, or so seldom, as the client wants."""
-        wanted_s = self.wanted.pulse_s
-        least_s, most_s = self.nodes[peer.process_id].pulses
-        pulse_s = max(least_s, min(wanted_s, most_s), _LEAST_PULSE_S)
-        if pulse_s != wanted_s:
-            pycoslite.log.warning(
-                "node %s is asked every %g s what it has free, and not every %g s: it was started with "
-                "--min_pulse_interval %g and --max_pulse_interval %g", peer, pulse_s, wanted_s, least_s, most_s)
-        return pulse_s
-
-    def _watch_availability(self, peer: Any, node: Node) -> Iterator:
-        """Tell the client what a node has free, every so often, as long as it has the node. A system task."""
-        pulse_s = self._pulse_of(peer) if peer.process_id in self.nodes else 0.0
-        while self.state.nodes.get(node.id) is node:
-            try:
-                facts, _ = yield peer.request("node.avail", {}, timeout=pulse_s)
-            except pycoslite.PycosError:
-                pass                                # not this time: whether the node lives is others' concern
-            else:
-                node.info.avail_info = _availability(peer, facts)
-                self._for_user(self.status, (None, node.info.avail_info))
-            yield pycoslite.Suspend(pulse_s)
 
     def change(self, event: str, entity: Union[Node, Server], **how: Any) -> None:
         """Let the cluster state handle an event that concerns a node or server."""
@@ -5053,11 +5286,6 @@ def _check_setup(what: str, reply: dict) -> None:
     """Raise PycosError with what the other end says went wrong; then the node or server is closed, and that logged."""
     if reply.get("error"):
         raise pycoslite.PycosError("its %s failed: %s" % (what, reply["error"]))
-
-
-def _availability(peer: Any, facts: dict) -> DispycosNodeAvailInfo:
-    """What a node says of itself, as a record."""
-    return DispycosNodeAvailInfo(peer.location, *(facts.get(name) for name in ("cpu", "memory", "disk", "swap")))
 
 
 def _ask_rules(rules: List[DispycosNodeAllocate], info: DispycosNodeInfo) -> Iterator:
@@ -5506,6 +5734,93 @@ def _failed(subject: Any, kind: Any, value: Any, error: Optional[BaseException])
     return status
 
 
+def _ended(subject: Any, value: Any, error: Optional[BaseException], outcome: int) -> Any:
+    """How a job has ended, as monitors are told."""
+    if error is None:
+        return pycoslite.MonitorStatus(subject, StopIteration, value)
+    if outcome in (ERROR, TERMINATED) and isinstance(error, JobError):
+        stopped = error.ending == Cancelled.ending
+        return _failed(subject, SchedulerStatus.TaskTerminated if stopped else SchedulerStatus.TaskAbandoned,
+                       str(error), error)
+    return _failed(subject, type(error), getattr(error.__cause__, "text", None) or str(error), error)
+
+
+def _message(code: Optional[int], info: Any, reason: str) -> Any:
+    """A change as status tasks are told; without a code it is what a node has free."""
+    message = info if code is None else DispycosStatus(code, info)
+    if reason:
+        message.reason = reason
+    return message
+
+
+class Watched:
+    """What `Client` and `Cluster` let others see of them: `counts` to ask, `watch` to be told. Any thread."""
+
+    def __init__(self) -> None:
+        self._packer = Packer()
+        self._driver: Any = None                    # a Client has one while the nodes are its own
+        self._ledger = Ledger()
+        self._watchers: List[Callable] = []         # changed in one step at a time
+
+    def counts(self) -> ClusterCounts:
+        """How many jobs of every kind there were since this was made, of all and by node and server; see `JobCounts`.
+        Takes some microseconds for each server, and jobs next to nothing. Any thread, also in a task, but not in what
+        was given to `watch`."""
+        driver = self._driver
+        return self._ledger.counts({}, 0) if driver is None else driver.counts()
+
+    def watch(self, callback: Callable[[Any], Any]) -> Callable[[], None]:
+        """Have ``callback(message)`` called for whatever changes, before the status task hears of it; at first for the
+        nodes and servers that are there already. Returns a function that ends that. Any thread.
+
+        The messages are those that status tasks are sent, and for a job that ended otherwise than with a result, and
+        has no task, a `pycoslite.MonitorStatus` of a `PlainJob`; those that were cancelled before any server had them
+        are only counted. It is called in the user kernel (or, where that is held up, a thread of the cluster's own), so
+        it must not block; what it raises is logged.
+        """
+        ended = threading.Event()
+
+        def _watcher(message: Any) -> None:
+            try:
+                if not ended.is_set():
+                    callback(message)
+            except Exception:                       # anybody's code: the others are to be told, too
+                pycoslite.log.exception("%r, which watches %r, failed", callback, self)
+
+        def _begin(changes: Iterable[Tuple[int, Any]]) -> None:
+            for change in changes:
+                _watcher(DispycosStatus(*change))
+            self._watchers.append(_watcher)
+
+        def _end() -> None:
+            ended.set()
+            if _watcher in self._watchers:
+                self._watchers.remove(_watcher)
+        driver = self._driver
+        if driver is None:
+            _begin(())
+        else:
+            driver.introduce(lambda places: _begin([(SchedulerStatus.ClientScheduled, id(self)), *places]))
+        return _end
+
+    def _inform(self, message: Any) -> None:
+        """Tell the watchers."""
+        for watcher in list(self._watchers):
+            watcher(message)
+
+    def _outcome_of(self, job: Job, outcome: int, payload: Any) -> Tuple[Any, Optional[BaseException]]:
+        """Value and exception of a job that has ended; see `_outcome`."""
+        value, error = _outcome(self._packer, outcome, payload)
+        if error is not None and outcome == VALUE:
+            self._driver.unreadable(job)
+        return value, error
+
+    def _inform_of_end(self, subject: PlainJob, error: BaseException, outcome: int) -> None:
+        """A job that has no task ended with an error. Thousands may be cancelled at once, which is no news of each."""
+        if self._watchers and (subject.location is not None or not isinstance(error, Cancelled)):
+            self._inform(_ended(subject, None, error, outcome))
+
+
 # ---- what a client is made with ----
 
 # What may follow the components, by the type of the first of it: three generations of programs.
@@ -5646,12 +5961,8 @@ def _code_component(component: Any) -> Any:
     return subject
 
 
-class _Places:
+class _Places(Watched):
     """The nodes and servers that a client has, by what the program calls them. See `Client`."""
-
-    def __init__(self) -> None:
-        self._packer = Packer()
-        self._driver: Any = None                    # set while the nodes are the client's
 
     def _nodes(self) -> List[Node]:
         """A copy, made in one step: the engine may change what it is copied from at any time."""
@@ -5660,16 +5971,30 @@ class _Places:
     def _servers(self) -> List[Server]:
         return [] if self._driver is None else list(self._driver.state.anywhere.servers)
 
+    def _node_at(self, where: Any) -> Optional[Node]:
+        """The node whose process has that Location, or that text of one, or that DispycosNodeInfo."""
+        place = where.location if isinstance(where, DispycosNodeInfo) else where
+        return next((node for node in self._nodes() for location in (node.info.location,)
+                     if location is not None and place in (location, repr(location))), None)
+
     def _node(self, where: Any) -> Optional[Node]:
-        """The node of that name or address; of a Location only the address counts."""
+        """The node at that Location; else of that name or address, a Location of another port being one, too. Where
+        several have that, the first, with a line in the log."""
+        nodes, known = self._nodes(), self._node_at(where)
+        if known is not None or not nodes:
+            return known
         names = {getattr(where, "addr", where)}
-        nodes = self._nodes()
-        if nodes and not any(names & {node.info.name, node.info.addr} for node in nodes):
+        if not any(names & {node.info.name, node.info.addr} for node in nodes):
             try:
                 names.update(found[4][0] for found in socket.getaddrinfo(names.pop(), None))
             except (OSError, UnicodeError, TypeError):
                 return None                         # no host has that name
-        return next((node for node in nodes if names & {node.info.name, node.info.addr}), None)
+        found = [node for node in nodes if names & {node.info.name, node.info.addr}]
+        if len(found) > 1:
+            pycoslite.log.warning("%s is the name or address of several nodes, at %s: the first is taken; give the "
+                                  "Location of the one that is meant", where,
+                                  ", ".join(repr(node.info.location) for node in found))
+        return found[0] if found else None
 
     def _server(self, location: Any) -> Optional[Server]:
         return next((server for server in self._servers() if server.location == location), None)
@@ -5678,10 +6003,10 @@ class _Places:
         """What a job's `where` is in the cluster state. Raises PycosError when there is no such place."""
         if where is None or self._driver.state.servers_at(where):
             return where
-        node = self._node(where)
-        if node is None or isinstance(where, pycoslite.Location) and where != node.info.location:
+        node = self._node_at(where) if isinstance(where, pycoslite.Location) else self._node(where)
+        if node is None:
             raise pycoslite.PycosError("no node or server %r is in use; there are: %s" % (
-                where, ", ".join([node.info.addr for node in self._nodes()]
+                where, ", ".join([repr(node.info.location) for node in self._nodes()]
                                  + [repr(server.location) for server in self._servers()]) or "none"))
         return node.id
 
@@ -5704,7 +6029,6 @@ class _Jobs(_Places):
         self._options = options
         self._job_ids = itertools.count(1)
         self._runs: Dict[int, _Run] = {}            # by job id, those that have not ended
-        self._terminating = False                   # they are being stopped, at the client's wish
         self._why_closed = ""                       # unless it was at its own wish
 
     def rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -5714,7 +6038,8 @@ class _Jobs(_Places):
         return self._start(TASK, None, gen, args, kwargs)
 
     def rtask_at(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
-        """`rtask` at a place: a node (name or address) or a server (Location). None also when it is not in use."""
+        """`rtask` at a place: a node (name, address, Location or DispycosNodeInfo) or a server (Location). None also
+        when it is not in use."""
         return self._start(TASK, where, gen, args, kwargs)
 
     def io_rtask(self, gen: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -5751,9 +6076,9 @@ class _Jobs(_Places):
 
     def run_each(self, where: Any, gen: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run a task that mostly waits at many places. `where` is 'node' (one server on every node), 'server' (every
-        server), the address of a node (all its servers), or a Location (every server). Use with yield. Gives a list of
-        `JobTask`."""
-        if where == "server" or isinstance(where, pycoslite.Location):
+        server), a node by its address or Location (all its servers), or another Location (every server). Use with
+        yield. Gives a list of `JobTask`."""
+        if where == "server" or isinstance(where, pycoslite.Location) and self._node_at(where) is None:
             return self.run_servers(gen, *args, **kwargs)
         if where != "node" and self._node(where) is not None:
             return self.run_node_servers(where, gen, *args, **kwargs)
@@ -5826,6 +6151,7 @@ class _Jobs(_Places):
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def _inform(self, message: Any) -> None:
+        super()._inform(message)
         if self._options.status_task is not None:
             self._options.status_task.send(message)
 
@@ -5840,31 +6166,21 @@ class _Jobs(_Places):
     def _settle(self, job: Job, outcome: int, payload: Any) -> None:
         """A job has ended."""
         run: _Run = self._runs.pop(job.id)
-        value, error = _outcome(self._packer, outcome, payload)
-        status = self._status_of(run, value, error, outcome)
+        value, error = self._outcome_of(job, outcome, payload)
+        status = _ended(run.name if run.task is None else run.task, value, error, outcome)
         run.result = value if error is None else status
         if run.task is not None:
-            run.task.conclude(status, self._options.status_task is not None or run.private)
+            told = self._options.status_task is not None or bool(self._watchers)
+            run.task.conclude(status, told or run.private)
             self._inform(status)
-        elif error is not None and job.kind != FUNCTION:
-            pycoslite.log.log(logging.INFO if isinstance(error, (Cancelled, ClusterClosed)) else logging.ERROR,
-                              "job %s was not started: %s", run.name, status.value)
+        elif error is not None:
+            if job.kind != FUNCTION:
+                pycoslite.log.log(logging.INFO if isinstance(error, (Cancelled, ClusterClosed)) else logging.ERROR,
+                                  "job %s was not started: %s", run.name, status.value)
+            location = None if job.server is None else job.server.location
+            self._inform_of_end(PlainJob(job.id, run.name, location, run.args, run.kwargs), error, outcome)
         run.begun.set()
         run.ended.set()
-
-    def _status_of(self, run: _Run, value: Any, error: Optional[BaseException], outcome: int) -> Any:
-        """How a job has ended, as monitors are told."""
-        subject = run.name if run.task is None else run.task
-        if error is None:
-            return pycoslite.MonitorStatus(subject, StopIteration, value)
-        if outcome == ERROR and isinstance(error, JobError):
-            stopped = isinstance(error, Cancelled) and (self._terminating or run.job.kind != IO or not self._closing())
-            code = SchedulerStatus.TaskTerminated if stopped else SchedulerStatus.TaskAbandoned
-            return _failed(subject, code, str(error), error)
-        return _failed(subject, type(error), getattr(error.__cause__, "text", None) or str(error), error)
-
-    def _closing(self) -> bool:
-        return self._driver is None or self._driver.state.closing
 
 
 class _Control(_Jobs):
@@ -5879,8 +6195,10 @@ class _Control(_Jobs):
         return pycoslite.Value([server.location for server in self._servers() if not server.node.abandoned])
 
     def tasks(self, where: Any = None) -> Any:
-        """The tasks that run at a node (name or address) or server (Location), None for all; a list. Use with yield."""
-        node = None if where is None or isinstance(where, pycoslite.Location) else self._node(where)
+        """The tasks that run at a node (name, address or Location) or server (Location), None for all; a list. Use
+        with yield."""
+        node = None if where is None else (
+            self._node_at(where) if isinstance(where, pycoslite.Location) else self._node(where))
         return pycoslite.Value([
             run.task for run in self._runs.values() if run.task is not None and (
                 where is None or run.job.server.location == where or run.job.server.node is node)])
@@ -5898,7 +6216,9 @@ class _Control(_Jobs):
         return self._apply(entity, lambda: self._driver.change(name, entity, **how))
 
     def suspend_node(self, node: Any) -> int:
-        """Give a node (name or address) no new jobs; those that run go on. Returns 0, or -1 for an unknown one."""
+        """Give a node no new jobs; those that run go on. Returns 0, or -1 for an unknown one. `node`, here and below,
+        is its Location (with its port), that as a text, its DispycosNodeInfo, or its name or address; of several nodes
+        with one name or address the first is taken, with a line in the log."""
         return self._event(self._node(node), "suspend")
 
     def resume_node(self, node: Any) -> int:
@@ -5936,8 +6256,8 @@ class _Control(_Jobs):
         return self._apply(known, lambda: self._driver.close_node(known, terminate, args))
 
     def enable_node(self, node: Any, *setup_args: Any) -> int:
-        """Set up a node (name, address, Location or DispycosNodeInfo) that disable_nodes holds back, with these
-        arguments for node_setup. Returns 0, or -1 for an unknown one. Raises CannotShip."""
+        """Set up a node that disable_nodes holds back, with these arguments for node_setup. Returns 0, or -1 for an
+        unknown one. Raises CannotShip."""
         known, args = self._node(node), self._packer.dumps((setup_args, {}))
         return self._apply(known, lambda: self._driver.enable(known.id, args))
 
@@ -5948,9 +6268,9 @@ class _Control(_Jobs):
         return self._apply(known, lambda: self._driver.enable(known.id, args))
 
     def abandon_zombie(self, node: Any = None, flag: bool = True) -> int:
-        """Whether to give up the tasks of a node (name or address; None: of all nodes, also those that come) that was
-        out of reach for five pulse intervals; otherwise they are waited for until `Settings.give_up_s`. When it is
-        there again it is used again, if it still is this client's. Returns 0, or -1 for an unknown one."""
+        """Whether to give up the tasks of a node (None: of all nodes, also those that come) that was out of reach for
+        five pulse intervals; otherwise they are waited for until `Settings.give_up_s`. When it is there again it is
+        used again, if it still is this client's. Returns 0, or -1 for an unknown one."""
         if node is not None:
             known = self._node(node)
             return self._apply(known, lambda: self._driver.change("abandon", known, flag=flag))
@@ -6072,12 +6392,13 @@ class Client(_Control):
             return -1
         self._turn = turn
         self._closed.clear()
-        self._terminating = False
         self._why_closed = ""
         self._options.patience(turn.zombie_s, self._wanted)
-        self._driver = _ClientDriver(scheduler.network, self._packer, self._settle, self._tell, self._wanted)
+        driver = _ClientDriver(scheduler.network, self._packer, self._settle, self._tell, self._wanted)
+        driver.state.ledger = self._ledger
+        self._driver = driver
         self._tell(SchedulerStatus.ClientScheduled, id(self))
-        scheduler.network.post(self._driver.begin)
+        scheduler.network.post(driver.begin)
         scheduler.begin(turn, self._driver, self.close)
         return 0
 
@@ -6090,7 +6411,6 @@ class Client(_Control):
         driver = self._driver
         if driver is None:
             return 0
-        self._terminating = self._terminating or terminate
         driver.network.post(driver.wind_up, await_io or await_async, terminate)
         closed = yield self._closed.wait(timeout)
         return 0 if closed else -1
@@ -6102,10 +6422,7 @@ class Client(_Control):
             return
         if reason:
             self._explain(code, info, reason)
-        message = info if code is None else DispycosStatus(code, id(self) if info is None else info)
-        if reason:
-            message.reason = reason
-        self._inform(message)
+        self._inform(_message(code, id(self) if info is None else info, reason))
         if code == SchedulerStatus.ClientClosed:
             self._why_closed = reason
             turn, self._turn, self._driver = self._turn, None, None
@@ -6258,6 +6575,7 @@ class _ClusterDriver(SchedulerDriver):
     def __init__(self, network: Any, packer: Packer, settle: Callable, status: Callable) -> None:
         super().__init__(network, packer, settle, status, _client_name())
         self.kept = 0                           # nodes that are used, waited for, or tried again
+        self._watched = False                   # somebody wants to know what nodes have free
         self._hopeless = ""                     # why there will be no node any more
         self._checking = False                  # whether somebody makes the calls of `_done`
 
@@ -6322,6 +6640,28 @@ class _ClusterDriver(SchedulerDriver):
             self._hopeless = "no node is left: %s" % reason
             pycoslite.log.error("%s", self._hopeless)
             self._fail_waiting(self._hopeless)
+
+    def prepare_node(self, peer: Any, node: Node) -> Iterator:
+        """See `SchedulerDriver`."""
+        if self._watched:
+            self._look_at(peer, node)
+        return
+        yield
+
+    def introduce(self, begin: Callable) -> None:
+        """See `_JobDriver`; from now on nodes are also asked what they have free."""
+        super().introduce(begin)
+        self.network.post(self._look_at_nodes)
+
+    def _look_at_nodes(self) -> None:
+        for node in () if self._watched else list(self.state.nodes.values()):
+            link = self.nodes.get(node.id)
+            if link is not None and link.ready:
+                self._look_at(link.peer, node)
+        self._watched = True
+
+    def _look_at(self, peer: Any, node: Node) -> None:
+        self.network.spawn(self.watch_availability, peer, node, 5 * MinPulseInterval)
 
     def _fail_waiting(self, reason: str) -> None:
         """End all jobs there are; with no node, they all wait."""
@@ -6559,7 +6899,7 @@ def _say_trouble(first: concurrent.futures.Future) -> None:
         pycoslite.log.warning("going on without a node: %s", first.exception())
 
 
-class Cluster(concurrent.futures.Executor):
+class Cluster(Watched, concurrent.futures.Executor):
     """The cores of all nodes as a `concurrent.futures.Executor`; the one obvious way in.
 
         with Cluster() as cluster:
@@ -6576,6 +6916,7 @@ class Cluster(concurrent.futures.Executor):
 
     def __init__(self, nodes: Iterable[str] = (), cpus: Optional[int] = None, *, secret: Any = None,
                  secret_file: Optional[str] = None, cluster: str = "pycoslite") -> None:
+        super().__init__()
         if isinstance(nodes, str):
             nodes = [nodes]
         locations = [pycoslite.Location.parse(node, NODE_PORT) for node in nodes or ()]
@@ -6583,14 +6924,15 @@ class Cluster(concurrent.futures.Executor):
         self._job_ids = itertools.count(1)
         self._terms: Dict[int, Terms] = {}          # by retries: one object serves all jobs
         self._kinds: Dict[bytes, int] = {}          # key of a function -> its `job_kind`
+        self._names: Dict[bytes, str] = {}          # ... -> what it is called
         self._closed = False
         self._open: Set[ClusterFuture] = set()      # not settled yet; changed without a lock, one step at a time
         self._settled = threading.Condition()       # told when _open has become empty, once the cluster is closed
         self._ending = threading.RLock()            # guards: _gone, _local
         self._gone = False
-        self._packer = Packer()
         self._network = _sharing.join(locations, secret, secret_file, cluster)
         self._driver = _ClusterDriver(self._network, self._packer, self._settle, self._on_status)
+        self._driver.state.ledger = self._ledger
         self._nodes = _Nodes(self._network, self._driver, cpus)
         pycoslite.WAITERS.append(self._wait)
         _clusters.append(self)
@@ -6599,6 +6941,9 @@ class Cluster(concurrent.futures.Executor):
         except BaseException:
             self._end(True)
             raise
+
+    def __repr__(self) -> str:
+        return "cluster of %s" % _client_name()
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
@@ -6619,6 +6964,7 @@ class Cluster(concurrent.futures.Executor):
             kind = self._kinds.get(key)
             if kind is None:
                 kind = self._kinds[key] = job_kind(fn)
+                self._names[key] = getattr(fn, "__name__", None) or repr(fn)
             terms = self._terms.get(retries) or self._terms.setdefault(retries, Terms(retries=retries))
             job_id = next(self._job_ids)
             future = ClusterFuture(self._driver, job_id, len(data))
@@ -6667,7 +7013,10 @@ class Cluster(concurrent.futures.Executor):
         """A job has ended: give its future the result. User kernel, or another thread while that is held up."""
         future: ClusterFuture = job.load.future
         try:
-            value, error = _outcome(self._packer, outcome, payload)
+            value, error = self._outcome_of(job, outcome, payload)
+            if error is not None:
+                location = None if job.server is None else job.server.location
+                self._inform_of_end(PlainJob(job.id, self._names[job.key], location, (), {}), error, outcome)
             if error is None:
                 future.set_result(value)
             elif outcome == ERROR and isinstance(error, Cancelled):
@@ -6683,10 +7032,11 @@ class Cluster(concurrent.futures.Executor):
                 with self._settled:
                     self._settled.notify_all()
 
-    @staticmethod
-    def _on_status(code: int, info: Any, reason: str = "") -> None:
-        """A change in the cluster. User kernel."""
+    def _on_status(self, code: Optional[int], info: Any, reason: str = "") -> None:
+        """A change in the cluster; without a code it is what a node has free. User kernel, as `_settle`."""
         pycoslite.log.debug("cluster status %s: %s %s", code, info, reason)
+        if code != SchedulerStatus.TaskStarted and self._watchers:      # nobody here has a reference to the task
+            self._inform(_message(code, id(self) if info is None else info, reason))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -101,8 +101,8 @@ log = pycoslite.log
 # Names are those of older node programs wherever they had the option; further spellings stand in the same row. An
 # option that is added needs its row, and its field of `NodeOptions` under the same name.
 
-# 9705 is the port of schedulers and of discovery, so nodes begin one higher.
-DEFAULT_PORT = 9706                             # of the node itself; its servers take the following ones
+# 9705 is the port of schedulers and of discovery, so nodes begin one higher; PYCOSLITE_NET_PORT moves both.
+DEFAULT_PORT = dispycos_lite.NODE_PORT          # of the node itself; its servers take the following ones
 _DAY = 24 * 60                                  # minutes
 _PEER_HINT = "for example --peer head.example.org:9705"
 

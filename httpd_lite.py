@@ -1,7 +1,7 @@
 """Web monitor of a cluster: pages for any number of browsers, a JSON API, a stream of changes, metrics for Prometheus.
 
-    client = dispycos_lite.Client([work])
-    monitor = httpd_lite.HTTPServer(client)     # before `schedule`; logs the address to open
+    client = dispycos_lite.Client([work])       # or a Cluster
+    monitor = httpd_lite.HTTPServer(client)     # logs the address to open
     ...
     monitor.shutdown()
 
@@ -18,9 +18,9 @@ Sections (the banners below carry the same numbers and titles):
      9. Connections
     10. HTTPServer
 
-A status message goes up through them: the status task of `HTTPServer` (10) hands it to `Site.feed` (6), which has the
-`ClusterView` (3) take it in and wakes the streams. A request goes down: a `_Connection` (9) reads it with limits,
-section 5 decides whether it is let in, `ROUTES` (8) has the function that answers, from the view as it is now.
+A change goes up through them: what `HTTPServer` (10) is told it hands to `Site.feed` (6), which has the `ClusterView`
+(3) take it in and wakes the streams. A request goes down: a `_Connection` (9) reads it with limits, section 5 decides
+whether it is let in, `ROUTES` (8) has the function that answers, from the view and the client's figures as they are.
 
 The API
 -------
@@ -66,15 +66,18 @@ Anything else is a 404 (GET) or 400 (POST).
     CHANGES  instance (of this monitor), seq, full, now, status ("Waiting", "Running", "Closed"), poll_sec,
              show_task_args, totals, nodes: [NODE that changed], servers: [SERVER that changed, only with host=], gone:
              [ids of nodes no longer kept]. full: seq is too old, of another instance or missing, so this is everything
-    totals   submitted, running, done (all that ended; of these:) failed, terminated, abandoned, pending (CPU jobs that
-             wait; null if unknown), nodes, servers (in use)
+    totals   of jobs of all kinds: submitted (pending + running + done), pending (not begun; null if unknown), running,
+             done (all that ended; of these:) failed, terminated, abandoned; and nodes, servers (in use)
     NODE     name, addr, status, servers (in use), update_time, tasks_submitted, tasks_done,
              avail_info: {location: null, cpu: % free, memory: bytes free, disk: bytes free, swap: % free; or null},
-             id (unique), cpus, platform, tasks_running, tasks_failed, servers_up (that take tasks)
+             id (unique), cpus, platform, tasks_running, tasks_failed, servers_up (that take tasks). tasks_* are
+             figures of jobs of all kinds, here and below; submitted is running + done, as what waits has no place yet
     SERVER   location, node (id), name (of the node), status, tasks_submitted, tasks_done, tasks_failed, tasks_running,
-             update_time
-    TASK     task (id: name/number@address:port), name, args, kwargs (texts; "" when hidden), start_time, state,
-             location, node, and once ended: end_time, error (type of the exception), detail (traceback, or why), result
+             tasks_listed (of these; the others are plain functions), update_time
+    TASK     task (id: name/number@address:port; of a job without a task, which is listed when it failed, name#number or
+             name#number@address:port), name, args, kwargs (texts; "" when hidden), start_time (null: unknown), state,
+             location, node ("": none), and once ended: end_time, error (type of the exception), detail (traceback, or
+             why), result
     LINE     seq, time, level ("info", "warning", "error"), subject, text
     HISTORY  now, step (seconds), and lists, oldest first, the last value ends at now, null: unknown: done_rate,
              failed_rate (per second), running, pending, nodes, servers, cpu_used (mean, %), memory_free (sum, bytes)
@@ -250,11 +253,16 @@ def number(value: Any) -> Any:
 #   DispycosStatus, TaskStarted     a running task; submitted + 1 of all, its node and its server
 #   DispycosStatus, Client*         status of the whole
 #   MonitorStatus of such a task    it has ended: done + 1, and one of its outcomes
+#   MonitorStatus of a PlainJob     it is among those that have ended
 #   DispycosNodeAvailInfo           what the node has free
 #   anything else                   nothing
 #
+# Messages tell of tasks alone, and most jobs are none. So where a client counts its jobs, its figures (`take_counts`)
+# take the place of those that follow from messages, for good; these are for programs that relay messages by hand.
+#
 # A server's message says where it is, and not whose it is: it belongs to the node in use at that address. Of several
-# at one address it is the one that has not got all its servers, with the closest port below (see `_home`).
+# at one address it is the one that has not got all its servers, with the closest port below (see `_home`), until a
+# client's figures, which know better, come.
 #
 # What holds after every message (the tests look at it from outside):
 #   - `submitted` is `done` plus what runs, for the whole, for each node and for each server; none of them ever shrinks
@@ -306,6 +314,13 @@ class _Counts:
         """Those that have not ended."""
         return self.submitted - self.done
 
+    def take(self, jobs: Any) -> bool:
+        """Have a client's figures (JobCounts) for its own; whether they are others."""
+        new = jobs.submitted, jobs.done, jobs.failed
+        changed = new != (self.submitted, self.done, self.failed)
+        self.submitted, self.done, self.failed = new
+        return changed
+
 
 class _Node(_Counts):
     """A node. `id` is its process's "address:port", as several may share an address and a name."""
@@ -344,25 +359,21 @@ class _Server(_Counts):
         """SERVER of the API."""
         return {"location": self.location, "node": self.node.id, "name": self.node.name, "status": self.status,
                 "tasks_submitted": self.submitted, "tasks_done": self.done, "tasks_failed": self.failed,
-                "tasks_running": len(self.tasks), "update_time": self.time}
+                "tasks_running": self.running, "tasks_listed": len(self.tasks), "update_time": self.time}
 
 
 class _Task:
-    """A task, from its start on. Its arguments are the client's own objects, so they are let go of when it ends, and
-    made into texts (`texts`) before; until then that is done for whoever asks, who may be nobody."""
+    """A task, from its start on, or a job that none stands for, once it has ended. Its arguments are the client's own
+    objects, so they are let go of when it ends, and made into texts (`texts`) before; until then that is done for
+    whoever asks, who may be nobody. `server` is None for a job that was at no server, or at one that is forgotten."""
 
-    __slots__ = ("id", "info", "server", "state", "texts", "end_time", "error", "detail", "result")
+    __slots__ = ("id", "name", "info", "server", "state", "texts", "end_time", "error", "detail", "result")
 
-    def __init__(self, id: str, info: Any, server: _Server) -> None:
-        self.id, self.info, self.server, self.state = id, info, server, "running"
+    def __init__(self, id: str, name: str, info: Any, server: Optional[_Server]) -> None:
+        self.id, self.name, self.info, self.server, self.state = id, name, info, server, "running"
         self.texts: Optional[Tuple[str, str]] = None
         self.end_time: Optional[float] = None
         self.error = self.detail = self.result = ""
-
-    @property
-    def name(self) -> str:
-        """Name of its function."""
-        return self.id.partition("/")[0]
 
     def prepare(self, status: Any, show: bool) -> None:
         """It is about to end as the MonitorStatus says: make texts of that and, if these may be shown, of arguments and
@@ -386,8 +397,10 @@ class _Task:
             texts = shown_arguments(info.args, info.kwargs) if show else ("", "")
         elif not show:
             texts = ("", "")
+        server = self.server
         found = {"task": self.id, "name": self.name, "args": texts[0], "kwargs": texts[1], "state": self.state,
-                 "start_time": info.start_time, "location": self.server.location, "node": self.server.node.id}
+                 "start_time": info.start_time or None, "location": "" if server is None else server.location,
+                 "node": "" if server is None else server.node.id}
         if self.end_time is not None:
             found.update(end_time=self.end_time, error=self.error, detail=self.detail,
                          result=self.result if show else "")
@@ -408,7 +421,7 @@ class ClusterView:
         self.status = "Waiting"
         self.totals = _Counts()
         self.outcomes: Counter = Counter()
-        self.pending: Optional[int] = None          # CPU jobs that wait, where somebody counts them
+        self.counted: Any = None                    # a client's JobCounts of the whole, where it counts
         self.show_args = True
         self.nodes: Dict[str, _Node] = {}           # by id
         self.servers: Dict[str, _Server] = {}       # by location
@@ -424,18 +437,26 @@ class ClusterView:
 
     def apply(self, message: Any, now: float) -> None:
         """Take in what a status task was sent at `now` (seconds since the epoch); anything else changes nothing."""
-        self.prepare(message)
-        self.take_in(message, now)
+        self.take_in(message, now, self.prepare(message))
 
-    def prepare(self, message: Any) -> None:
-        """The first half of `apply`, which is not to be called with a lock: it may run code of the user's."""
-        if isinstance(message, pycoslite.MonitorStatus):
-            task = self.running.get(_id_of(message.info))
-            if task is not None:
-                task.prepare(message, self.show_args)
+    def prepare(self, message: Any) -> Optional[_Task]:
+        """The first half of `apply`, which is not to be called with a lock: it may run code of the user's. Gives what
+        the second half needs."""
+        if not isinstance(message, pycoslite.MonitorStatus):
+            return None
+        job = message.info
+        if isinstance(job, dispycos_lite.PlainJob):
+            where = "" if job.location is None else "@%s" % job.location
+            task: Any = _Task("%s#%d%s" % (job.name, job.job_id, where), job.name,
+                              dispycos_lite.DispycosTaskInfo(None, job.args, job.kwargs), None)
+        else:
+            task = self.running.get(_id_of(job))
+        if task is not None:
+            task.prepare(message, self.show_args)
+        return task
 
-    def take_in(self, message: Any, now: float) -> None:
-        """The second half of `apply`."""
+    def take_in(self, message: Any, now: float, task: Optional[_Task] = None) -> None:
+        """The second half of `apply`; `task` is what the first one gave."""
         if isinstance(message, dispycos_lite.DispycosStatus):
             code, info = message
             if code == _CODES.TaskStarted:
@@ -448,9 +469,28 @@ class ClusterView:
                 self.status = _CLIENT_WORDS[code]
                 self.note(now, "warning" if message.reason else "info", "computation", self.status, message.reason)
         elif isinstance(message, pycoslite.MonitorStatus):
-            self._on_ended(message, now)
+            if task is not None:
+                self._on_ended(task, message, now)
         elif isinstance(message, dispycos_lite.DispycosNodeAvailInfo):
             self._on_available(message, now)
+
+    def take_counts(self, counts: Any, now: float) -> bool:
+        """Take in a client's ClusterCounts; whether anything is new. Nodes and servers of which no message has told, or
+        that are forgotten, are no concern of a viewer."""
+        before = self.seq
+        for place, home in counts.node_of.items():
+            server, node = self.servers.get(repr(place)), self.nodes.get(repr(home))
+            if server is not None and node is not None and server.node is not node:
+                self._move(server, node, now)
+        for records, figures in ((self.servers, counts.servers), (self.nodes, counts.nodes)):
+            for place, jobs in figures.items():
+                record: Any = records.get(repr(place))
+                if record is not None and record.take(jobs):
+                    self._touch(now, record)
+        if counts.total != self.counted:
+            self.counted = counts.total
+            self.touch()
+        return self.seq > before
 
     def _on_node(self, info: Any, word: str, reason: str, now: float) -> None:
         location = info.location
@@ -480,28 +520,36 @@ class ClusterView:
         server = self._server(info.task.location)
         if task_id in self.running:                 # relayed twice
             return
-        self.running[task_id] = server.tasks[task_id] = _Task(task_id, info, server)
-        for counts in (self.totals, server.node, server):
+        self.running[task_id] = server.tasks[task_id] = _Task(task_id, task_id.partition("/")[0], info, server)
+        for counts in (self.totals, server.node, server) if self.counted is None else ():
             counts.submitted += 1
         self._touch(now, server, server.node)
 
-    def _on_ended(self, status: Any, now: float) -> None:
+    def _on_ended(self, task: _Task, status: Any, now: float) -> None:
         """A MonitorStatus. Of a task whose start is not known here it is no business: programs relay those, too."""
-        task = self.running.pop(_id_of(status.info), None)
-        if task is None:
-            return
-        del task.server.tasks[task.id]
         outcome = outcome_of(status)
-        self.outcomes[outcome] += 1
-        for counts in (self.totals, task.server.node, task.server):
-            counts.done += 1
-            counts.failed += outcome == "failed"
+        if isinstance(status.info, dispycos_lite.PlainJob):
+            task.server = self.servers.get(repr(status.info.location))
+        elif self.running.pop(task.id, None) is not task:           # told twice
+            return
+        else:
+            self._count_end(task, outcome)
         task.end(outcome, now)
         self.ended.append(task)
-        self._touch(now, task.server, task.server.node)
+        self._touch(now, *() if task.server is None else (task.server, task.server.node))
         if outcome != "done":
             self.note(now, "error" if outcome == "failed" else "warning", "task %s" % task.id, outcome,
                       task.error if outcome == "failed" else task.detail)
+
+    def _count_end(self, task: _Task, outcome: str) -> None:
+        """One that ran has ended."""
+        server: Any = task.server
+        del server.tasks[task.id]
+        if self.counted is None:
+            self.outcomes[outcome] += 1
+            for counts in (self.totals, server.node, server):
+                counts.done += 1
+                counts.failed += outcome == "failed"
 
     def _on_available(self, avail: Any, now: float) -> None:
         location = avail.location
@@ -561,6 +609,13 @@ class ClusterView:
         found = [node for node in self.nodes.values() if node.addr == location.addr and node.status not in _OUT]
         return min(found, key=fit) if found else self._node(location.addr, 0, location.addr)
 
+    def _move(self, server: _Server, node: _Node, now: float) -> None:
+        """A server turns out to be another node's."""
+        self._touch(now, server, server.node, node)
+        server.node.servers.pop(server.location, None)
+        server.node = node
+        node.servers[server.location] = server
+
     @staticmethod
     def _sort_out(out: Any, id: str, word: str) -> None:
         """Keep the list of what is not in use."""
@@ -610,8 +665,10 @@ class ClusterView:
 
     def summary(self) -> Dict[str, Any]:
         """The totals of the API."""
-        return {"submitted": self.totals.submitted, "running": len(self.running), "done": self.totals.done,
-                **{outcome: self.outcomes[outcome] for outcome in OUTCOMES[1:]}, "pending": self.pending,
+        jobs = self.counted or dispycos_lite.JobCounts(
+            self.totals.submitted, 0, len(self.running), self.totals.done,
+            *(self.outcomes[outcome] for outcome in OUTCOMES[1:]))
+        return {**jobs._asdict(), "pending": jobs.pending if self.counted else None,
                 "nodes": sum(node.status not in _OUT for node in self.nodes.values()),
                 "servers": sum(server.status not in _OUT for server in self.servers.values())}
 
@@ -622,8 +679,9 @@ class ClusterView:
         states = {"": OUTCOMES, "ended": OUTCOMES, "running": ()}.get(state, (state,))
         running = reversed(list(self.running.values())) if state in ("", "running") else ()
         for task in itertools.chain(running, (task for task in reversed(self.ended) if task.state in states)):
-            if ((not host or task.server.node is node) and (not location or task.server.location == location)
-                    and text in task.id):
+            server = task.server
+            if text in task.id and (server.location == location or not location if server is not None else (
+                    not location and not host)) and (not host or server is not None and server.node is node):
                 yield task
 
     def sample(self) -> Dict[str, Any]:

@@ -480,6 +480,11 @@ def is_loopback(host: str) -> bool:
     return host.startswith("127.") or host == "::1"
 
 
+def is_numeric(host: str) -> bool:
+    """Whether a host is an address and no name. Any thread."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
 def wildcard_of(address: str) -> str:
     """How all addresses of that one's family are named where one listens: '0.0.0.0' or '::'. Any thread."""
     return "::" if ":" in address else "0.0.0.0"
@@ -530,6 +535,8 @@ class Location:
 
         Raises ValueError when the port is missing and has no default, or when something is no host or no port.
         """
+        if not isinstance(text, str):
+            raise ValueError("%.200r is no address: it must be a Location, or a text like host:port" % (text,))
         text = text.strip()
         if text.startswith("["):
             host, bracket, rest = text.partition("]")
@@ -2394,8 +2401,10 @@ class Request:
         task when this returns."""
         return None
 
-    def abandon(self, task: "Task") -> None:
-        """The task no longer waits: an exception is thrown into it. From here on the request must not unpark it."""
+    def abandon(self, task: "Task") -> Any:
+        """The task no longer waits: an exception is thrown into it. From here on the request must not unpark it. Or it
+        gives True: the task goes on waiting for something that it must have before the exception comes, and is unparked
+        once as ever."""
 
     def __iter__(self) -> Generator:
         return (yield self)
@@ -2840,7 +2849,8 @@ class _Steps:
     """The part of a task that the kernel and the requests handle; kernel thread only. `Task` is what users see.
 
     What a step runs is in `step`, so that the kernel's loop has one call and no tests: the send of the innermost
-    generator as a rule, else `throwing`, `handing` or `swapping`, which set it back, or `closing`, the last one.
+    generator as a rule, else `throwing`, `handing`, `interrupting` or `swapping`, which set it back, or `closing`, the
+    last one.
 
     It is one object with slots, made once for each task: a program may have a million. What most tasks do without
     (mailbox, watchers, callers, swap) is None until it is needed, so that an idle task is little more than its
@@ -2868,7 +2878,8 @@ class _Steps:
         """What the task waited for failed: `error` is raised at its yield."""
         self.unpark(error)
         self.wait = None
-        self.step = self.throwing
+        if self.step != self.interrupting:      # else what interrupts it comes in its place
+            self.step = self.throwing
 
     def expire(self) -> None:
         """Its timer has run out."""
@@ -2903,6 +2914,14 @@ class _Steps:
         if self.watchers:
             self.watchers.pop(watcher, None)
 
+    def watch_for(self, monitor: "Task") -> None:
+        """Have `monitor` told when the task ends. A task that lives on forgets those that have ended before it."""
+        if self.watchers and is_time_to_look(len(self.watchers)):
+            for watcher in list(self.watchers):
+                if getattr(watcher, "func", None) is _tell_monitor and not watcher.args[0].reachable():  # type: ignore
+                    del self.watchers[watcher]
+        self.watch(functools.partial(_tell_monitor, monitor))
+
     # -- exceptions from outside: what `step` can be beside the generator's send ---------------------------------------
 
     def interrupt(self, step: Callable, argument: Any) -> None:
@@ -2911,6 +2930,9 @@ class _Steps:
         wait = self.wait
         if self.generator is None:
             return
+        if self.step == self.interrupting:
+            self._put_off(step, argument)
+            return
         if wait is HANDED and self.carried is not None and self.step != self.throwing:
             self.wait = None
             self.interruption = step, argument
@@ -2918,17 +2940,28 @@ class _Steps:
             return
         if wait is not None and wait is not HANDED:
             self.wait = None            # first, as what is abandoned may be done at this very moment, and look here
-            wait.abandon(self)
+            if wait.abandon(self):
+                self.interruption, self.step = (step, argument), self.interrupting
+                return
             self.unpark(None)
         elif self.step == self.closing:
             return                      # nothing comes before its end
         elif self.step == self.handing:
-            if self.interruption[0] != self.closing:
-                self.interruption = step, argument
+            self._put_off(step, argument)
             return
         self.wait = self.interruption = None
         self.carried = argument
         self.step = step
+
+    def _put_off(self, step: Callable, argument: Any) -> None:
+        """Another interruption waits already: the newer one comes, but nothing in place of the end."""
+        if self.interruption[0] != self.closing:
+            self.interruption = step, argument
+
+    def interrupting(self, _carried: Any) -> Any:
+        """What has been put off comes now."""
+        (step, argument), self.interruption = self.interruption, None
+        return step(argument)
 
     def handing(self, value: Any) -> None:
         """Hand in a result, then let the interruption come at the yield that follows."""
@@ -2947,9 +2980,7 @@ class _Steps:
         if isinstance(dropped, _COROUTINE):
             dropped.close()             # else Python would warn that it was never awaited
         _Forgotten.begun(dropped)
-        step, argument = self.interruption
-        self.interruption = None
-        self.step = lambda _carried: step(argument)
+        self.step = self.interrupting
 
     def closing(self, _argument: Any) -> Any:
         """Close the generators from the innermost outward; one that refuses to go is dropped."""
@@ -3285,8 +3316,13 @@ class Task(_Steps):
         Any thread. Returns 0, or -1 when this task has ended. (Row T15.)"""
         if self.generator is None:
             return -1
-        self.kernel.call(self.watch, functools.partial(_tell_monitor, monitor))
+        self.kernel.call(self.watch_for, monitor)
         return 0
+
+    def reachable(self) -> bool:
+        """Whether a message may still be received: not when the task has ended, or is known to be gone with its
+        process. Any thread."""
+        return self.generator is not None
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -3310,6 +3346,15 @@ class Task(_Steps):
         """Take a name back (None: that of its function). Any thread; never waits. Returns 0, or -1 when the task does
         not have it. References that others have found by it stay good."""
         return _forget_name(("task", self.name if name is None else name), self)
+
+
+def is_time_to_look(count: int) -> bool:
+    """Whether a collection that has grown to `count` should be looked through for what is of no use any more: near each
+    power of two, so that this costs little for each that is added, and never most of it is useless."""
+    return count >= _FEW and count - (1 << count.bit_length() - 1) < 8
+
+
+_FEW = 64                               # are not worth a look
 
 
 def _forget_name(key: Tuple[str, str], task: Task) -> int:
@@ -3765,6 +3810,7 @@ def _start_default() -> Kernel:
         kernel = _default = Kernel()
         kernel.start("pycoslite")
         _hook_exit()
+        _hook_exit_of_child()
     for starter in STARTERS:
         starter()
     return kernel
@@ -3797,6 +3843,17 @@ def _hook_exit() -> None:
         getattr(threading, "_register_atexit", atexit.register)(_wait_at_exit)
     except RuntimeError:                # the first task is made after that
         pass
+
+
+_BEFORE_ALL = 1 << 30                   # of what `multiprocessing` calls at the end of a process
+
+
+def _hook_exit_of_child() -> None:
+    """A child that `multiprocessing` has forked leaves without `atexit`, and what its tasks have sent would be lost:
+    that module's own list is for it. Tasks are waited for first, as in all programs, while pools and queues work."""
+    process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
+    if process is not None and util is not None and process.parent_process() is not None:
+        util.Finalize(None, _stop_at_exit, exitpriority=_BEFORE_ALL)
 
 
 _SAME_KEY_S = 0.3                       # SIGINTs so close together are one Ctrl-C: it is often told to a process and
@@ -3908,7 +3965,9 @@ if hasattr(os, "register_at_fork"):
 #              comes later, instead of hanging. Noticed by a watcher of the owner, set only while somebody waits.
 #
 # A task that waits for a Condition goes through two lines: that of `notify` and then that of the lock. It is moved from
-# one to the other by `_notify` and never stands in both; its timeout counts for the first only.
+# one to the other by `admit` and never stands in both; its timeout counts for the first only. An exception that is
+# thrown into it meanwhile moves it, too, and comes when it has the lock, as in asyncio and threading. One that ends by
+# that and does not release what it had not asked for leaves the lock to the next in line, and not orphaned.
 
 
 class _InLine(_Timed):
@@ -3927,10 +3986,10 @@ class _InLine(_Timed):
         return False
 
     def expired(self, task: Task) -> Any:
-        self.abandon(task)
+        self.line.pop(task, None)
         return False
 
-    def abandon(self, task: Task) -> None:
+    def abandon(self, task: Task) -> Any:
         self.line.pop(task, None)
 
 
@@ -4074,6 +4133,18 @@ class _Notified(_InLine):
         condition.pass_on()
         return late
 
+    def abandon(self, task: Task) -> bool:
+        """An exception comes when the task has the lock again, or who releases that in a ``finally`` block could not. A
+        notification that it has no use for is the next one's."""
+        condition, task.wait = self.condition, self
+        task.watch(condition.left_by)       # before it is the owner: before others have it watched, see `orphaned`
+        if self.line is condition.waiting:
+            del self.line[task]
+            condition.admit(task, self)
+        else:
+            condition.notify()
+        return True
+
 
 class Condition(RLock):
     """A reentrant lock, and a place where its owner waits until another task says that something has changed.
@@ -4099,8 +4170,10 @@ class Condition(RLock):
         """Release the lock, however often it was acquired, and wait for `notify`. Use with yield.
 
         `timeout`: seconds to wait for the notification at most (None: for ever). Gives True, and the lock is the task's
-        again as often as it was; or False when time is up, and then the lock is not the task's, nor is it when an
-        exception is thrown into the task meanwhile. Raises RuntimeError unless the running task owns the lock.
+        again as often as it was; or False when time is up, and then the lock is not the task's. An exception that is
+        thrown into the task meanwhile, its end by `terminate` included, comes when the lock is the task's again, so
+        that it may be released in a ``finally`` block; if it is not, it becomes free when the task has ended. Raises
+        RuntimeError unless the running task owns the lock.
         """
         self.check_owner("wait")
         return _Notified(self, timeout)
@@ -4120,15 +4193,23 @@ class Condition(RLock):
     def _notify(self, n: int) -> None:
         while n > 0 and self.waiting:
             n -= 1
-            task, request = self.waiting.popitem(last=False)
-            task.kernel.timers.cancel(task)
-            request.line = self.line
-            self.line[task] = request
-            if self.owner is not None:
-                self.owner.watch(self.orphaned)
-            else:
-                self.owner = task           # only for the moment: it is the first in line
-                self.pass_on()
+            self.admit(*self.waiting.popitem(last=False))
+
+    def admit(self, task: Task, request: _Notified) -> None:
+        """A task that waited to be notified waits for the lock from now on."""
+        task.kernel.timers.cancel(task)
+        request.line = self.line
+        self.line[task] = request
+        if self.owner is not None:
+            self.owner.watch(self.orphaned)
+        else:
+            self.owner = task               # only for the moment: it is the first in line
+            self.pass_on()
+
+    def left_by(self, task: Task) -> None:
+        """Watcher of a task that was interrupted while it waited: it has ended; if it has the lock, that is free."""
+        if self.owner is task:
+            self.pass_on()
 
 
 class _EventWait(_InLine):
@@ -4300,6 +4381,7 @@ class Channel:
     """
 
     _named: Any = weakref.WeakValueDictionary()     # name -> the channel that has it, until it is gone
+    _spreading: Any = weakref.WeakValueDictionary()     # id -> each that has had subscribers in other processes
     remote = False                                  # whether it is in another process
     answers_until: Any = staticmethod(lambda timeout: None)     # both are replaced by the section that knows how other
     spread: Any = staticmethod(lambda *_: [])                   # processes are reached
@@ -4353,14 +4435,15 @@ class Channel:
         """Let a task or channel, of this process or another, have every message from now on. Use with yield.
 
         `timeout` matters for channels of other processes only. Gives 0 (also when it has them already: each message
-        comes once), or -1 for anything else, for a task that has ended and for a channel that would feed itself.
+        comes once), or -1 for anything else, for a task that has ended or whose process is lost, and for a channel that
+        would feed itself.
         """
         if isinstance(subscriber, Channel):
             if subscriber._feeds(self):
                 log.warning("channel %r cannot subscribe to %r, which would feed itself (%s)", subscriber, self,
                             caller())
                 return Value(-1)
-        elif not isinstance(subscriber, Task) or subscriber.generator is None and not subscriber.remote:
+        elif not isinstance(subscriber, Task) or not subscriber.reachable():
             return Value(-1)
         elif self._kernel is None:
             self._kernel = subscriber.kernel
@@ -4383,7 +4466,10 @@ class Channel:
 
     def _subscribe(self, subscriber: Any) -> None:
         if subscriber.remote:
+            if not subscriber.reachable():
+                return                              # just now
             self._far[subscriber], self.routes = None, None
+            Channel._spreading[id(self)] = self
         else:
             near = isinstance(subscriber, Task) and subscriber.kernel is self._kernel
             (self._tasks if near else self._others)[subscriber] = None
@@ -4399,6 +4485,18 @@ class Channel:
         if subscriber.remote:
             self._far.pop(subscriber, None)
             self.routes = None
+
+    @staticmethod
+    def drop_far(gone: Callable[[Any], bool]) -> None:
+        """Have all channels of this process forget the subscribers in other processes that `gone` says. Any thread."""
+        for reference in Channel._spreading.valuerefs():
+            channel = reference()
+            if channel is not None:
+                channel._change(channel._drop_far, gone)
+
+    def _drop_far(self, gone: Callable[[Any], bool]) -> None:
+        for subscriber in list(filter(gone, self._far)):
+            self._unsubscribe(subscriber)
 
     def count(self) -> int:
         """How many subscribers there are. Any thread."""
@@ -6849,6 +6947,9 @@ def secret_key(secret: Any = None, secret_file: Optional[str] = None) -> Optiona
     if secret is False:
         log.warning("running without authentication: whoever reaches this process can run code in it")
         return None
+    if not isinstance(secret, (str, bytes, type(None))):
+        raise SecretError("the secret is a %s: it must be a text, False to run without one, or None for the secret file"
+                          % type(secret).__name__)      # of a number `bytes` would make zeros
     path, own = secret_path(secret, secret_file)
     if path is None:
         return Key(_key_of_text(secret or os.environ["PYCOSLITE_SECRET"]))
@@ -6930,9 +7031,9 @@ def _make_secret(path: str) -> None:
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(os.urandom(32).hex() + "\n")
         try:
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write(os.urandom(32).hex() + "\n")
             os.link(fresh, path)
         except FileExistsError:
             pass
@@ -8159,14 +8260,15 @@ class _Ask(Request):
         if peer.state == "lost":
             return _fail(task, PeerLost("%s is gone: %s" % (peer, peer.reason)))
         self.number = peer.last_request % 0xFFFFFFFF + 1
+        deadline = None if self.timeout is None else kernel.clock() + self.timeout     # first, as it may be no number
         try:
             peer.send_request(self.number, self.op, self.args, self.payload)
         except (TypeError, ValueError, PycosError) as error:    # it cannot be written as JSON, or is too long
             return _fail(task, error)
         peer.last_request = self.number
         peer.requests[self.number] = task
-        if self.timeout is not None:
-            kernel.timers.push(kernel.clock() + self.timeout, task)
+        if deadline is not None:
+            kernel.timers.push(deadline, task)
         task.wait = self
         return False
 
@@ -9435,7 +9537,8 @@ def _join(network: "Network", link: Link, result: HandshakeResult) -> None:
 # Strangers: a connection that has not proved the secret costs a descriptor, a few KiB and a place among the
 # `pending_handshakes`, for `handshake_s` at most; nothing it says is taken for more than a handshake. When all places
 # are taken, a new connection takes that of the oldest from the host that has most of them, which is told to try again
-# (REFUSE 5, 'busy'). What is logged of strangers is limited, so that they cannot fill a disk.
+# (REFUSE 5, 'busy'); an IPv6 network has half of the places at most. What is logged of strangers is limited, so that
+# they cannot fill a disk.
 #
 # Peers with a mistake in them: a sequenced frame that is malformed, or asks for what nobody knows, costs a line in the
 # log and, if it is a request, an answer that says why; all else goes on. What makes no sense to the link ends it.
@@ -9461,7 +9564,7 @@ def _join(network: "Network", link: Link, result: HandshakeResult) -> None:
 # which they came, and may end in another.
 
 _COMPLAIN_AGAIN_S = 10.0                # a complaint about strangers is not repeated before that, and ...
-_COMPLAINTS = 10                        # ... so many are made in that time at most
+_COMPLAINTS = 10                        # ... so many of a level are made in that time at most
 _ACCEPT_AT_ONCE = 16                    # so that those who wait can be read before so many newer ones crowd them out
 _ACCEPT_AGAIN_S = 1.0                   # pause after descriptors ran out: they come back when others close something
 _FAREWELL_S = 2.0                       # at the end, a peer that takes nothing for so long is not waited for: it must
@@ -9526,7 +9629,7 @@ class Network:
         self._arriving: Dict[Peer, list] = {}   # dials whose session is being agreed on
         self.said_one_sided = False             # that a peer could encrypt, or this process, and the other could not
         self._complained: Dict[tuple, float] = {}
-        self._complaints: deque = deque((-math.inf,) * _COMPLAINTS, _COMPLAINTS)    # when the last ones were logged
+        self._complaints: Dict[int, deque] = {}         # level -> when the last ones were logged
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -9603,6 +9706,10 @@ class Network:
         """The peer of that id, if it is one, or somebody here holds a reference to it. Any thread."""
         return self.peers.get(process_id) or self._named.get(process_id)
 
+    def everybody(self) -> List[Peer]:
+        """All peers, also those that only references lead to. Any thread."""
+        return [*self.peers.values(), *self._named.values()]
+
     def enlist(self, peer: Peer) -> None:
         """It has been heard of, or something is to be sent to it: it is one of `peers` until it is lost. Engine."""
         if self.peers.setdefault(peer.process_id, peer) is peer:
@@ -9678,15 +9785,18 @@ class Network:
         self.complain(level, "refused a connection from %s: %s", host, str(error))
 
     def complain(self, level: int, text: str, *args: str) -> None:
-        """Log a line about strangers: the same one at most every 10 seconds, and at most `_COMPLAINTS` in that time."""
+        """Log a line about strangers: the same one at most every 10 seconds, and at most `_COMPLAINTS` of a level in
+        that time, so that mere noise, logged or not, never takes the place of what somebody should do something about.
+        """
         now = self.engine.clock()
         since, key = now - _COMPLAIN_AGAIN_S, (text,) + args
-        if self._complained.get(key, -math.inf) > since or self._complaints[0] > since:
+        latest = self._complaints.setdefault(level, deque((-math.inf,) * _COMPLAINTS, _COMPLAINTS))
+        if self._complained.get(key, -math.inf) > since or latest[0] > since:
             return
         if len(self._complained) >= 100:
             self._complained.clear()
         self._complained[key] = now
-        self._complaints.append(now)
+        latest.append(now)
         log.log(level, text, *args)
 
     def authenticated(self, link: Link, result: HandshakeResult) -> None:
@@ -9802,11 +9912,27 @@ class Network:
 def _most_crowding(pending: List[Link]) -> Link:
     """Which of the connections that wait to be authenticated gives way to a new one: the oldest (timers are numbered)
     of the host that has the most. So who opens many takes his own places, and those of others only when each has one.
+    Who has an IPv6 network has more addresses than there are places: all of it is to have half of them at most.
     """
-    crowds: Dict[str, List[Link]] = {}
+    sizes: Dict[str, int] = {}
     for link in pending:
-        crowds.setdefault(link.where.rpartition(":")[0], []).append(link)
-    return min(max(crowds.values(), key=len), key=lambda link: link.timer)
+        for place in {_host_of(link), _site_of(link)}:
+            sizes[place] = sizes.get(place, 0) + 1
+    most = settings.pending_handshakes // 2
+    return min(pending, key=lambda link: (sizes[_site_of(link)] <= most, -sizes[_host_of(link)], link.timer))
+
+
+def _host_of(link: Link) -> str:
+    """Where a connection comes from, without the port."""
+    return link.where.rpartition(":")[0]
+
+
+def _site_of(link: Link) -> str:
+    """The network of 64 bits that an IPv6 address is in, what one customer has at least (RFC 6177); else the host."""
+    host = _host_of(link)
+    if "[" not in host:
+        return host
+    return socket.inet_pton(socket.AF_INET6, host.strip("[]").partition("%")[0])[:8].hex()
 
 
 def _on_request(peer: Peer, body: bytes) -> None:
@@ -10032,10 +10158,14 @@ def _bindable(hosts: List[str]) -> Iterator[Tuple[int, tuple, bool]]:
     if not any(hosts):
         yield socket.AF_INET, ("0.0.0.0", 0), False
         yield socket.AF_INET6, ("::", 0), False
+    named: Dict[str, tuple] = {}            # whoever is named twice is listened at once
     for host in filter(None, hosts):
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
         family, _, _, _, address = min(found, key=lambda item: item[0] == socket.AF_INET6)      # IPv4 is preferred
-        yield family, address, True
+        named.setdefault(address_text(address), (family, address, True))
+    for host, place in named.items():
+        if host == wildcard_of(host) or wildcard_of(host) not in named:
+            yield place
 
 
 def _listener(family: int, address: tuple) -> socket.socket:
@@ -10066,6 +10196,8 @@ def _why_not_bound(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return ("this machine has no such address (%s); the address of a gateway in front of it is told to others with "
                 "the option ext_ip_addr" % error.strerror)
+    if error.errno == errno.EINVAL:
+        return "%s; a link-local address is written with its interface, like fe80::1%%eth0" % error.strerror
     return error.strerror or str(error)
 
 
@@ -10191,8 +10323,8 @@ def own_addresses(hosts: Iterable[str] = ("0.0.0.0", "::")) -> List[str]:
 # is wanted), and a moment later the IPv6 group on all interfaces that have such an address, so that peers that have
 # both are found by IPv4. A process of a wanted role whose MAC holds answers to the pinger alone, unless the two are
 # connected; the pinger, if the pong carries a nonce of its own of the last seconds and a right MAC, connects to it. So
-# either end learns of the other from one search. A replayed ping earns an answer and nothing else, so no clocks need to
-# agree.
+# either end learns of the other from one search. A replayed ping earns a few answers (`_ANSWERS_EACH`) and nothing
+# else, so no clocks need to agree.
 #
 # Pings are repeated at `PING_TIMES_S`. At 30 % loss each way one of them is answered with probability 0.49, so 15 of
 # them miss one process in 24,000; and a process searches when it starts, as others did, or do again while they lack
@@ -10205,9 +10337,10 @@ def own_addresses(hosts: Iterable[str] = ("0.0.0.0", "::")) -> List[str]:
 # A process that listens at some addresses only answers those that can reach one of these, and says which one.
 #
 # What anybody can make a process keep, or do, has a bound: nonces of its own pings for `_ANSWER_S`, nonces of pings
-# that it passed on (256), addresses with another secret (`_STRANGERS_KEPT`), refusals sent (`_MOST_REFUSALS` in ten
-# seconds), one dial for each process that has proved the secret. A datagram costs one MAC, and 64 of them at most are
-# taken before the engine looks at other things. What has no right MAC leads to a refusal and a line in the log at most.
+# that it passed on (256), pings that it answered (`_ANSWERED_KEPT`), addresses with another secret (`_STRANGERS_KEPT`),
+# refusals sent (`_MOST_REFUSALS` in ten seconds), one dial for each process that has proved the secret. A datagram is
+# worth one MAC, and 64 of them at most are taken before the engine looks at other things. What has no right MAC leads
+# to a refusal and a line in the log at most.
 
 _DATAGRAM = struct.Struct(">4sBB16sHB8s16s16sI")
 PING, PONG, REFUSAL, HOST_PING, PASSED_PING = 1, 2, 3, 4, 5
@@ -10217,6 +10350,8 @@ _SLOW = 5                               # from this one on, when the same search
 _IPV6_LATER_S = 0.05
 _ANSWER_S = 10.0                        # a pong to an older ping is not believed
 _JOIN_AGAIN_S = 10.0                    # interfaces come and go: the groups are joined on new ones this often
+_ANSWERS_EACH = 8                       # to one ping from one host, at most, of ...
+_ANSWERED_KEPT = 1024                   # ... so many of which that is known
 _MOST_REFUSALS = 20                     # are sent in `_COMPLAIN_AGAIN_S`, at most
 _STRANGERS = 5                          # lines in the log that tell of another secret, ever ...
 _STRANGERS_KEPT = 100                   # ... and how many addresses and processes are known to have one
@@ -10354,6 +10489,7 @@ class Discovery:
         self._nonces: "OrderedDict[bytes, float]" = OrderedDict()       # of pings, and when they were sent
         self._connecting: Dict[bytes, _Dial] = {}           # process id -> the way to it
         self._passed: deque = deque(maxlen=256)             # nonces of host pings that were passed on
+        self._answered: "OrderedDict[tuple, int]" = OrderedDict()       # (nonce, host) -> how often it has come
         self._strangers: set = set()                        # addresses and process ids with another secret
         self._warnings = 0                                  # lines logged about these
         self._refused: deque = deque((-math.inf,) * _MOST_REFUSALS, _MOST_REFUSALS)     # when the last were sent
@@ -10392,12 +10528,18 @@ class Discovery:
 
     # -- finding -------------------------------------------------------------------------------------------------------
 
-    def search(self, roles: int, port: int = 0, addresses: Optional[List[str]] = None) -> None:
+    def search(self, roles: int, port: int = 0, addresses: Optional[List[str]] = None) -> bool:
         """Find processes of `roles` (a sum of `ROLES`) and connect to them: ping all networks, or the hosts at numeric
         `addresses`, now and several times over the next ten seconds, at UDP `port` (0: the usual one). A search that is
-        going on is prolonged. Raises OSError when there is no network at all."""
+        going on is prolonged. False, with a line in the log, where there is no network at all, or no descriptor left.
+        """
         if not self._asking:
-            self._asking = {sock.family: sock for sock in self._sockets(0)}
+            try:
+                self._asking = {sock.family: sock for sock in self._sockets(0)}
+            except OSError as error:
+                self.network.complain(logging.WARNING, "no search for peers is possible now (%s): name their addresses,"
+                                      " or search again later", str(error.strerror))
+                return False
         search = roles, port or self.udp_port, tuple(addresses or ())
         if search in self._searches:
             self._searches[search] = min(self._searches[search], _SLOW)
@@ -10405,6 +10547,7 @@ class Discovery:
         else:
             self._searches[search] = 0
             self._go_on(search)
+        return True
 
     def _go_on(self, search: tuple) -> None:
         """The next ping of a search, until `PING_TIMES_S` has no more."""
@@ -10528,9 +10671,19 @@ class Discovery:
                 return
             sock, address = self._way_to(ping, sock)
         place = self._place_for(address_text(address))
-        if place is not None:
+        if place is not None and self._first_few(ping.nonce, address[0]):
             self._send(sock, encode_datagram(network.key, PONG, network.process_id, network.port, self.roles,
                                              network.cluster, ping.nonce, (place, 0)), address)
+
+    def _first_few(self, nonce: bytes, host: str) -> bool:
+        """Whether a ping has come from that host no more often than it does by all ways there are: who has recorded it,
+        and says it again in the name of another host, is not to have all processes of a network send that one things.
+        """
+        key = nonce, host
+        self._answered[key] = count = self._answered.pop(key, 0) + 1
+        if len(self._answered) > _ANSWERED_KEPT:
+            self._answered.popitem(last=False)
+        return count <= _ANSWERS_EACH
 
     def _refuse(self, sock: socket.socket, address: tuple, ping: Datagram) -> None:
         """A hint to somebody with another secret."""
@@ -10671,6 +10824,7 @@ def _send_by(sock: socket.socket, interface: Any) -> None:
 #   task.unseek {id}; task.terminate {task}
 #   request task.monitor {task, id}, answered with {status}, and when the task ends with the notice task.ended {id} +
 #   pickled MonitorStatus. Who asked passes it on to the monitor, so a peer that is lost cannot keep it from doing so.
+#   Notice task.unmonitor {task, id}: nobody wants to hear of that end any more.
 #
 # References travel as numbers and addresses; the class that they become is ours by a code that both ends register with
 # pickle, so no module path of ours is ever on the wire.
@@ -10686,7 +10840,8 @@ def _send_by(sock: socket.socket, interface: Any) -> None:
 #
 #   `_deliveries`           a `deliver` of ours: it is answered, its time is up, or the task was ended
 #   `_Tasks.searches`       a `locate` of ours: found, time is up, or the task was ended; then the others are told
-#   `_Tasks.monitored`      a monitor of ours at a task elsewhere: its end is told
+#   `_Tasks.monitored`      a monitor of ours at a task elsewhere: its end is told, or (when there are many) the monitor
+#                           has ended
 #   `_Tasks.seekers`        a name that a peer looks for: registered here, or the question is taken back
 #   `_Tasks.watched`        a task of ours whose end a peer wants to hear of: it has ended
 #   `_travelled`            a task of ours of which a reference went out: for as long as the program keeps the task
@@ -10718,7 +10873,8 @@ def _peer_of(process_id: bytes, addresses: list, name: str) -> Peer:
     """The process that a reference to `name` leads to; `Network.itself` for this one."""
     network = _network
     if network is None:
-        raise MisuseError("a reference to %r came before this process's network was started" % name)
+        raise MisuseError("a reference to %r came before this process's network was started: do that first, with an "
+                          "option of Pycos(...), or have the task located here" % name)
     peer = network.peers.get(process_id)
     if peer is None and process_id == network.process_id:
         peer = network.itself
@@ -10741,6 +10897,9 @@ def _revive_task(process_id: bytes, where: bytes, task_id: int, name: str) -> "T
         if reference is None or reference.id != task_id or reference._name != name:
             reference = peer.latest = RemoteTask(peer, task_id, name)
         return reference
+    peer = None if network is None else network.known(process_id)
+    if peer is not None:                # only named until now: `latest` would keep it from going with its references
+        return RemoteTask(peer, task_id, name)
     peer = _peer_of(process_id, json.loads(where), name)
     home = peer is peer.network.itself and (_local_task(peer.network, task_id) or _travelled.get(task_id))
     return home or RemoteTask(peer, task_id, name)
@@ -10788,9 +10947,10 @@ def _reduce_task(task: Task) -> tuple:
 
 
 def _addresses_of(peer: Peer) -> list:
-    """The addresses of a peer, as a reference carries them, which may go to another machine."""
+    """The addresses of a peer, as a reference carries them, which may go to another machine: those first that mean the
+    same there, which a name need not, and it may take long to be resolved, or not."""
     addresses = [(at.bare, at.port) for at in peer.locations]
-    addresses.sort(key=lambda address: is_loopback(address[0]))
+    addresses.sort(key=lambda address: (is_loopback(address[0]), not is_numeric(address[0])))
     return addresses
 
 
@@ -10902,12 +11062,13 @@ class RemoteTask(Task):
         return 0
 
     def _found_again(self) -> bool:
-        """Whether the process has been heard of since it was given up; then the reference works again."""
-        self.peer = self.peer.network.known(self.peer.process_id) or self.peer
+        """Whether the process has been heard of since it was given up, if only by a network that was started after the
+        reference's own had ended; then the reference works again."""
+        self.peer = (_network or self.peer.network).known(self.peer.process_id) or self.peer
         return self.peer.state != "lost"
 
     def reachable(self) -> bool:
-        """Whether its process is not known to be gone."""
+        """Whether its process is not known to be gone; of the task itself this says nothing. Any thread."""
         return self.peer.state != "lost" or RemoteTask._found_again(self)
 
     def deliver(self, message: Any, timeout: Optional[float] = None) -> Any:
@@ -10931,6 +11092,8 @@ class RemoteTask(Task):
         """Ask the task's process to tell its end; a system task. The number is known here before the question leaves,
         so that an end which is told at once finds it."""
         monitored, number = self.peer.network.tasks.monitored, next(_numbers)
+        if is_time_to_look(len(monitored)):
+            self.peer.network.tasks.forget_monitors()
         monitored[number] = self, monitor
         status = -1
         try:
@@ -11102,7 +11265,15 @@ _deliveries: Dict[int, _Deliver] = {}   # by number; entries are made and taken 
 
 def _unsendable(error: Exception) -> str:
     """Why a message was not sent, for a sentence: too long (which says so itself), or no pickle can be made of it."""
-    return str(error) if isinstance(error, MisuseError) else "it cannot be pickled: %s" % error
+    return str(error) if isinstance(error, MisuseError) else "it cannot be pickled: %s" % _said_by(error)
+
+
+def _said_by(error: Exception) -> str:
+    """The text of an exception that code of the user's has raised: also that may raise one, or have no end."""
+    try:
+        return "%.1000s" % error
+    except Exception:
+        return "its exception, %s, has no text" % type(error).__name__
 
 
 class _HeldBack(Request):
@@ -11182,7 +11353,7 @@ def _on_message(peer: Peer, body: bytes) -> None:
     try:
         message = deserialize_frame(body, 8)
     except Exception as error:          # unpickling runs code of the user's
-        log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, error)
+        log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, _said_by(error))
     else:
         task.send(message)
 
@@ -11197,7 +11368,8 @@ def _on_deliver(peer: Peer, body: bytes) -> None:
         try:
             status = task.send(deserialize_frame(body, 12)) or 1
         except Exception as error:      # as above
-            log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, error)
+            log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__,
+                      _said_by(error))
     if not peer.push(_DELIVERED_FRAME.pack(5, DELIVERED, number, status), 5):
         peer.owed.add(5)
 
@@ -11224,6 +11396,13 @@ def _on_monitor(peer: Peer, args: dict, _payload: bytes) -> dict:
         return {"status": -1}
     _watch_for(peer, task, args["id"])
     return {"status": 0}
+
+
+def _on_unmonitor(peer: Peer, args: dict, _payload: bytes) -> None:
+    """A peer does not want to hear of the end of a task of this process any more."""
+    task, watcher = peer.network.tasks.watched.get(peer, {}).pop((args["id"], args["task"]), (None, None))
+    if task is not None:
+        task.kernel.call(task.unwatch, watcher)
 
 
 def _watch_for(peer: Peer, task: Task, number: int) -> None:
@@ -11385,8 +11564,10 @@ NETWORK_STARTERS: List[Callable[[], Network]] = []      # what starts this proce
 
 
 def _locate(kind: str, name: str, location: Optional[Location], timeout: Optional[float]) -> Request:
-    """What `Task.locate` and its like do. Use with yield."""
+    """What `Task.locate` and its like do. Use with yield. A location may also be a text, as elsewhere."""
     network = _network
+    if not isinstance(location, (Location, type(None))):
+        location = Location.parse(location, settings.net_port)
     local = NAMES.get((kind, name))
     if local is not None and (location is None or network is None or location in network.locations):
         return Value(local)
@@ -11454,6 +11635,13 @@ class _Tasks:
         self.watched: Dict[Peer, dict] = {}                 # who asked -> (number, task) -> (task here, watcher);
                                                             # also taken out of by the task's kernel
 
+    def forget_monitors(self) -> None:
+        """Drop those that have ended before the task that they monitor, there too."""
+        for number, (task, monitor) in list(self.monitored.items()):
+            if not monitor.reachable():
+                del self.monitored[number]
+                task.peer.notify("task.unmonitor", {"task": task.id, "id": number})
+
     def forget_seekers(self, gone: Callable[[tuple], bool]) -> None:
         """Drop those whose (process id, number) `gone` says."""
         for wanted, asked in list(self.seekers.items()):
@@ -11495,8 +11683,9 @@ def serve_tasks(network: Network) -> None:
     network.where = _where(network.addresses)
     network.frame_handlers.update({MESSAGE: _on_message, DELIVER: _on_deliver, DELIVERED: _on_delivered})
     network.accountants[MESSAGE] = _message_reports
-    for op, handler in (("task.terminate", _on_terminate), ("task.monitor", _on_monitor), ("task.ended", _on_ended),
-                        ("task.seek", _on_seek), ("task.unseek", _on_unseek), ("task.found", _on_found)):
+    for op, handler in (("task.terminate", _on_terminate), ("task.monitor", _on_monitor),
+                        ("task.unmonitor", _on_unmonitor), ("task.ended", _on_ended), ("task.seek", _on_seek),
+                        ("task.unseek", _on_unseek), ("task.found", _on_found)):
         network.on_request(op, handler)
     network.on_peer(_on_peer_event)
 
@@ -11528,8 +11717,9 @@ def serve_tasks(network: Network) -> None:
 # that passes the message on makes an `_Answers` likewise and answers when its own is complete. A peer that is lost has
 # reached 0. What comes after the end finds no number in `_awaited` and is dropped.
 #
-# The subscribers in other processes are grouped by process once (`channel.routes`), and anew when they change or a peer
-# is lost. A subscriber that has ended is noticed where it lived, at the next message, and told by channel.gone.
+# The subscribers in other processes are grouped by process once (`channel.routes`), and anew when they change. They are
+# those of a process until that is lost. One that has ended is noticed where it lived, at the next message, and told by
+# channel.gone.
 #
 # A service is a name for a generator function. A call is a request, its task a user task there like any other. The
 # caller's reference, a `ServiceTask`, is made before the request is sent: the end of a short task may overtake the
@@ -12101,6 +12291,7 @@ class RPS:
         except TypeError as error:
             log.error("RPS %r was not called: %s", self, error)
             return Value(None)
+        self._forget_ended()
         for monitor in self._monitors:
             task.notify(monitor)
         return Value(task)
@@ -12114,8 +12305,13 @@ class RPS:
         thread. Returns 0, or -1 when `task` is no task."""
         if not isinstance(task, Task):
             return -1
+        self._forget_ended()
         self._monitors.append(task)
         return 0
+
+    def _forget_ended(self) -> None:
+        """Keep the monitors that may still take a message."""
+        self._monitors = [task for task in self._monitors if task.reachable()]
 
     def close(self) -> int:
         """-1: only references to services of other processes can be closed."""
@@ -12154,7 +12350,7 @@ class RemoteRPS(_ByName, RPS):
         except Exception as error:      # pickling runs code of the user's
             log.error("RPS %r was not called: %s", self, _unsendable(error))
             return Value(None)
-        return _Remote(self.peer.network, self._call, data)
+        return _ServiceCall(self.peer.network, self._call, data)
 
     def _call(self, data: bytes) -> Generator:
         """Have the task started; a system task. `ServiceTask` is made before the answer comes, as its end may be told
@@ -12191,8 +12387,19 @@ class RemoteRPS(_ByName, RPS):
     def told(self, status: MonitorStatus) -> None:
         """A task that was started through this reference has ended: tell the monitors, in the order they were named.
         User kernel's thread."""
+        self._forget_ended()
         for monitor in self._monitors:
             monitor.send(status)
+
+
+class _ServiceCall(_Remote):
+    """A user task calls a service. Should it be ended before the answer comes, that is waited for all the same: what
+    has begun there is one of the tasks that the reference has started."""
+
+    __slots__ = ()
+
+    def abandon(self, task: Task) -> None:
+        """Nobody waits for the result."""
 
 
 class ServiceTask(RemoteTask):
@@ -12221,9 +12428,12 @@ class ServiceTask(RemoteTask):
         self.kernel.call(self._note_begin)
 
     def _note_begin(self) -> None:
-        """In the user kernel's thread: it runs, unless its end was told first."""
+        """In the user kernel's thread: it runs, unless its end was told first. It is to end if the service's reference
+        was closed before it was said to have begun."""
         if self.generator is not None:
             self.rps.running[self] = None
+            if self.rps.closed:
+                self.terminate()
 
     def ended(self, status: MonitorStatus) -> None:
         """It has ended there, or is lost. Any thread."""
@@ -12253,6 +12463,11 @@ class _Ending:
         """The end was told."""
         self.rtask.ended(status)
 
+    @staticmethod
+    def reachable() -> bool:
+        """As of a task: it wants to hear of the end."""
+        return True
+
 
 def _on_rps_call(peer: Peer, args: dict, payload: bytes) -> dict:
     """A peer calls a service of this process. The task belongs to the user kernel like any other; only its end is told
@@ -12271,12 +12486,13 @@ def _on_rps_call(peer: Peer, args: dict, payload: bytes) -> dict:
 
 
 def _on_spread_event(peer: Peer, event: str, _reason: str) -> None:
-    """Watcher of peers: who is lost answers nothing any more."""
+    """Watcher of peers: who is lost answers nothing, and subscribes to nothing, any more."""
     if event == "lost":
         peer.network.passing.pop(peer, None)
         for number, answers in list(_awaited.items()):
             if answers.open.get(number) is peer:
                 answers.answer(number, 0)
+        Channel.drop_far(lambda subscriber: subscriber.peer is peer)
 
 
 def serve_channels(network: Network) -> None:
@@ -12513,7 +12729,7 @@ class PeerCalls:
         location = loc if isinstance(loc, Location) else Location.parse(loc, 0)
         if location.port:
             return _Remote(self.network, self._contact, location, relay or broadcast)
-        return _Remote(self.network, self._ask_host, location.addr, udp_port)
+        return _Remote(self.network, self._ask_host, location.addr, Location(location.addr, udp_port or 0).port)
 
     def _contact(self, location: Location, relay: bool = False) -> Generator:
         """Connect to a process, and have it announce this one; a system task. Gives 0, or -1 with a line in the log."""
@@ -12553,7 +12769,8 @@ class PeerCalls:
             return -1
         discovery = self._searching(udp_port)
         own = is_loopback(address) or any(interface.address == address for interface in interfaces())
-        discovery.search(ROLES["peer"], udp_port, [_EVERYBODY_HERE if own else address])
+        if not discovery.search(ROLES["peer"], udp_port, [_EVERYBODY_HERE if own else address]):
+            return -1
         network.call_later(PING_TIMES_S[-1] + 1.0, self._note_silence, host, address, udp_port or discovery.udp_port)
         return 0
 
@@ -12591,7 +12808,11 @@ class PeerCalls:
 
     def _close_peer(self, location: Any, timeout: Optional[float]) -> Generator:
         """Say goodbye to the peer there; a system task. Gives 0 or -1."""
-        peer = self.network.peer_at(_location(location))
+        try:
+            peer = self.network.peer_at(_location(location))
+        except ValueError as error:
+            log.warning("close_peer: %s", error)
+            return -1
         if peer is None:
             log.warning("close_peer: there is no peer at %s", location)
             return -1
@@ -12602,8 +12823,8 @@ class PeerCalls:
     def discover_peers(self, port: int = 0) -> int:
         """Search the local networks for peers now and for ten seconds, at UDP `port` (0: the usual one); whoever
         answers comes online. Others find this process only if it was started with ``discover_peers=True``, or is a
-        server of a node, which they do from now on. Any thread. Returns 0."""
-        self.network.post(self._discover, port or 0)
+        server of a node, which they do from now on. Any thread. Returns 0. Raises ValueError when `port` is none."""
+        self.network.post(self._discover, Location(_EVERYBODY_HERE, port or 0).port)
         return 0
 
     def _discover(self, port: int) -> None:
@@ -13820,13 +14041,13 @@ class _Sending:
         network.on_request("file.refused", self._on_refused)
         network.on_request("file.undialled", self._on_undialled)
 
-    def send(self, location: Location, path: str, args: dict, timeout: Optional[float],
+    def send(self, location: Any, path: str, args: dict, timeout: Optional[float],
              progress: Optional[Callable]) -> Generator:
         """See `FileCalls.send_file`. A system task."""
         try:
-            peer = yield self.network.connect([location], timeout)
+            peer = yield self.network.connect([_location(location)], timeout)
             reply = yield self.send_to(peer, path, args, timeout, progress)
-        except (OSError, PycosError) as error:
+        except (OSError, ValueError, PycosError) as error:      # ValueError: no location, or no path
             log.error("file %s was not sent to %r: %s", path, location, error)
             return -1
         if reply["state"] == "other":
@@ -13920,12 +14141,12 @@ class _Sending:
             yield self.carriers.async_task(outgoing.by_link, reply["written"])
         yield peer.request("file.end", {"id": outgoing.number, "digest": outgoing.digest()}, timeout=timeout)
 
-    def delete(self, location: Location, args: dict, timeout: Optional[float]) -> Generator:
+    def delete(self, location: Any, args: dict, timeout: Optional[float]) -> Generator:
         """See `FileCalls.del_file`. A system task."""
         try:
-            peer = yield self.network.connect([location], timeout)
+            peer = yield self.network.connect([_location(location)], timeout)
             yield peer.request("file.delete", args, timeout=timeout)
-        except PycosError as error:
+        except (ValueError, PycosError) as error:
             log.error("file %s was not deleted at %r: %s", args["name"], location, error)
             return -1
         return 0
@@ -14203,6 +14424,28 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+class _Progress:
+    """A program's function that is told of the progress of one file. One that has failed is not called any more: it
+    would fail again for each MiB. Raises TypeError when it is no function."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Any) -> None:
+        if not callable(function):
+            raise TypeError("progress must be a function of (bytes_written, bytes_in_all), not %r" % (function,))
+        self.function: Optional[Callable] = function
+
+    def __call__(self, written: int, size: int) -> None:
+        """Tell it. User kernel's thread."""
+        if self.function is not None:
+            try:
+                self.function(written, size)
+            except Exception:
+                log.exception("what is told of the progress of a file has failed, and is told no more: %r",
+                              self.function)
+                self.function = None
+
+
 class FileCalls:
     """The methods of `Pycos` that are about files.
 
@@ -14217,7 +14460,7 @@ class FileCalls:
 
     network: Network
 
-    def send_file(self, location: Any, file: Any, dir: Optional[str] = None, overwrite: bool = False,
+    def send_file(self, location: Any, file: Any, dir: Any = None, overwrite: bool = False,
                   timeout: Any = _DEFAULT, progress: Optional[Callable[[int, int], Any]] = None) -> Any:
         """Send a file to the process at `location`, which keeps it below its `dest_path`, in the directory `dir` there
         if one is given (relative), with the same name, time and permissions. Use with yield.
@@ -14226,27 +14469,28 @@ class FileCalls:
         PYCOSLITE_SYNC_FILES, is 1 there); 1 when it was there already (same size, time and permissions); a `FileStat`
         of what is there when that differs and `overwrite` is False, which leaves it as it is; -1 when it failed, with a
         line in the log that says why: no such file, a name or `dir` that would lead out of `dest_path`, more than
-        `max_file_size` or `max_total_size`, no room, the peer gone or silent. A file that was to be replaced is then as
-        before, and nothing is left of the new one.
+        `max_file_size` or `max_total_size`, no room, no location, the peer gone or silent. A file that was to be
+        replaced is then as before, and nothing is left of the new one.
 
         `timeout` is for each step, a request or a piece of the file, in seconds (None: no limit; default:
         `Settings.message_timeout_s`); a connection that is cut meanwhile is made again, and the transfer goes on where
         it was. `progress(bytes_written, bytes_in_all)`, a function, is called now and then, and when all is written,
-        in the thread of the tasks: it must not block. Any number of files may be sent at the same time, by so many
-        tasks. Terminating the task ends the transfer.
+        in the thread of the tasks: it must not block; what it raises is logged, and it is called no more. Any number of
+        files may be sent at the same time, by so many tasks. Terminating the task ends the transfer.
         """
-        path = os.path.abspath(os.fspath(file))
-        args = {"name": os.path.basename(path), "dir": dir or "", "overwrite": bool(overwrite)}
+        path = os.path.abspath(os.fsdecode(file))
+        args = {"name": os.path.basename(path), "dir": os.fsdecode(dir or ""), "overwrite": bool(overwrite)}
         timeout = settings.message_timeout_s if timeout is _DEFAULT else timeout
-        return _Remote(self.network, self.network.files.send, _location(location), path, args, timeout, progress)
+        told = None if progress is None else _Progress(progress)
+        return _Remote(self.network, self.network.files.send, location, path, args, timeout, told)
 
-    def del_file(self, location: Any, file: Any, dir: Optional[str] = None, timeout: Any = _DEFAULT) -> Any:
+    def del_file(self, location: Any, file: Any, dir: Any = None, timeout: Any = _DEFAULT) -> Any:
         """Delete a file that was sent to the process at `location`, with the same `file` and `dir`; directories that
         are empty then go, too. Use with yield. Gives 0, or -1 with a line in the log that says why. `timeout` is for
         each step, in seconds, as in `send_file`."""
-        args = {"name": os.path.basename(os.fspath(file)), "dir": dir or ""}
+        args = {"name": os.path.basename(os.fsdecode(file)), "dir": os.fsdecode(dir or "")}
         timeout = settings.message_timeout_s if timeout is _DEFAULT else timeout
-        return _Remote(self.network, self.network.files.delete, _location(location), args, timeout)
+        return _Remote(self.network, self.network.files.delete, location, args, timeout)
 
     @property
     def dest_path(self) -> str:
@@ -14395,7 +14639,8 @@ def stop_network() -> None:
 
 def _forget_network_after_fork() -> None:
     """A forked child has the parent's connections and none of its threads: it closes its copies, so that the end of the
-    parent is seen by its peers, and starts anew. The poller is shared with the parent: nothing is unregistered."""
+    parent is seen by its peers, and starts anew. The poller is shared with the parent: nothing is unregistered. What is
+    sent by references of the parent's fails until this process has met theirs by a network of its own."""
     global _network, _network_lock
     network, _network = _network, None
     _network_lock = threading.Lock()
@@ -14407,6 +14652,8 @@ def _forget_network_after_fork() -> None:
         for sock in network.sockets + [link.sock for link in network.links if link.sock is not None]:
             sock.close()
         network.engine.close()
+        for peer in network.everybody():
+            peer.state, peer.reason = "lost", "it is a peer of the process that this one was forked from"
 
 
 if hasattr(os, "register_at_fork"):
@@ -14575,9 +14822,47 @@ _NOT_BUILT = {                          # option of older programs -> (what it i
 }
 
 
-def _listed(hosts: Any) -> List[str]:
-    """A host, several, or none, as a list."""
-    return [hosts] if isinstance(hosts, str) else list(hosts or [])
+def _listed(places: Any) -> list:
+    """A host or a peer, several, or none, as a list."""
+    several = [places] if isinstance(places, (str, Location)) else places or ()
+    return [place for place in several if place != ""]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0        # True is an int otherwise
+
+
+def _is_port(value: Any) -> bool:
+    return _is_count(value) and value < 1 << 16
+
+
+def _are_ports(value: Any) -> bool:
+    return all(map(_is_port, value)) if isinstance(value, (list, tuple, range)) else _is_port(value)
+
+
+def _are_hosts(value: Any) -> bool:
+    return isinstance(value, str) or isinstance(value, (list, tuple, set)) and all(
+        isinstance(host, str) for host in value)
+
+
+def _is_name(value: Any) -> bool:
+    """It must leave room for all else that a handshake tells."""
+    return isinstance(value, str) and len(json.dumps(value)) <= 514
+
+
+_A_NAME = "a text of at most 512 bytes"
+_A_SIZE = "a number of bytes; None or 0: no limit"
+_HOSTS = "an address of this machine, as a text, or a list of them"
+_RULES: Dict[str, Tuple[Callable[[Any], bool], str]] = {       # option -> what holds for each value but None, in words
+    "host": (_are_hosts, _HOSTS),
+    "ext_host": (_are_hosts, "an address, as a text, or a list of them"),
+    "tcp_port": (_are_ports, "a port number (0 to 65535), or a list or range of them"),
+    "udp_port": (_is_port, "a port number (0 to 65535)"),
+    "name": (_is_name, _A_NAME),
+    "cluster": (_is_name, _A_NAME),
+    "max_file_size": (_is_count, _A_SIZE),
+    "max_total_size": (_is_count, _A_SIZE),
+}
 
 
 def _hosts_of_family(hosts: Any, family: int) -> List[str]:
@@ -14634,10 +14919,10 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         max_file_size   most bytes that a received file may have; None or 0: no limit
         max_total_size  most bytes that all files in that directory may have together, with those on their way; likewise
 
-    Raises TypeError for another option, MisuseError for one of older programs that cannot be had (notifier) and for a
-    host without an address of `socket_family`, ValueError for a peer that is no address, SecretError also for a
-    certificate, OSError when it cannot listen or make `dest_path`. Nothing has started then, and the next call with
-    options tries anew. Any thread.
+    Raises TypeError for another option, MisuseError for a value that an option cannot have, for an option of older
+    programs that cannot be had (notifier) and for a host without an address of `socket_family`, ValueError for a peer
+    that is no address, SecretError also for a certificate, OSError when it cannot listen or make `dest_path`. Nothing
+    has started then, and the next call with options tries anew. Any thread.
     """
 
     networked = False                   # whether the network starts with the first task, as once `pycos.netpycos` did
@@ -14673,6 +14958,12 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
             value, (nothing, reason) = given.pop(name), _NOT_BUILT[name]
             if value and value != nothing:
                 raise MisuseError("Pycos(%s=%r) cannot be had yet: %s. Leave it out" % (name, value, reason))
+        for name in sorted(set(given) & set(_RULES)):
+            value, (holds, wanted) = given[name], _RULES[name]
+            if value is not None and not holds(value):
+                raise MisuseError("Pycos(%s=%.200r): it must be %s" % (name, value, wanted))
+        if given.get("dest_path"):
+            given["dest_path"] = os.path.expanduser(os.fsdecode(given["dest_path"]))
         family = given.pop("socket_family", None)
         if family not in (None, socket.AF_INET, socket.AF_INET6):
             raise MisuseError("Pycos(socket_family=%r): it must be socket.AF_INET or socket.AF_INET6" % (family,))
@@ -14706,12 +14997,13 @@ class Pycos(PeerCalls, FileCalls, metaclass=_Once):
         as one may not answer for long."""
         get = self._options.get
         hosts, announced = _listed(get("host")), _listed(get("ext_host"))
-        peers = [_location(place) for place in get("peers") or ()]
+        peers = [_location(place) for place in _listed(get("peers"))]
         _make_folder(get("dest_path"))
         key = secret_key(get("secret"), get("secret_file"))
         tls = certificates(get("certfile"), get("keyfile"), get("cafile"), get("certname"))
-        network = start_network(hosts, get("tcp_port"), get("name"), key=key, cluster=get("cluster", "pycoslite"),
-                                role=get("role", "peer"), tls=tls, announced=announced)
+        cluster = "pycoslite" if get("cluster") is None else get("cluster")
+        network = start_network(hosts, get("tcp_port"), get("name"), key=key, cluster=cluster,
+                                role=get("role") or "peer", tls=tls, announced=announced)
         self._network = network
         network.files.begin(get("dest_path"), get("max_file_size"), get("max_total_size"))
         self.discovery = network.discovery = Discovery(network, get("udp_port") or settings.net_port,

@@ -1,15 +1,18 @@
 """Tests of the package; at the root of the checkout: ``python3 -m unittest`` (or ``python3 -m unittest tests.test_x``).
 
 Importing this package, which happens before any module under test is imported, gives the run a home of its own: no
-test reads or makes the real user's secret, or leaves anything in the real temporary directory, and settings from the
-developer's environment do not change what is tested.
+test reads or makes the real user's secret, or leaves anything in the real temporary directory, settings from the developer's
+environment do not change what is tested, and nobody outside is met on the network.
 """
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pickle
+import random
 import shutil
+import socket
 import sys
 import tempfile
 import unittest
@@ -29,6 +32,7 @@ def _make_home() -> None:
     os.environ["HOME"] = os.environ["USERPROFILE"] = home
     os.environ["TMPDIR"] = os.path.join(home, "tmp")
     os.mkdir(os.environ["TMPDIR"])
+    os.environ["PYCOSLITE_NET_PORT"] = str(_own_net_port())
     tempfile.tempdir = None         # forget the directory chosen a moment ago
     # Hundreds of processes are started that import the modules: compiled once for each Python, and not beside the source.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -38,6 +42,19 @@ def _make_home() -> None:
         if os.getpid() == owner:
             shutil.rmtree(home, ignore_errors=True)
     atexit.register(remove)
+
+
+def _own_net_port() -> int:
+    """A port for all that uses the usual one in this run, with some free ones above it: no test meets the programs of
+    this machine's users, of its neighbours, or of another run."""
+    dice = random.SystemRandom()
+    while True:
+        port = dice.randrange(10_100, 20_000, 20)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for number in range(port, port + 10):
+                for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+                    stack.enter_context(socket.socket(socket.AF_INET, kind)).bind(("", number))
+            return port
 
 
 # Test modules that talk to nodes and peers of whole machines, which must not meet those of another test.

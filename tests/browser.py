@@ -30,9 +30,9 @@ from tests.support import free_port, running
 
 __unittest = True
 
-WAIT_S = 15.0                   # for a condition in the page
-REPLY_S = 60.0                  # for chromedriver's answer, a browser's start included
-SCRIPT_S = 5.0                  # for a script
+WAIT_S = 60.0                   # for a condition in the page
+REPLY_S = 100.0                 # for chromedriver's answer, a browser's start included
+SCRIPT_S = 50.0                 # for a script
 SLICE_S = 0.5                   # so long one looks that waits, then it is started again: it may be lost with its page
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"         # the key by which WebDriver marks a reference to an element
 
@@ -156,23 +156,29 @@ class Browser:
 
     def text(self, css: str) -> str:
         """What a user reads in the first element that matches."""
-        return self._call("GET", "/element/%s/text" % self._find(css))
+        return self._with(css, "GET", "text")
 
-    def _find(self, css: str) -> str:
-        return self._call("POST", "/element", {"using": "css selector", "value": css})[ELEMENT]
+    def _with(self, css: str, method: str, what: str, body: Optional[Dict[str, Any]] = None) -> Any:
+        """Do something with the first element that matches; with the next one when it is replaced in that moment."""
+        while True:
+            found = self._call("POST", "/element", {"using": "css selector", "value": css})[ELEMENT]
+            try:
+                return self._call(method, "/element/%s/%s" % (found, what), body)
+            except BrowserError as error:
+                if error.kind != "stale element reference":
+                    raise
 
     # What a user does ---------------------------------------------------------------------------------------------
 
     def click(self, css: str) -> None:
         """Click on the first element that matches; it must be visible, and not covered by another."""
-        self._call("POST", "/element/%s/click" % self._find(css))
+        self._with(css, "POST", "click")
 
     def type(self, css: str, text: str, clear: bool = True) -> None:
         """Type into a field."""
-        element = self._find(css)
         if clear:
-            self._call("POST", "/element/%s/clear" % element)
-        self._call("POST", "/element/%s/value" % element, {"text": text})
+            self._with(css, "POST", "clear")
+        self._with(css, "POST", "value", {"text": text})
 
     def press(self, keys: str) -> None:
         """Press and release keys, one after the other, wherever the focus is."""

@@ -8,16 +8,18 @@ from typing import Any, Callable, Iterable, Iterator, List
 
 import dispycos_lite
 import pycoslite
-from tests.support import ROOT, Process, TestCase, free_port, running
+from tests.support import EVENT_S, PROCESS_S, ROOT, Process, TestCase, free_port, need_cpus, running
 
-START_S = 20.0
+START_S = PROCESS_S
 # Options of Scheduler: other tests that run on this machine are not to be found.
 LOOPBACK = {"host": "127.0.0.1", "tcp_port": 0, "udp_port": free_port(), "discover_peers": False}
 
 
 @contextlib.contextmanager
 def running_node(cpus: int = 2, *options: Any) -> Iterator[Process]:
-    """A node program on the loopback interface, at a port of its own (attribute `port`)."""
+    """A node program on the loopback interface, at a port of its own (attribute `port`). Skips where there are not so
+    many CPUs."""
+    need_cpus(cpus)
     command = [sys.executable, ROOT / "dispycosnode_lite.py", "--cpus", cpus, "--host", "127.0.0.1",
                "--min_pulse_interval", "0.01",
                "--udp_port", free_port(), "--daemon", *options]
@@ -101,7 +103,7 @@ class Statuses:
             for looking in waiting:
                 looking.resume()
 
-    def wait(self, test: Callable, task: Any, timeout_s: float = 10.0) -> Iterator:
+    def wait(self, test: Callable, task: Any, timeout_s: float = EVENT_S) -> Iterator:
         """Wait until ``test(message)`` is true of a message, one that came already included; gives that. Use with
         yield."""
         seen = 0

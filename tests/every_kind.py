@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pycoslite                                                        # noqa: E402  (found through the line above)
 from pycoslite import RPS, Channel, Location, MonitorStatus, PeerStatus, Pycos, Task     # noqa: E402  (likewise)
 
-COME_S = 20
+COME_S = 60
 KINDS: Dict[str, Callable] = {}         # name -> generator function or async function of (location, folder)
 LARGE = 3_000_000
 

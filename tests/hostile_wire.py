@@ -30,7 +30,7 @@ SECRET = "0123456789abcdef" * 4             # the key itself: nothing to be stre
 KEY = bytes.fromhex(SECRET)
 PROGRAM = Path(__file__).with_name("hostile_target.py")
 CANARY = b"cbuiltins\nprint\n(S'CANARY LOADED'\ntR."       # a pickle that prints a line wherever it is loaded
-PATIENCE_S = 20.0                           # what comes at all comes within this
+PATIENCE_S = 60.0                           # what comes at all comes within this
 
 
 class Target:

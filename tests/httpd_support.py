@@ -117,7 +117,7 @@ class MonitorTestCase(TestCase):
         if fields is not None:
             body = fields if isinstance(fields, bytes) else urllib.parse.urlencode(fields, doseq=True).encode()
             given.setdefault("Content-Type", "application/x-www-form-urlencoded")
-        connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=60)
         try:
             connection.request(method or ("GET" if body is None else "POST"), path, body, given)
             answer = connection.getresponse()
@@ -138,7 +138,7 @@ class Stream:
     """A stream of events that is read as it comes. A context manager."""
 
     def __init__(self, monitor: Any, query: str = "", token: str = TOKEN) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=10)
+        self._connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=60)
         self._connection.request("GET", "/api/events" + query, headers={"Authorization": "Bearer " + token})
         self.answer = self._connection.getresponse()
         self.known: Dict[str, dict] = {}            # nodes by id, as a page has them

@@ -57,6 +57,11 @@ def on_subscribers(asker, name, task):
     asker.send(channels[name].count())
 
 
+def on_watched(asker, task):
+    """Send how many ends of tasks of this process others want to hear of."""
+    asker.send(sum(map(len, Pycos().network.tasks.watched.values())))
+
+
 def on_send_file(asker, location, path, task):
     """Send a file, and then what that gave."""
     def run(task=None):
@@ -111,7 +116,7 @@ def on_contact(location, task):
 
 
 for function in (on_listen, on_channel, on_local_channel, on_publish, on_close, on_subscribers, on_peer_status,
-                 on_contact, on_send_file, on_largest_file):
+                 on_contact, on_watched, on_send_file, on_largest_file):
     setattr(network_peer, function.__name__, function)
 
 if __name__ == "__main__":

@@ -509,7 +509,7 @@ class ExecutorTest(TestCase):
     def test_a_node_that_takes_itself_back_is_had_again_with_the_next_job_and_nobody_complains(self) -> None:
         with running_node(1, "--zombie_period", "1") as node:
             with Cluster(nodes=["127.0.0.1:%d" % node.port]) as cluster:
-                self.assertEqual(cluster.submit(abs, -3).result(20), 3)
+                self.assertEqual(cluster.submit(abs, -3).result(60), 3)
                 driver = cluster._driver
                 self.wait_until(lambda: not driver.nodes and not driver.servers)
                 self.assertEqual(list(cluster.map(abs, range(-50, 0))), list(range(50, 0, -1)))

@@ -766,7 +766,7 @@ class ProcessTest(TestCase):
         """Run a client and return what it printed."""
         environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1")
         ended = subprocess.run(command, cwd=str(directory), env=environment, input=stdin, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, timeout=50)
+                               stderr=subprocess.STDOUT, text=True, timeout=100)
         return ended.stdout
 
     def tree(self) -> Path:

@@ -9,7 +9,7 @@ import unittest
 from pathlib import Path
 
 import dispycos_lite
-from tests.support import ROOT, TestCase, interpreters, running
+from tests.support import ROOT, TestCase, interpreters, need_cpus, running
 
 SCRIPT = ROOT / "examples" / "word_count.py"
 READY = hasattr(dispycos_lite, "Cluster")
@@ -58,6 +58,7 @@ class WordCountTest(TestCase):
 
     @unittest.skipUnless(READY, "no Cluster yet")
     def test_cluster_gives_the_same(self):
+        need_cpus(2)
         tree = make_tree(self.temp_dir(), copies=300)
         for n in range(4):                                      # several jobs
             (tree / ("big%d.py" % n)).write_bytes(b"big = 'x'\n" * 40000)
@@ -92,6 +93,7 @@ class WordCountTest(TestCase):
 
     @unittest.skipUnless(READY, "no Cluster yet")
     def test_killed_server_changes_no_total(self):
+        need_cpus(2)
         tree, flag = make_tree(self.temp_dir()), self.temp_dir() / "killed"
         for n in range(6):
             (tree / ("big%d.py" % n)).write_bytes(b"big = 'x'\n" * 60000)

@@ -24,7 +24,7 @@ class ExamplesTest(TestCase):
 
     def run_example(self, name: str) -> str:
         done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", str(FOLDER / (name + ".py"))], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=50, stdin=subprocess.DEVNULL)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100, stdin=subprocess.DEVNULL)
         self.assertEqual(done.returncode, 0, done.stdout)
         self.assertNotIn("Traceback", done.stdout)
         return done.stdout

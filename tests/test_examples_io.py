@@ -29,14 +29,14 @@ class ExampleTest(TestCase):
     def output(self, name: str, *args: Any) -> list:
         """Run an example to its end; the lines it prints."""
         with running(command(name, *args)) as process:
-            self.assertEqual(process.wait(30), 0, process.output)
+            self.assertEqual(process.wait(60), 0, process.output)
         return process.output.splitlines()
 
     def interrupted(self, server: Any) -> None:
         """Ctrl-C ends a server, with nothing more to say."""
         before = server.output
         server.signal(signal.SIGINT)
-        server.wait(20)
+        server.wait(60)
         self.assertEqual(server.output, before)
 
     def test_they_are_short_and_say_how_to_run_them(self):
@@ -78,7 +78,7 @@ class ExampleTest(TestCase):
 
     def test_web_server(self):
         def get(url: str) -> tuple:
-            with urllib.request.urlopen(url, timeout=20) as reply:
+            with urllib.request.urlopen(url, timeout=60) as reply:
                 return reply.status, reply.headers["Content-Length"], reply.read()
         with running(command("web_server", 0), ready=LISTENING) as server:
             with ThreadPoolExecutor(20) as threads:

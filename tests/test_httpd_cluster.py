@@ -13,7 +13,7 @@ from dispycos_lite import Client, DispycosStatus, Scheduler
 from tests import client_jobs as jobs
 from tests.client_support import ClientTestCase
 from tests.httpd_support import HOSTILE, MonitorTestCase, Stream
-from tests.support import ROOT, TestCase, needs_threads_after_main, running
+from tests.support import ROOT, TestCase, need_cpus, needs_threads_after_main, running
 
 
 def idle(*arguments, task=None):
@@ -167,7 +167,7 @@ class WatchTest(ClusterTestCase):
         self.assertGreater(max(count or 0 for count in self.get("/api/history?scope=run")["pending"]), 0)
         self.program(self.client.close, terminate=True)
         for job in jobs_:
-            job.value(10)
+            job.value(60)
         self.wait_until(lambda: self.totals()["pending"] is None)
 
     def test_server_that_dies(self):
@@ -302,28 +302,31 @@ class ActTest(ClusterTestCase):
 
         def hog(task=None):
             busy.set()
-            go_on.wait(20)
+            go_on.wait(60)
             yield
         task = pycoslite.Task(hog)
-        busy.wait(10)
+        busy.wait(60)
         try:
             self.assertEqual(self.get("/cluster_status")[0]["status"], "Initialized")
             answer = self.ask(self.http, "/suspend_node", {"nodes": '["127.0.0.1"]'})
             self.assertEqual((answer.status, list(answer.json)), (503, ["error"]))
         finally:
             go_on.set()
-        task.value(10)
+        task.value(60)
         self.wait_until(lambda: self.node_record()["status"] == "Suspended")     # it was only late
 
 
 class ProgramTest(TestCase):
     """Programs as users write them."""
 
+    def setUp(self):
+        need_cpus(2)
+
     @needs_threads_after_main
     def test_example(self):
         command = [sys.executable, "-X", "dev", "-W", "error", ROOT / "examples" / "monitor.py", "4", "0"]
         with running(command, ready="http://127[.]0[.]0[.]1:.*/#token=", env={"PYCOSLITE_EMBEDDED": "2"}) as process:
-            self.assertEqual(process.wait(30), 0, process.output)
+            self.assertEqual(process.wait(60), 0, process.output)
         self.assertIn("4 tasks done, 0 failed", process.output)
         self.assertNotIn("Traceback", process.output)
 
@@ -333,7 +336,7 @@ class ProgramTest(TestCase):
         script = self.temp_dir() / "old.py"
         script.write_text(OLD_PROGRAM)
         with running([sys.executable, "-m", "pycoslite", "run", script], env={"PYCOSLITE_EMBEDDED": "2"}) as process:
-            self.assertEqual(process.wait(30), 0, process.output)
+            self.assertEqual(process.wait(60), 0, process.output)
         self.assertIn("gave 49", process.output)
         self.assertIn("monitor: open http://127.0.0.1:", process.output)
 

@@ -16,7 +16,7 @@ from pycoslite import ROLES
 from tests import client_support, support
 from tests.client_support import ClientTestCase
 
-START_S = 20.0
+START_S = support.PROCESS_S
 WANTED = ROLES["client"] | ROLES["scheduler"]
 
 

@@ -29,7 +29,7 @@ def main(task=None):
 
 # It waits for nodes, and does without those of its own machine. With several one is named, which knows the others.
 Scheduler(nodes=sys.argv[1].split(), relay_nodes=int(sys.argv[2]) > 1)
-pycoslite.Task(main).value(30)
+pycoslite.Task(main).value(60)
 pycoslite.Pycos().terminate()
 """ % str(ROOT)
 READY = r"listening at (.*)"

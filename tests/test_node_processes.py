@@ -20,7 +20,7 @@ import dispycosnode_lite as node
 import pycoslite
 from tests import support
 
-WAIT_S = 20.0
+WAIT_S = support.PROCESS_S
 HAS_FORK = hasattr(os, "fork")
 POSIX = os.name == "posix"
 

@@ -18,7 +18,7 @@ import pycoslite
 from tests import cluster_jobs as jobs
 from tests import support
 
-WAIT_S = 20.0
+WAIT_S = support.PROCESS_S
 READY = r"listening at"
 QUICK = {"PYCOSLITE_HEARTBEAT_S": "0.3"}
 
@@ -83,7 +83,7 @@ class ServesTest(NodeCase):
     """What a named node does for clusters."""
 
     def test_default_port_and_reuse(self) -> None:
-        self.assertEqual(dispycos_lite.NODE_PORT, 9706)
+        self.assertEqual(dispycos_lite.NODE_PORT, pycoslite.settings.net_port + 1)
         with self.node() as node:
             pids = []
             for _ in range(3):

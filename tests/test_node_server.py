@@ -68,8 +68,8 @@ with dispycos_lite.Cluster(cpus=1, cluster=%r) as cluster:
         cluster.submit(len, b"x" * 2000000)
     except dispycos_lite.CannotShip as error:
         print("refused here:", error)
-    print("refused there:", cluster.submit(jobs.large, 2000000).exception(20))
-    print(cluster.submit(jobs.double, 4).result(20))
+    print("refused there:", cluster.submit(jobs.large, 2000000).exception(60))
+    print(cluster.submit(jobs.double, 4).result(60))
 """ % (str(support.ROOT), CLUSTER)
         with support.running([sys.executable, "-c", program], env={"PYCOSLITE_FRAME_BYTES": "1000000"}) as process:
             self.assertEqual(process.wait(WAIT_S), 0)
@@ -82,6 +82,7 @@ class BusyTest(ClusterCase):
     """Jobs that compute without a pause."""
 
     def test_nobody_is_declared_dead_while_all_servers_compute(self) -> None:
+        support.need_cpus(2)
         program = """
 import sys
 sys.path.insert(0, %r)
@@ -90,7 +91,7 @@ from tests import cluster_jobs as jobs
 with dispycos_lite.Cluster(cpus=2, cluster=%r) as cluster:
     computing = [cluster.submit(jobs.compute, 2.0) for _ in range(2)]
     waiting = [cluster.submit(jobs.double, n) for n in range(100)]
-    print([f.result(20) for f in computing], sum(f.result(20) for f in waiting))
+    print([f.result(60) for f in computing], sum(f.result(60) for f in waiting))
 """ % (str(support.ROOT), CLUSTER)
         with support.running([sys.executable, "-c", program], env={"PYCOSLITE_HEARTBEAT_S": "0.1"}) as process:
             self.assertEqual(process.wait(WAIT_S), 0)

@@ -15,7 +15,7 @@ import pycoslite
 from pycoslite import AsyncFile, AsyncPipe, AsyncSocket, MisuseError, Task
 from tests.test_pycoslite_sockets import SocketCase
 
-LIMIT_S = 20                            # everything that is waited for comes within this, or the test fails
+LIMIT_S = 60                            # everything that is waited for comes within this, or the test fails
 
 
 class AsyncioTest(SocketCase):

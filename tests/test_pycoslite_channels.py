@@ -277,9 +277,9 @@ class ChannelTest(ChannelTestCase):
                 got.append((yield task.receive()))
             return got
         task = Task(subscriber)
-        ready.wait(10)
+        ready.wait(60)
         send_from_threads(channel.send, 100)
-        got = task.value(20)
+        got = task.value(60)
         for k in range(4):
             self.assertEqual([n for key, n in got if key == k], list(range(100)))
 

@@ -21,7 +21,7 @@ class CommandTestCase(TestCase):
                 cwd: Any = ROOT, **env: str) -> subprocess.CompletedProcess:
         """What a call of the command line does."""
         environment = dict(os.environ, PYTHONPATH=str(ROOT) if how is WAYS[0] else "", **env)
-        return subprocess.run([python, "-W", "error", "-X", "dev", *how, *map(str, words)], cwd=str(cwd), timeout=50,
+        return subprocess.run([python, "-W", "error", "-X", "dev", *how, *map(str, words)], cwd=str(cwd), timeout=100,
                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               stdin=subprocess.DEVNULL)
 
@@ -187,6 +187,6 @@ pycos.Task(proc)
     def test_nothing_is_installed_by_importing(self):
         code = "import sys, pycoslite\nprint([f for f in sys.meta_path if 'Old' in str(f)])\nimport pycos"
         done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), stdout=subprocess.PIPE, text=True,
-                              stderr=subprocess.PIPE, timeout=50)
+                              stderr=subprocess.PIPE, timeout=100)
         self.assertEqual(done.stdout, "[]\n")
         self.assertTrue(re.search("No module named 'pycos'", done.stderr))

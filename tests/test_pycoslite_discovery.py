@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Tuple
+from unittest import mock
 
 import pycoslite
 from pycoslite import HOST_PING, PASSED_PING, PING, PING_TIMES_S, PONG, REFUSAL, Discovery, Interface, Pycos, Target
@@ -268,6 +270,24 @@ class RulesTest(TestCase):
         one.ignore = True
         self.assertEqual((one.take(ping_of()), one.take(ping_of(key=OTHER_KEY))), ([], []))
 
+    def test_a_ping_that_is_said_again_and_again(self):
+        """Who has recorded one has nobody flooded with answers; who sent it is answered however often others say it."""
+        one = self.discovery()
+        victim = [answer for _ in range(1000) for answer in one.take(ping_of(), ("10.0.0.66", 4000))]
+        self.assertLessEqual(len(victim), 8)
+        self.assertEqual(self.kind(one.take(ping_of())), PONG)
+        for n in range(10_000):
+            one._first_few(NONCE, str(n))
+        self.assertLessEqual(len(one._answered), 1024)
+
+    def test_a_search_without_a_network(self):
+        one = self.discovery()
+        one._asking = {}
+        with mock.patch.object(pycoslite, "_datagram_socket", side_effect=OSError(errno.EMFILE, "Too many open files")):
+            self.assertFalse(one.search(1))
+        self.assertEqual(one.network.complaints, ["no search for peers is possible now (Too many open files): name "
+                                                  "their addresses, or search again later"])
+
     def test_who_is_connected_is_not_answered(self):
         one = self.discovery()
         one.network.peers[PROCESS] = peer = type("Peer", (), {"online": True})()
@@ -356,12 +376,14 @@ class RulesTest(TestCase):
         joined = []
         self.addCleanup(setattr, pycoslite, "_join_group", pycoslite._join_group)
         pycoslite._join_group = lambda sock, interface: joined.append((sock.family, interface))
+        self.addCleanup(setattr, socket, "if_nameindex", socket.if_nameindex)
+        socket.if_nameindex = lambda: [(1, "lo"), (2, "eth0")]
         one, four, six = self.discovery(), socket.AF_INET, socket.AF_INET6
         one._answering = [SimpleNamespace(family=family) for family in (four, six)]
         for found, wanted in (([LO], {(four, "127.0.0.1")}), ([LO], set()),
                               ([LO, ETH, LINK], {(four, "10.0.0.5"), (six, 2)}), ([LO], set()),
                               ([LO, ETH], {(four, "10.0.0.5")}),        # which has been away
-                              ([], {(four, "0.0.0.0"), *((six, index) for index, _ in socket.if_nameindex())})):
+                              ([], {(four, "0.0.0.0"), *((six, index) for index in (1, 2))})):
             self.machine(found)
             one._join()
             self.assertEqual(set(joined), wanted)

@@ -84,7 +84,7 @@ class DoctorTestCase(TestCase):
                 output, errors = process.communicate(timeout=40)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGABRT)         # -X dev: it shows what all threads are doing
-                self.fail("the doctor has not ended within 40 s\n%s%s" % process.communicate())
+                self.fail("the doctor has not ended within 100 s\n%s%s" % process.communicate())
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def report(self, *words: Any, **how: Any) -> dict:

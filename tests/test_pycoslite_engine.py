@@ -60,7 +60,7 @@ class HandOverTest(NetworkTestCase):
             node.network.spawn(self.note, come, number)
             if number % 3 == 0:
                 Task(self.note, come, number)
-                self.wait_until(lambda: len(come) == number + 1 + number // 3 + 1, timeout_s=5)
+                self.wait_until(lambda: len(come) == number + 1 + number // 3 + 1)
         self.wait_until(lambda: len(come) == 4000)
 
     def test_a_task_that_is_ended_while_its_answer_comes_ends_once(self):
@@ -140,9 +140,9 @@ import os, sys
 import pycoslite
 from pycoslite import Location, Pycos, Task
 def main(where, value, task=None):
-    agent = yield Task.locate("agent", where, timeout=20)
+    agent = yield Task.locate("agent", where, timeout=60)
     agent.send(("echo", task, value))
-    return (yield task.receive(20))
+    return (yield task.receive(60))
 def talk(value):
     Pycos(host="127.0.0.1", tcp_port=0, name=value, secret=sys.argv[2], discover_peers=False)
     return Task(main, Location("127.0.0.1", int(sys.argv[1])), value).value()

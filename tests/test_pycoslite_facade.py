@@ -17,7 +17,7 @@ import pycoslite
 from pycoslite import MisuseError, MonitorStatus, Pycos, SysTask, Task
 from tests.support import ROOT, TestCase, free_port, running
 
-COME_S = 20                             # everything that is waited for comes within this, or the test fails
+COME_S = 60                             # everything that is waited for comes within this, or the test fails
 LOCAL = dict(host="127.0.0.1", tcp_port=0, discover_peers=False, secret="tests")
 
 
@@ -84,6 +84,34 @@ class OptionsTest(FacadeTestCase):
         with self.assertRaisesRegex(TypeError, "no option colour; it has: .*tcp_port"):
             Pycos(colour="red")
         self.assertIsNone(pycoslite.running_network())
+
+    def test_values_that_an_option_cannot_have(self):
+        wrong = {"host": (5, b"127.0.0.1", [None], {}), "ext_host": (5, [None]), "name": (5, b"n", "x" * 513),
+                 "tcp_port": (-1, 65536, "9705", 1.5, True, [0, "x"]), "udp_port": (-1, 65536, "9705", [1], True),
+                 "cluster": (5, "\N{SNOWMAN}" * 100), "max_file_size": (-1, "5", 1.5), "max_total_size": (-1, "10M")}
+        for name, values in wrong.items():
+            for value in values:
+                with self.subTest(name, value=value), self.assertRaisesRegex(
+                        MisuseError, r"Pycos\(%s=.*\): it must be an? " % name):
+                    Pycos(**dict(LOCAL, **{name: value}))
+        for peers in (None,), (("127.0.0.1", 9705),), (5,):
+            with self.subTest(peers), self.assertRaisesRegex(ValueError, "is no address: it must be a Location"):
+                Pycos(**dict(LOCAL, peers=peers))
+        self.assertIsNone(pycoslite.running_network())
+
+    def test_values_that_ask_for_nothing(self):
+        node = Pycos(**dict(LOCAL, ext_host="", cluster=None, name=None, role=None, max_file_size=None, udp_port=None))
+        self.assertEqual((node.location.addr, node.network.cluster), ("127.0.0.1", "pycoslite"))
+
+    def test_a_directory_in_the_home_and_one_in_bytes(self):
+        home = self.temp_dir()
+        before = os.environ["HOME"]
+        self.addCleanup(os.environ.__setitem__, "HOME", before)
+        os.environ["HOME"] = str(home)
+        for path in "~/received", os.fsencode(str(home / "received")):
+            node = Pycos(**dict(LOCAL, dest_path=path))
+            self.assertEqual(node.dest_path, str(home / "received"))
+            node.terminate()
 
     def test_a_mistake_starts_nothing_and_the_next_call_may_do_better(self):
         occupied = self.temp_dir() / "file"
@@ -286,11 +314,13 @@ class ConstantsTest(FacadeTestCase):
             self.addCleanup(setattr, pycoslite, name, getattr(pycoslite, name))
 
     def test_values(self):
-        self.assertEqual((pycoslite.MsgTimeout, pycoslite.NetPort), (10, 9705))
+        self.assertEqual((pycoslite.MsgTimeout, pycoslite.NetPort), (10, pycoslite.settings.net_port))
+        self.assertEqual(pycoslite.Settings.net_port, 9705)         # the tests have another one
         self.assertEqual(pycoslite.MaxConnectionErrors, 10)
         self.assertEqual(pycoslite.IPV4_MULTICAST_GROUP, "239.255.97.5")
         self.assertEqual(pycoslite.IPV6_MULTICAST_GROUP, "ff05::674f:48ba:b409:3171:9705")
-        self.assertEqual((pycoslite.DispycosSchedulerPort, pycoslite.DispycosNodePort), (9705, 9706))
+        self.assertEqual((pycoslite.DispycosSchedulerPort, pycoslite.DispycosNodePort),
+                         (pycoslite.NetPort, pycoslite.NetPort + 1))
 
     def test_assigning_sets_what_is_used(self):
         pycoslite.MsgTimeout = 3

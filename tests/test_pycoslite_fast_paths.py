@@ -340,6 +340,16 @@ class ReferenceTest(TestCase):
             self.assertEqual(come(1, "swapped"), first)
 
 
+    def test_a_process_that_is_only_named_is_known_by_its_id(self) -> None:
+        """Its addresses are not looked at again, and it does not keep itself."""
+        peer = Peer.__new__(Peer)
+        peer.latest, peer.network, peer.process_id = None, SimpleNamespace(host=None), b"p" * 16
+        network = SimpleNamespace(peers={}, known={peer.process_id: peer}.get)
+        with mock.patch.object(pycoslite, "_network", network):
+            found = pycoslite._revive_task(peer.process_id, b"no JSON", 1, "asker")
+        self.assertEqual((found.peer, found.id, peer.latest), (peer, 1, None))
+
+
 class _Line:
     """In the place of a link: tells whether there was something to read."""
 

@@ -192,7 +192,7 @@ class AsyncFileTest(FileCase):
                 with self.assertRaises(socket.timeout):
                     yield reader.readline(timeout=0.01)
             yield writer.write(b"ning\nnext")
-            self.assertEqual((yield reader.readline(timeout=5)), b"beginning\n")
+            self.assertEqual((yield reader.readline(timeout=60)), b"beginning\n")
             self.assertEqual((yield reader.read(2)), b"ne")
             task = Task(self.outcome, reader.readline())
             yield
@@ -329,7 +329,7 @@ class AsyncFileTest(FileCase):
                 yield keyboard.write(b"typed\n")
                 self.assertEqual((yield task.finish()), b"typed\n")
                 self.assertEqual((yield file.write(b"shown\n", full=True)), 6)
-                while (yield keyboard.readline(timeout=5)) != b"shown\r\n":
+                while (yield keyboard.readline(timeout=60)) != b"shown\r\n":
                     pass
             self.task(body)
 
@@ -413,7 +413,7 @@ class AsyncPipeTest(FileCase):
         def body():
             for word in (b"one", b"two"):
                 yield pipe.write(word + b"\n", full=True)
-                self.assertEqual((yield pipe.readline(timeout=20)), word.upper() + b"\n")
+                self.assertEqual((yield pipe.readline(timeout=60)), word.upper() + b"\n")
             with self.assertRaises(socket.timeout):
                 yield pipe.readline(timeout=0.01)
             pipe.stdin.close()
@@ -426,7 +426,7 @@ class AsyncPipeTest(FileCase):
         pipe = AsyncPipe(self.child([sys.executable, "-c", code], stderr=PIPE))
 
         def body():
-            self.assertEqual((yield pipe.readline_stderr(timeout=20)), b"one\n")
+            self.assertEqual((yield pipe.readline_stderr(timeout=60)), b"one\n")
             self.assertEqual((yield pipe.readline_stderr(size=2)), b"tw")
             self.assertEqual((yield pipe.read_stderr()), b"o\nthree\n")
             self.assertEqual((yield pipe.read()), b"")
@@ -532,7 +532,7 @@ class AsyncPipeTest(FileCase):
                 yield pipe.communicate(b"other")
             far.sendall(b"text")
             far.close()
-            self.assertEqual((yield pipe.communicate(timeout=20)), (b"first\ntext\n", b"oops\n"))
+            self.assertEqual((yield pipe.communicate(timeout=60)), (b"first\ntext\n", b"oops\n"))
             self.assertEqual(pipe.returncode, 0)
         self.task(body)
         self.assertEqual(len(pycoslite.default_kernel().tasks), 0)
@@ -559,7 +559,7 @@ class AsyncPipeTest(FileCase):
             try:
                 yield pipe.communicate(b"text")
             except KeyError:
-                return (yield pipe.communicate(timeout=20))
+                return (yield pipe.communicate(timeout=60))
 
         def body():
             task = Task(communicates)

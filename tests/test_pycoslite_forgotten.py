@@ -82,7 +82,7 @@ class ForgottenTest(TestCase):
         path = self.temp_dir() / "prog.py"
         path.write_text(source.replace("START", start))
         result = subprocess.run([sys.executable, "-W", "error", str(path)], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}, text=True, timeout=60)
+                                stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}, text=True, timeout=100)
         self.assertEqual(result.returncode, 0, result.stderr)
         return result
 

@@ -202,6 +202,28 @@ class CrowdTest(NetworkTestCase):
             order.append(link.timer)
         self.assertEqual(order, [2, 1, 4, 3, 5, 6])
 
+    def test_who_has_a_whole_network_has_half_of_the_places(self) -> None:
+        """One address for each connection, which an IPv6 network has enough of; links of the same wire are no such."""
+        others = ["10.0.0.%d" % n for n in range(20)] + ["[2001:db8:1::%d]" % n for n in range(11)]
+        crowd = ["[2001:db8::%x]" % n for n in range(33)]
+        links = [mock.Mock(where="%s:9" % host, timer=timer) for timer, host in enumerate(others + crowd)]
+        self.assertEqual(pycoslite._most_crowding(links).where, "[2001:db8::0]:9")
+        self.assertEqual(pycoslite._most_crowding(links[:-1]).where, "10.0.0.0:9")
+        local = [mock.Mock(where="[fe80::%x%%eth0]:9" % (n % 20), timer=n) for n in range(33)]
+        self.assertEqual(pycoslite._most_crowding(local).where, "[fe80::0%eth0]:9")
+
+    def test_noise_hides_no_warning(self) -> None:
+        port = self.node().location.port
+        for n in range(1, 16):                  # nobody sees these lines
+            with socket.create_connection((HOST, port), source_address=("127.0.1.%d" % n, 0)) as sock:
+                sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(OSError):
+                    while sock.recv(4096):
+                        pass
+        with self.expect_log("refused a connection from 127.0.0.1: the other end has another secret"):
+            with self.assertRaises(pycoslite.AuthenticationError):
+                Insider(port, key=bytes(32))
+
     def test_who_is_turned_away_as_too_many_wait_tries_again(self) -> None:
         self.node()
         listener = socket.create_server((HOST, 0))

@@ -80,9 +80,13 @@ class Waits:
 
     def wait_condition(self, task):
         yield self.condition.acquire()
-        if (yield self.condition.wait(0.002)):
-            self.condition.release()
-        else:
+        mine = True
+        try:
+            mine = yield self.condition.wait(0.002)
+        finally:
+            if mine:
+                self.condition.release()
+        if not mine:
             self.condition.notify()
 
     def wait_event(self, task):

@@ -441,7 +441,7 @@ class ThreadTest(TestCase):
             ready.set()
             return (yield from function(task, *args))
         task = Task(announce)
-        self.assertTrue(ready.wait(10))
+        self.assertTrue(ready.wait(60))
         return task
 
     def test_send(self):
@@ -452,7 +452,7 @@ class ThreadTest(TestCase):
             return got
         task = self.task(receiver)
         send_from_threads(task.send, 1000)
-        got = task.value(20)
+        got = task.value(60)
         for k in range(4):
             self.assertEqual([n for key, n in got if key == k], list(range(1000)))
         self.assertEqual(task.send("late"), -1)
@@ -460,7 +460,7 @@ class ThreadTest(TestCase):
     def test_resume(self):
         task = self.task(lambda task: (yield from task.suspend()))
         self.assertEqual(task.resume("update"), 0)
-        self.assertEqual(task.value(10), "update")
+        self.assertEqual(task.value(60), "update")
         self.assertEqual(task.resume(), -1)
 
     def test_throw(self):
@@ -471,7 +471,7 @@ class ThreadTest(TestCase):
                 return error.args
         task = self.task(function)
         self.assertEqual(task.throw(ValueError("x")), 0)
-        self.assertEqual(task.value(10), ("x",))
+        self.assertEqual(task.value(60), ("x",))
 
     def test_terminate(self):
         ended = threading.Event()
@@ -483,8 +483,8 @@ class ThreadTest(TestCase):
                 ended.set()
         task = self.task(function)
         self.assertEqual(task.terminate(), 0)
-        self.assertTrue(ended.wait(10))
-        self.assertIsNone(task.value(10))
+        self.assertTrue(ended.wait(60))
+        self.assertIsNone(task.value(60))
         self.assertFalse(task.is_alive())
         self.assertEqual(task.terminate(), -1)
 
@@ -494,21 +494,21 @@ class ThreadTest(TestCase):
 
         def function(task):
             entered.set()
-            go_on.wait(10)
+            go_on.wait(60)
             try:
                 yield task.receive()
             except ValueError:
                 entered.set()
-                go_on.wait(10)
+                go_on.wait(60)
                 yield task.receive()
         task = Task(lambda task=None: (yield from function(task)))
-        self.assertTrue(entered.wait(10))
+        self.assertTrue(entered.wait(60))
         entered.clear()
         self.assertEqual(task.throw(ValueError()), 0)
         go_on.set()
-        self.assertTrue(entered.wait(10))
+        self.assertTrue(entered.wait(60))
         self.assertEqual(task.terminate(), 0)
-        self.assertIsNone(task.value(10))
+        self.assertIsNone(task.value(60))
 
     def test_value(self):
         task = self.task(lambda task: (yield from task.receive()) and None or (yield 7))
@@ -524,7 +524,7 @@ class ThreadTest(TestCase):
             raise KeyError("gone")
         task = self.task(function)
         values = []
-        waiting = threading.Thread(target=lambda: values.append(task.value(10)))
+        waiting = threading.Thread(target=lambda: values.append(task.value(60)))
         waiting.start()
         self.wait_until(lambda: task.watchers)
         task.send(1)
@@ -540,7 +540,7 @@ class ThreadTest(TestCase):
                 yield sleeper.value()
             except pycoslite.MisuseError as error:
                 return str(error)
-        self.assertIn("yield task.finish()", self.task(blocker).value(10))
+        self.assertIn("yield task.finish()", self.task(blocker).value(60))
 
     def test_tasks_are_made_in_any_thread(self):
         tasks = []
@@ -553,7 +553,7 @@ class ThreadTest(TestCase):
             thread.start()
         for thread in threads:
             thread.join()
-        self.assertEqual({task.value(10) for task in tasks}, {"pycoslite"})
+        self.assertEqual({task.value(60) for task in tasks}, {"pycoslite"})
 
     def test_join_waits_for_all_but_daemons(self):
         def daemon(task):
@@ -561,11 +561,11 @@ class ThreadTest(TestCase):
             yield task.receive()
         self.task(daemon)
         kernel = pycoslite.default_kernel()
-        self.assertTrue(kernel.join(10))
+        self.assertTrue(kernel.join(60))
         sleeper = self.task(lambda task: (yield from task.suspend()))
         self.assertFalse(kernel.join(0.01))
         sleeper.resume()
-        self.assertTrue(kernel.join(10))
+        self.assertTrue(kernel.join(60))
 
     def test_after_the_end_a_new_kernel_starts(self):
         first = self.task(lambda task: (yield from task.suspend()))
@@ -573,7 +573,7 @@ class ThreadTest(TestCase):
         self.assertFalse(first.is_alive())
         self.assertIsNone(first.value(0))
         second = Task(lambda: (yield 5))
-        self.assertEqual(second.value(10), 5)
+        self.assertEqual(second.value(60), 5)
         self.assertIsNot(first.kernel, second.kernel)
 
     def test_an_uncaught_exception_is_logged_with_its_traceback(self):
@@ -595,7 +595,7 @@ class ProgramTest(TestCase):
 
     def output(self, text: str, status: int = 0) -> str:
         done = subprocess.run(self.program(text), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              timeout=50)
+                              timeout=100)
         self.assertEqual(done.returncode, status, done.stdout)
         return done.stdout
 
@@ -676,7 +676,7 @@ class ProgramTest(TestCase):
             for _ in range(presses):
                 process.signal(signal.SIGINT)
                 time.sleep(apart_s)
-            return process.wait(20), process.output
+            return process.wait(60), process.output
 
     WAITING = """
         def work(task=None):
@@ -770,7 +770,7 @@ class ProgramTest(TestCase):
             time.sleep(0.05)
             pid = os.fork()
             if pid == 0:
-                Task(work, "child").value(10)
+                Task(work, "child").value(60)
                 os._exit(7)
             print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), flush=True)
             """)
@@ -787,7 +787,7 @@ class ProgramTest(TestCase):
                 def work():
                     yield
                     print("task of the child", flush=True)
-                Task(work).value(10)
+                Task(work).value(60)
             def parent(task=None):
                 process = multiprocessing.get_context("fork").Process(target=child)
                 process.start()
@@ -804,7 +804,7 @@ class ProgramTest(TestCase):
             process.write("task = pycoslite.Task(work)\n")
             process.wait_for("work done")
             process.write("task.value()\nexit()\n")
-            self.assertEqual(process.wait(20), 0)
+            self.assertEqual(process.wait(60), 0)
             self.assertNotIn("Traceback", process.output)
 
 

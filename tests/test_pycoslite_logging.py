@@ -90,7 +90,7 @@ class LoggerTest(TestCase):
         code = ("import pycoslite\npycoslite.logger.setLevel(pycoslite.logger.DEBUG)\npycoslite.logger.info('mine')\n"
                 "def f(task=None):\n    yield task.suspend('x')\nprint(pycoslite.Task(f).value())")
         done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), stdout=subprocess.PIPE, text=True,
-                              timeout=50)
+                              timeout=100)
         self.assertRegex(done.stdout, r"(?s) pycoslite - mine\n.* pycoslite - suspend\('x'\) of task .*-1\n$")
 
 

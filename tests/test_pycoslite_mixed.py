@@ -29,7 +29,7 @@ class MixedTest(TestCase):
         flags = ["-X", "dev", "-W", "error"]
         with running([serving, *flags, PROGRAM, "serve", folder], ready=r"READY (\S+)") as server, \
                 running([trying, *flags, PROGRAM, "try", server.match.group(1), folder]) as client:
-            self.assertEqual(client.wait(50), 0, client.output)
+            self.assertEqual(client.wait(60), 0, client.output)
             lines = [line for line in client.output.splitlines() if line.startswith(("ok ", "FAILED "))]
             self.assertEqual(lines, ["ok " + name for name in KINDS], client.output)
             self.assertNotIn("Traceback", client.output + server.output)

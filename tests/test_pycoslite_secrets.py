@@ -96,6 +96,23 @@ class SecretsTest(SecretsCase):
         with self.assertRaisesRegex(SecretError, "cannot read the secret file .*nowhere"):
             secret_key(secret_file=str(self.home / "nowhere"))
 
+    def test_only_a_text_is_a_secret(self):
+        """Of a number, `bytes` would make so many zeros, which many could guess."""
+        for secret in 0, 87654, True, 1.5, ["a text"]:
+            with self.subTest(type(secret)), self.assertRaisesRegex(SecretError, "must be a text") as refused:
+                secret_key(secret)
+            self.assertNotIn("87654", str(refused.exception))
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs a file that is always full")
+    def test_a_full_disk_keeps_nothing_of_it(self):
+        def opened(descriptor, *how, **options):
+            os.close(descriptor)
+            return open("/dev/full", *how, **options)
+        with mock.patch.object(pycoslite, "open", opened, create=True):
+            with self.assertRaisesRegex(SecretError, "cannot make the secret file .*No space left"):
+                secret_key()
+        self.assertEqual(os.listdir(self.home / ".pycoslite"), [])
+
     def test_an_empty_text_is_none_at_all(self):
         self.assertEqual(secret_key(""), secret_key())
 
@@ -146,7 +163,7 @@ class ExposureTest(SecretsCase):
         self.no_home()
         port = free_port()
         done = subprocess.run(self.NODE + ["--tcp_ports", str(port), "--udp_port", str(free_port())], cwd=str(ROOT),
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100)
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stdout, "dispycosnode_lite: cannot make the secret file .*: set HOME to a folder")
         with self.assertRaises(ConnectionError):
@@ -177,10 +194,10 @@ class ExposureTest(SecretsCase):
         with self.expect_log("using 1 cores of this machine"):
             cluster = dispycos_lite.Cluster(cpus=1, cluster=name, secret_file=self.file(secret))
         with cluster:
-            self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(30), [])
+            self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(60), [])
             sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", secret]
             with running(sleeper, ready="up") as process:                       # the probe finds what there is
-                self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(30), [str(process.pid)])
+                self.assertEqual(cluster.submit(told_in_a_command_line, secret).result(60), [str(process.pid)])
 
     def test_no_log_has_it(self):
         text = "correct horse battery staple"
@@ -188,7 +205,7 @@ class ExposureTest(SecretsCase):
         command = self.NODE + ["--debug", "--secret-file", path, "--tcp_ports", port, "--udp_port", free_port()]
         with running(command, ready="listening at") as node:
             with dispycos_lite.Cluster(nodes=["127.0.0.1:%d" % port], secret_file=path) as cluster:
-                self.assertEqual(cluster.submit(abs, -1).result(30), 1)
+                self.assertEqual(cluster.submit(abs, -1).result(60), 1)
             self.assertIn("is online", node.output)
             self.assert_hidden(text, node.output)
 

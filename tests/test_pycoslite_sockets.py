@@ -57,7 +57,7 @@ class SocketCase(TestCase):
     def task(self, body: Any, *args: Any) -> Any:
         """Run one task to its end; its exit value, or a failure with its traceback."""
         task = Task(body, *args)
-        value = task.value(30)
+        value = task.value(60)
         self.assertFalse(task.is_alive(), "the task has not ended")
         if isinstance(value, MonitorStatus):
             self.fail(value.value)
@@ -495,7 +495,7 @@ class ApiTest(SocketCase):
         task = Task(self.outcome, left.recv(1))
         self.task(lambda: (yield))                      # by then the other one waits
         left.close()
-        self.assertEqual(task.value(10), b"")
+        self.assertEqual(task.value(60), b"")
         self.assertIsInstance(self.task(self.outcome, left.recv(1)), OSError)       # that was told
         self.assertEqual(self.task(lambda: (yield right.recv(1))), b"")
 
@@ -527,7 +527,7 @@ class ApiTest(SocketCase):
 
         def body():
             client = self.client()
-            result = yield client.create_connection(listener.getsockname(), timeout=3, source_address=("127.0.0.2", 0))
+            result = yield client.create_connection(listener.getsockname(), timeout=60, source_address=("127.0.0.2", 0))
             self.assertIsNone(result)
             self.assertEqual(client.gettimeout(), 3)
             conn, address = yield listener.accept()
@@ -744,7 +744,7 @@ class WaitingTest(SocketCase):
             os._exit(0 if left.fileno() == -1 else 1)
         self.assertEqual(os.waitpid(child, 0)[1], 0)
         self.task(lambda: (yield right.sendall(b"still here")))
-        self.assertEqual(task.value(10), b"still here")
+        self.assertEqual(task.value(60), b"still here")
 
     def test_used_by_two_kernels_at_once(self):
         left, right = self.pair()
@@ -759,7 +759,7 @@ class WaitingTest(SocketCase):
         other.owner = None
         self.assertIsInstance(second.outcome, MisuseError)
         task.terminate()
-        task.value(10)
+        task.value(60)
 
     def outcome(self, request):
         try:
@@ -928,7 +928,7 @@ class TlsTest(SocketCase):
         server = Task(self.echo, listener)
         self.assertEqual(silent[0].recv(1), b"")
         server.terminate()
-        server.value(10)
+        server.value(60)
         listener.close()
         for sock in silent[1:]:
             self.assertEqual(sock.recv(1), b"")         # dropped with the listener

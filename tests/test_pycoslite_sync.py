@@ -326,10 +326,114 @@ class ConditionTest(SyncTestCase):
         condition.notify()
         task.terminate()                    # notified, and waiting for the lock
         self.settle()
-        self.assertEqual(len(condition.line), 0)
         holder.send(1)
         self.settle()
+        self.assertFalse(task.is_alive())
+        self.assertEqual(len(condition.line), 0)
         self.assertIsNone(condition.owner)
+
+    def careful(self, condition, name, timeout=None, depth=1):
+        """A task that releases the lock in a ``finally`` block, and notes whether it could."""
+        def wait(task=None):
+            for _ in range(depth):
+                yield condition.acquire()
+            try:
+                yield condition.wait(timeout)
+            except KeyError as error:
+                self.seen.append((name, error.args[0]))
+            finally:
+                self.seen.append((name, condition.owner is task and condition.depth))
+                for _ in range(depth):
+                    condition.release()
+            return name
+        task = self.spawn(wait)
+        self.settle()
+        return task
+
+    def test_an_exception_comes_when_the_lock_is_had_again(self):
+        for stop, outcome in ((lambda task: task.throw(KeyError(1)), [("a", 1), ("a", 2)]),
+                              (Task.terminate, [("a", 2)])):
+            condition, self.seen = Condition(), []
+            task = self.careful(condition, "a", depth=2)
+            stop(task)
+            self.settle()
+            self.assertEqual(self.seen, outcome)
+            self.assertFalse(task.is_alive())
+            self.assertIsNone(condition.owner)
+
+            self.seen = []
+            task, holder = self.careful(condition, "a", 5, depth=2), self.holder(condition)
+            second = self.careful(condition, "behind it")
+            stop(task)
+            self.settle()
+            self.kernel.clock.advance(10)           # its timeout counts no more
+            self.settle()
+            self.assertEqual(self.seen, [])
+            holder.send(1)
+            self.settle()
+            self.assertEqual(self.seen, outcome)
+            self.assertFalse(task.is_alive())
+            self.assertIsNone(condition.owner)
+            second.terminate()
+            self.settle()
+
+    def test_of_several_exceptions_the_last_one_comes_and_nothing_after_the_end(self):
+        condition = Condition()
+        task, holder = self.careful(condition, "a"), self.holder(condition)
+        task.throw(KeyError(1))
+        task.throw(KeyError(2))
+        holder.send(1)
+        self.settle()
+        self.assertEqual(self.seen, [("a", 2), ("a", 1)])
+        task, holder = self.careful(condition, "b"), self.holder(condition)
+        task.throw(KeyError(1))
+        task.terminate()
+        task.throw(KeyError(2))
+        holder.send(1)
+        self.kernel.post(task.throw, KeyError(3))   # while the lock is on its way to it
+        self.settle()
+        self.assertEqual(self.seen[2:], [("b", 1)])
+        self.assertIsNone(condition.owner)
+
+    def test_an_exception_comes_also_when_the_lock_is_never_released(self):
+        condition = Condition()
+
+        def take_along(task=None):
+            yield condition.acquire()
+            yield task.receive()
+
+        def wait(task=None):
+            yield condition.acquire()
+            try:
+                yield condition.wait()
+            except KeyError as error:
+                self.seen.append((error.args, condition.owner is task))
+        waiters = [self.spawn(wait) for _ in range(3)]
+        owner = self.spawn(take_along)
+        self.settle()
+        waiters[0].throw(KeyError(1))
+        waiters[1].terminate()
+        self.settle()
+        self.assertEqual(self.seen, [])
+        owner.send(1)
+        self.settle()
+        waiters[2].throw(KeyError(2))               # when nobody can release it any more
+        self.settle()
+        self.assertEqual(self.seen, [((1,), False), ((2,), False)])
+        self.assertFalse(any(task.is_alive() for task in waiters))
+
+    def test_a_notification_is_not_lost_with_who_got_it(self):
+        for stop in (Task.terminate, lambda task: task.throw(KeyError(1))):
+            condition, self.seen = Condition(), []
+            first, second = self.careful(condition, "first"), self.waiter(condition, "second")
+            holder = self.holder(condition)
+            condition.notify()
+            stop(first)
+            holder.send(1)
+            self.settle()
+            self.assertIn(("second", True, 1), self.seen)
+            self.assertFalse(second.is_alive())
+            self.assertIsNone(condition.owner)
 
     def test_producers_and_consumers(self):
         condition, items, got = Condition(), [], []

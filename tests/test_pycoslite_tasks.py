@@ -1081,8 +1081,51 @@ class ThrowTest(KernelTestCase):
         self.assertEqual(task.outcome, ("caught", KeyError, ("second",)))
 
 
+class MonitoredTest(KernelTestCase):
+    """What is kept of monitors."""
+
+    def test_monitors_that_have_ended_are_forgotten(self):
+        server, lasting, seen = self.spawn(parked), [], []
+
+        def brief(task=None):
+            self.assertEqual((yield task.monitor(server)), 0)
+
+        def patient(task=None):
+            yield task.monitor(server)
+            seen.append((yield task.receive()).info)
+        for _ in range(500):
+            self.spawn(brief)
+            if len(lasting) < 20:
+                lasting.append(self.spawn(patient))
+            self.kernel.settle()
+        self.assertLess(len(server.watchers), 100)
+        server.terminate()
+        self.kernel.settle()
+        self.assertEqual(seen, [server] * 20)
+
+
 class TerminateTest(KernelTestCase):
     """T19, X43."""
+
+    def test_an_end_that_is_put_off_comes_all_the_same(self):
+        """A message comes first; nothing that is thrown between that and the end takes the place of the end."""
+        seen = []
+
+        def receiver(task=None):
+            while True:
+                try:
+                    seen.append((yield task.receive()))
+                except ValueError:
+                    seen.append("thrown")
+        task = self.spawn(receiver)
+        self.kernel.settle()
+        task.send("message")
+        task.terminate()
+        self.kernel.once()                  # the message
+        task.throw(ValueError())
+        self.run_all()
+        self.assertEqual(seen, ["message"])
+        self.assertFalse(task.is_alive())
 
     def test_finally_blocks_run_at_every_kind_of_wait(self):
         other = self.spawn(parked)

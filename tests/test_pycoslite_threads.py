@@ -38,7 +38,7 @@ class AsyncThreadPoolTest(ThreadTestCase):
                 yield pool.async_task(int, "no number")
             except ValueError as error:
                 return total, text, by_keyword, with_kwargs, "no number" in str(error)
-        self.assertEqual(Task(function).value(20), (6, "1-2", (3, 1), {"a": 1}, True))
+        self.assertEqual(Task(function).value(60), (6, "1-2", (3, 1), {"a": 1}, True))
 
     def test_yield_from_and_await(self):
         pool = self.pool(1)
@@ -48,7 +48,7 @@ class AsyncThreadPoolTest(ThreadTestCase):
 
         async def modern():
             return await pool.async_task(len, "abcd")
-        self.assertEqual((Task(older).value(20), Task(modern).value(20)), (3, 4))
+        self.assertEqual((Task(older).value(60), Task(modern).value(60)), (3, 4))
 
     def test_the_kernel_goes_on_meanwhile(self):
         pool, go_on = self.pool(1), threading.Event()
@@ -61,7 +61,7 @@ class AsyncThreadPoolTest(ThreadTestCase):
             go_on.set()
         blocked = Task(blocking)
         Task(other)
-        self.assertIs(blocked.value(20), True)
+        self.assertIs(blocked.value(60), True)
 
     def test_threads_are_daemons_and_no_more_than_asked_for(self):
         pool = self.pool(3)
@@ -71,13 +71,13 @@ class AsyncThreadPoolTest(ThreadTestCase):
         def work(meet):
             seen.add(threading.current_thread())
             if meet:
-                barrier.wait(20)            # all three at once
+                barrier.wait(60)            # all three at once
 
         def function(meet):
             yield pool.async_task(work, meet)
         tasks = [Task(function, n < 3) for n in range(30)]
         for task in tasks:
-            self.assertIsNone(task.value(20))
+            self.assertIsNone(task.value(60))
         self.assertEqual(len(seen), 3)
         self.assertTrue(all(thread.daemon for thread in seen))
 
@@ -91,7 +91,7 @@ class AsyncThreadPoolTest(ThreadTestCase):
         pool, gate, order = self.pool(1), threading.Event(), []
 
         def work(n):
-            gate.wait(20)
+            gate.wait(60)
             order.append(n)
 
         def function(n):
@@ -99,14 +99,14 @@ class AsyncThreadPoolTest(ThreadTestCase):
         tasks = [Task(function, n) for n in range(20)]
         gate.set()
         for task in tasks:
-            task.value(20)
+            task.value(60)
         self.assertEqual(order, list(range(20)))
 
     def test_join(self):
         pool, gate, done = self.pool(1), threading.Event(), []
 
         def function(n):
-            yield pool.async_task(lambda: gate.wait(20) and done.append(n))
+            yield pool.async_task(lambda: gate.wait(60) and done.append(n))
         for n in range(3):
             Task(function, n)
         self.wait_until(lambda: pool._calls.unfinished_tasks == 3)
@@ -116,7 +116,7 @@ class AsyncThreadPoolTest(ThreadTestCase):
 
     def test_terminate(self):
         pool = self.pool(2)
-        self.assertEqual(Task(lambda: (yield pool.async_task(len, "ab"))).value(20), 2)
+        self.assertEqual(Task(lambda: (yield pool.async_task(len, "ab"))).value(60), 2)
         before = threading.active_count()
         pool.terminate()
         self.assertLess(threading.active_count(), before)
@@ -127,11 +127,11 @@ class AsyncThreadPoolTest(ThreadTestCase):
                 yield pool.async_task(len, "ab")
             except MisuseError as error:
                 return "was terminated" in str(error)
-        self.assertTrue(Task(late).value(20))
+        self.assertTrue(Task(late).value(60))
 
     def test_as_a_context_manager(self):
         with AsyncThreadPool(1) as pool:
-            self.assertEqual(Task(lambda: (yield pool.async_task(len, "ab"))).value(20), 2)
+            self.assertEqual(Task(lambda: (yield pool.async_task(len, "ab"))).value(60), 2)
         self.assertTrue(pool._closed)
 
     def test_not_to_be_joined_in_a_task(self):
@@ -142,7 +142,7 @@ class AsyncThreadPoolTest(ThreadTestCase):
                 with self.assertRaisesRegex(MisuseError, r"was called inside task function/\d+.*: call it in the main"):
                     call()
             return (yield pool.async_task(len, "still usable"))
-        self.assertEqual(Task(function).value(20), 12)
+        self.assertEqual(Task(function).value(60), 12)
 
     def test_wrong_sizes(self):
         for size in (0, -1):
@@ -154,13 +154,13 @@ class AsyncThreadPoolTest(ThreadTestCase):
 
         def function(work):
             yield pool.async_task(work)
-        first = Task(function, lambda: gate.wait(20))
+        first = Task(function, lambda: gate.wait(60))
         second = Task(function, lambda: ran.append(1))
         self.wait_until(lambda: pool._calls.unfinished_tasks == 2)
         second.terminate()
         first.terminate()
-        self.assertIsNone(second.value(20))
-        self.assertIsNone(first.value(20))
+        self.assertIsNone(second.value(60))
+        self.assertIsNone(first.value(60))
         gate.set()
         pool.join()
         self.assertEqual(ran, [])
@@ -176,8 +176,8 @@ class AsyncThreadPoolTest(ThreadTestCase):
                 yield pool.async_task(leave)
             except SystemExit as error:
                 return error.code
-        self.assertEqual(Task(function).value(20), 5)
-        self.assertEqual(Task(lambda: (yield pool.async_task(len, "ab"))).value(20), 2)
+        self.assertEqual(Task(function).value(60), 5)
+        self.assertEqual(Task(lambda: (yield pool.async_task(len, "ab"))).value(60), 2)
 
 
 class FakeCursor:
@@ -192,7 +192,7 @@ class FakeCursor:
     def _call(self, *args):
         self.overlaps += self.inside
         self.inside += 1
-        self.gate.get(timeout=20)
+        self.gate.get(timeout=60)
         self.inside -= 1
         self.calls.append(args)
         return len(self.calls)
@@ -219,7 +219,7 @@ class AsyncDBCursorTest(ThreadTestCase):
                 rows.append("raised")
             connection.close()
             return rows, same is cursor._cursor
-        self.assertEqual(Task(function).value(20), ([("b",), "raised"], True))
+        self.assertEqual(Task(function).value(60), ([("b",), "raised"], True))
 
     def test_one_call_at_a_time_in_order(self):
         pool, cursor = self.pool(4), FakeCursor()
@@ -230,7 +230,7 @@ class AsyncDBCursorTest(ThreadTestCase):
         tasks = [Task(function, n) for n in range(8)]
         for _ in tasks:
             cursor.gate.put(1)
-        self.assertEqual([task.value(20) for task in tasks], list(range(1, 9)))
+        self.assertEqual([task.value(60) for task in tasks], list(range(1, 9)))
         self.assertEqual(cursor.calls, [("proc", (n,)) for n in range(8)])
         self.assertEqual(cursor.overlaps, 0)
 
@@ -244,10 +244,10 @@ class AsyncDBCursorTest(ThreadTestCase):
         self.wait_until(lambda: cursor.inside)
         second = Task(function, "second")
         first.terminate()
-        self.assertIsNone(first.value(20))
+        self.assertIsNone(first.value(60))
         cursor.gate.put(1)
         cursor.gate.put(1)
-        self.assertEqual(second.value(20), 2)
+        self.assertEqual(second.value(60), 2)
         self.assertEqual(cursor.overlaps, 0)
 
     def test_other_attributes_pass_through(self):

@@ -102,6 +102,51 @@ class SendTest(TransferTestCase):
             self.assertEqual(self.do(nobody), -1)
         self.assertEqual(self.names(), [])
 
+    def test_paths_in_any_form(self):
+        self.begin()
+        for dir, sent in ((None, 0), ("sub", 0), (b"sub", 1), (Path("sub"), 1)):
+            self.assertEqual(self.send(dir=dir), sent)
+        self.assertEqual(self.call("send_file", os.fsencode(self.file)), 1)
+        self.assertEqual(self.call("del_file", os.fsencode(self.file), dir=Path("sub")), 0)
+        self.assertEqual(self.names(), ["data.bin"])
+
+    def test_what_is_no_location(self):
+        """As when nobody was located; nor is there such a path."""
+        self.begin()
+        for what, args, line in (("send_file", (None, self.file), "was not sent to None: None is no address"),
+                                 ("send_file", ("::1:x]", self.file), "was not sent to .* is neither a host name nor"),
+                                 ("send_file", (self.process.at, "a\0b"), "was not sent to .*: embedded null byte"),
+                                 ("del_file", (None, self.file), "was not deleted at None: None is no address"),
+                                 ("close_peer", (None,), "close_peer: None is no address")):
+            def run(what=what, args=args):
+                return [(yield getattr(Pycos(), what)(*args))]
+            with self.subTest(what, args=args), self.expect_log(line):
+                self.assertEqual(self.do(run), [-1])
+
+    def test_a_timeout_that_is_no_number(self):
+        self.begin()
+
+        def run():
+            with self.assertRaises(TypeError):
+                yield Pycos().send_file(self.process.at, self.file, timeout="1")
+            return (yield Pycos().send_file(self.process.at, self.file))
+        self.assertEqual(self.do(run), 0)
+
+    def test_progress_that_fails(self):
+        self.begin(5_000_000)
+        seen: List[tuple] = []
+
+        def told(*numbers):
+            seen.append(numbers)
+            raise ValueError("it does this each time")
+        with self.expect_log("has failed, and is told no more: .*told"):
+            self.assertEqual(self.send(progress=told), 0)
+            self.wait_until(lambda: seen)
+        self.assertEqual(self.send(dir="again"), 0)
+        self.assertEqual(len(seen), 1)
+        with self.assertRaisesRegex(TypeError, "progress must be a function"):
+            Pycos().send_file(self.process.at, self.file, progress=5)
+
     def test_max_file_size(self):
         self.begin(100, "max_file_size=99")
         with self.expect_log("100 bytes, more than the 99"):

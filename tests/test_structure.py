@@ -325,7 +325,7 @@ class ImportTest(TestCase):
     """Importing starts nothing, and works wherever the files lie."""
 
     def python(self, code: str, cwd: Path, *options: str, args: Tuple[str, ...] = ()) -> str:
-        done = subprocess.run([sys.executable, *options, "-c", code, *args], cwd=str(cwd), text=True, timeout=60,
+        done = subprocess.run([sys.executable, *options, "-c", code, *args], cwd=str(cwd), text=True, timeout=100,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.assertEqual(done.returncode, 0, done.stdout)
         return done.stdout

@@ -115,7 +115,7 @@ class StreamTest(ExampleTest):
         with self.example("webserver") as server:
             def page() -> str:
                 with contextlib.suppress(OSError):
-                    with urllib.request.urlopen("http://127.0.0.1:%d/" % FIXED_PORT, timeout=5) as answer:
+                    with urllib.request.urlopen("http://127.0.0.1:%d/" % FIXED_PORT, timeout=60) as answer:
                         return "%d %s" % (answer.status, answer.read().decode())
                 return ""
             self.assertEqual(self.wait_until(page), "200 Pong!")
@@ -305,20 +305,20 @@ class ClusterTest(ExampleTest):
         url = re.search(r"(http://127\.0\.0\.1:8181)/#token=(\S+)", text)
         request = urllib.request.Request(url.group(1) + "/cluster_status",
                                          headers={"Authorization": "Bearer " + url.group(2)})
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def test_dispycos_client1(self):
         with self.node(), self.example("dispycos_client1", "1", ready="job 0 processed by") as process:
             self.assertEqual([node["tasks_submitted"] for node in self.monitored(process.output)], [1])
-            self.assertEqual(process.wait(40), 0, process.output)       # it runs on for a while, for the browser
+            self.assertEqual(process.wait(60), 0, process.output)       # it runs on for a while, for the browser
 
     def test_dispycos_httpd1(self):
         with self.node(), self.example("dispycos_httpd1", ready="monitor: open") as process:
             process.write("0.1\n0.1\n")
             self.wait_until(lambda: [node["tasks_done"] for node in self.monitored(process.output)] == [2])
             process.write(QUIT)
-            self.assertEqual(process.wait(40), 0, process.output)
+            self.assertEqual(process.wait(60), 0, process.output)
 
     def test_dispycos_httpd2(self):
         with self.node(), self.example("dispycos_httpd2", ready="monitor: open") as process:
@@ -326,7 +326,7 @@ class ClusterTest(ExampleTest):
             process.wait_for(r"rtask compute/\d+@\S+ started")         # relayed by the monitor
             process.write(QUIT)
             process.wait_for(r"rtask compute/\d+@\S+ failed: 23")      # I/O tasks are stopped by close()
-            self.assertEqual(process.wait(40), 0, process.output)
+            self.assertEqual(process.wait(60), 0, process.output)
 
 
 if __name__ == "__main__":
