@@ -5,6 +5,7 @@
 
 Printed: `welcome`, then what everybody says, as the channel's transform passes it on: `NAME: line`.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def client(name):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    Pycos(name="chat client " + sys.argv[1])
-    Task(client, sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="under which you speak")
+    name = parser.parse_args().name
+    Pycos(name="chat client " + name)
+    Task(client, name)

@@ -30,6 +30,8 @@ def keeper(chat, task=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     Pycos(name="chat server")           # an option starts the network, and the search for others
     channel = Channel("chat", moderate)     # a transform runs where its channel is, once a message
     channel.register()

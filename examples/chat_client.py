@@ -5,6 +5,7 @@
 
 Printed: what everybody says, one line each, and who joins and leaves.
 """
+import argparse
 import socket
 import sys
 from pathlib import Path
@@ -26,7 +27,11 @@ def read(sock):
 def chat(host, port, name):
     """Send what is typed; another task reads from the same socket meanwhile."""
     with AsyncSocket(socket.socket()) as sock:
-        yield sock.connect((host, port))
+        try:
+            yield sock.connect((host, port))
+        except (OSError, OverflowError) as error:
+            print("there is no chat at %s, port %d: %s" % (host, port, error))
+            return
         yield sock.send_msg(name.encode())
         reader = Task(read, sock)
         keyboard = AsyncFile(sys.stdin)
@@ -41,6 +46,9 @@ def chat(host, port, name):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    Task(chat, sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1", int(sys.argv[1]), sys.argv[2]).value()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", type=int, help="that the server has printed")
+    parser.add_argument("name", help="under which you speak")
+    parser.add_argument("host", nargs="?", default="127.0.0.1", help="where it runs (default: %(default)s)")
+    arguments = parser.parse_args()
+    Task(chat, arguments.host, arguments.port, arguments.name).value()

@@ -34,12 +34,12 @@ def write(conn, task=None):
 def read(conn):
     """The only task that reads from a client. Its first message is the name."""
     with conn:
-        name = (yield conn.recv_msg(limit=100)).decode()
+        name = (yield conn.recv_msg(limit=100)).decode(errors="replace")
         writer = Task(write, conn)
         writers.add(writer)
         say("%s joined" % name)
         while (text := (yield conn.recv_msg(limit=10_000))):
-            say("%s: %s" % (name, text.decode()))
+            say("%s: %s" % (name, text.decode(errors="replace")))
         writers.discard(writer)
         writer.terminate()
         say("%s left" % name)
@@ -55,4 +55,5 @@ def serve(port):
 
 
 if __name__ == "__main__":
-    Task(serve, int(sys.argv[1]) if len(sys.argv) > 1 else 8008)
+    port = (sys.argv[1:] or ["8008"])[0]
+    Task(serve, int(port)) if port.isdigit() else sys.exit(__doc__)

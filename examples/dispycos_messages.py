@@ -49,4 +49,6 @@ def client_task(task=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     pycoslite.Task(client_task)

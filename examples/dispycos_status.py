@@ -5,6 +5,7 @@
 
 Printed: `job N gave RESULT` as the jobs end, then `N jobs on M servers`.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -44,4 +45,6 @@ def status_task(jobs, task=None):
 
 
 if __name__ == "__main__":
-    pycoslite.Task(status_task, int(sys.argv[1]) if len(sys.argv) > 1 else 10)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("jobs", nargs="?", type=int, default=10, help="how many (default: %(default)s)")
+    pycoslite.Task(status_task, parser.parse_args().jobs)

@@ -5,6 +5,7 @@
 
 Printed: `N bytes came back` for each of the ten, then `all done`.
 """
+import argparse
 import os
 import random
 import socket
@@ -19,11 +20,15 @@ CLIENTS = 10
 
 
 async def client(host, port):
-    """Send some bytes and wait for them. Tasks can be async functions, too: await instead of yield."""
+    """Send some bytes and wait for them; returns what is wrong, or None. Tasks can be async functions, too: await
+    instead of yield."""
     data = os.urandom(random.randrange(1, 100_000))
     with AsyncSocket(socket.socket()) as sock:
         sock.settimeout(10)
-        await sock.connect((host, port))
+        try:
+            await sock.connect((host, port))
+        except (OSError, OverflowError) as error:
+            return "nobody echoes at %s, port %d: %s" % (host, port, error)
         sending = Task(send, sock, data)        # one task may read while another one writes
         echoed = await sock.recvall(len(data))
         await sending.finish()
@@ -39,11 +44,15 @@ async def send(sock, data):
 async def main(host, port):
     """Start them all, then wait for them all."""
     for task in [Task(client, host, port) for _ in range(CLIENTS)]:
-        await task.finish()
+        trouble = await task.finish()
+        if trouble:
+            return trouble
     print("all done")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    Task(main, sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1", int(sys.argv[1])).value()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", type=int, help="that the server has printed")
+    parser.add_argument("host", nargs="?", default="127.0.0.1", help="where it runs (default: %(default)s)")
+    arguments = parser.parse_args()
+    sys.exit(Task(main, arguments.host, arguments.port).value())

@@ -6,6 +6,7 @@
 
 Printed: `listening on port N`, then `ADDRESS: N bytes` for each client that has gone.
 """
+import argparse
 import socket
 import sys
 from pathlib import Path
@@ -28,12 +29,9 @@ def echo(conn, address):
     print("%s:%d: %d bytes" % (address[0], address[1], count), flush=True)
 
 
-def serve(port):
+def serve(sock):
     """Accept clients for ever."""
-    with AsyncSocket(socket.socket()) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        listener.listen(128)
+    with AsyncSocket(sock) as listener:
         print("listening on port %d" % listener.getsockname()[1], flush=True)
         while True:
             conn, address = yield listener.accept()
@@ -41,4 +39,11 @@ def serve(port):
 
 
 if __name__ == "__main__":
-    Task(serve, int(sys.argv[1]) if len(sys.argv) > 1 else 8007)    # the program lives as long as its tasks
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", nargs="?", type=int, default=8007, help="0: any that is free (default: %(default)s)")
+    port = parser.parse_args().port
+    try:
+        sock = socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        sys.exit("cannot listen at port %d: %s" % (port, error))
+    Task(serve, sock)    # the program lives as long as its tasks

@@ -6,6 +6,7 @@
 Printed: how much of it is there, for each MiB of a large file; `sent: 0` (it is there now), `again: 1` (it was already),
 `deleted: 0`.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -35,5 +36,8 @@ def client(path):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", default=__file__, help="(default: this program)")
+    path = parser.parse_args().file
     Pycos(name="file client")
-    Task(client, sys.argv[1] if len(sys.argv) > 1 else __file__)
+    Task(client, path)

@@ -6,6 +6,7 @@
 
 Printed: `files go to DIRECTORY`, then who comes and goes. The end: Ctrl-C.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -24,5 +25,11 @@ def watch(task=None):
 
 
 if __name__ == "__main__":
-    Pycos(name="file server", dest_path=sys.argv[1] if len(sys.argv) > 1 else "received", max_file_size=1 << 30)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", nargs="?", default="received", help="where files go (default: %(default)s)")
+    directory = parser.parse_args().directory
+    try:
+        Pycos(name="file server", dest_path=directory, max_file_size=1 << 30)
+    except OSError as error:
+        sys.exit(str(error))
     Task(watch)

@@ -7,15 +7,13 @@ Printed: the file's SHA-1 digest three times (from sha1sum in one call, from sha
 then `lines with "yield": N`, which `grep yield | wc -l` has counted.
 """
 import hashlib
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # where the module lies
 
 from pycoslite import AsyncFile, AsyncPipe, Popen, Task  # noqa: E402
-
-PIPE = subprocess.PIPE
 
 
 def digest_at_once(path):
@@ -56,4 +54,5 @@ def main(path):
 
 
 if __name__ == "__main__":
-    Task(main, sys.argv[1] if len(sys.argv) > 1 else __file__).value()
+    path = (sys.argv[1:] or [__file__])[0]
+    Task(main, path).value() if Path(path).is_file() else sys.exit("%s is no file\n\n%s" % (path, __doc__))

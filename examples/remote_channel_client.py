@@ -28,5 +28,7 @@ def client(task=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     Pycos(name="channel client")
     Task(client)

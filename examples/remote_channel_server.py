@@ -23,6 +23,8 @@ def listener(channel, task=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     Pycos(name="channel server")        # an option starts the network, and the search for others
     news = Channel("news")
     news.register()

@@ -25,5 +25,7 @@ def server(task=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     Pycos(name="square server")         # an option starts the network, and the search for others
     Task(server)

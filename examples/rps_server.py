@@ -30,6 +30,8 @@ def stay(task=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     Pycos(name="word counter")          # an option starts the network, and the search for others
     RPS(word_count).register()
     Task(stay)

@@ -5,6 +5,7 @@
 
 Printed: `sent N lines, sha1 DIGEST` and `received N lines, sha1 DIGEST`: the same in both.
 """
+import argparse
 import hashlib
 import socket
 import sys
@@ -48,4 +49,9 @@ def main(path):
 
 
 if __name__ == "__main__":
-    Task(main, sys.argv[1] if len(sys.argv) > 1 else __file__).value()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", default=__file__, help="(default: this program)")
+    path = parser.parse_args().file
+    if not Path(path).is_file():
+        parser.error("%s is no file" % path)
+    Task(main, path).value()

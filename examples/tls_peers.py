@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # where the module lies
 
-from pycoslite import Location, Pycos, SecretError, Task  # noqa: E402
+from pycoslite import Location, Pycos, PycosError, Task  # noqa: E402
 
 
 def show():
@@ -54,6 +54,6 @@ if __name__ == "__main__":
     place = options.pop("place")
     try:
         Pycos(name="client" if place else "server", discover_peers=False, **options)
-    except SecretError as error:
-        sys.exit(str(error))                        # which file is wrong, and why
+    except (OSError, PycosError) as error:
+        sys.exit(str(error))                        # which file or address is wrong, and why
     Task(client, place) if place else Task(server)

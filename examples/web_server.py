@@ -6,6 +6,7 @@
 
 Printed: `listening on port N`. A client that says nothing for five seconds, or too much, is dropped.
 """
+import argparse
 import socket
 import sys
 from pathlib import Path
@@ -39,9 +40,9 @@ def answer(conn):
             pass
 
 
-def serve(port):
+def serve(sock):
     """Accept browsers for ever."""
-    with AsyncSocket(socket.create_server(("127.0.0.1", port), backlog=512)) as listener:
+    with AsyncSocket(sock) as listener:
         print("listening on port %d" % listener.getsockname()[1], flush=True)
         while True:
             conn, _ = yield listener.accept()
@@ -49,4 +50,9 @@ def serve(port):
 
 
 if __name__ == "__main__":
-    Task(serve, int(sys.argv[1]) if len(sys.argv) > 1 else 8010)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", nargs="?", type=int, default=8010, help="0: any that is free (default: %(default)s)")
+    try:
+        Task(serve, socket.create_server(("127.0.0.1", parser.parse_args().port), backlog=512))
+    except (OSError, OverflowError) as error:
+        sys.exit("cannot listen at that port: %s" % error)
