@@ -6290,6 +6290,9 @@ class _Control(_Jobs):
         return 0
 
 
+_client_numbers = itertools.count(1)
+
+
 class Client(_Control):
     """A program's part of the cluster: what its jobs need, and the methods that run them. Also named `Computation`.
 
@@ -6348,6 +6351,7 @@ class Client(_Control):
         wanted.ping_s = chosen.ping_interval or 0.0
         wanted.timeout_s = chosen.timeout or wanted.timeout_s
         self._turn: Any = None                      # set from `schedule` to the end of `close`
+        self._number = next(_client_numbers)        # tells it from others of this process, in texts
         self._closed = pycoslite.Event()
 
     @property
@@ -6365,7 +6369,7 @@ class Client(_Control):
     status_coro = status_task
 
     def __repr__(self) -> str:
-        return "client %d of %s" % (id(self), _client_name())
+        return "client %d of %s" % (self._number, _client_name())
 
     @types.coroutine
     def schedule(self, location: Any = None, timeout: Optional[float] = None) -> Any:

@@ -198,6 +198,14 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[:limit - 1] + "\u2026"
 
 
+def shortened(text: str, limit: int) -> str:
+    """`text`, or its beginning and its end: the end of a traceback says the most. At most `limit` characters. Pure."""
+    if len(text) <= limit:
+        return text
+    start = limit // 3
+    return text[:start] + "\n\u2026\n" + text[len(text) - (limit - start - 3):]
+
+
 def shown(value: Any, limit: Optional[int] = None) -> str:
     """`value` as `str` has it, cut to `limit` characters (default: `MonitorSettings.text_chars`). Runs the `__str__`
     of users' classes, and survives it: an exception becomes a text that names it. Pure otherwise."""
@@ -383,7 +391,7 @@ class _Task:
             self.result = shown(status.value) if show else ""
         else:
             self.error = shown(getattr(status.type, "__name__", "")) or outcome_of(status)
-            self.detail = shown(status.value, settings.detail_chars)
+            self.detail = shortened(shown(status.value, 1 << 20), settings.detail_chars)
 
     def end(self, state: str, now: float) -> None:
         """It has ended; let go of the client's objects."""
@@ -498,7 +506,7 @@ class ClusterView:
         node.name, node.cpus, node.platform = cut(str(info.name), 200), info.cpus, info.platform
         node.avail = info.avail_info
         if word != node.status:
-            self.note(now, _LEVELS.get(word, "info"), "node %s" % node.name, word, reason)
+            self.note(now, _LEVELS.get(word, "info"), "node %s at %s" % (node.name, node.id), word, reason)
         node.status = word
         self._touch(now, node)
         self._sort_out(self._nodes_out, node.id, word)
@@ -538,7 +546,8 @@ class ClusterView:
         self.ended.append(task)
         self._touch(now, *() if task.server is None else (task.server, task.server.node))
         if outcome != "done":
-            self.note(now, "error" if outcome == "failed" else "warning", "task %s" % task.id, outcome,
+            what = "job" if task.info.task is None else "task"
+            self.note(now, "error" if outcome == "failed" else "warning", "%s %s" % (what, task.id), outcome,
                       task.error if outcome == "failed" else task.detail)
 
     def _count_end(self, task: _Task, outcome: str) -> None:
@@ -645,6 +654,11 @@ class ClusterView:
         found = [node for node in self.nodes.values() if name in (node.name, node.addr)]
         return self.nodes.get(name) or min(found, key=lambda node: node.status in _OUT, default=None)
 
+    def is_shared(self, name: str) -> bool:
+        """Whether it is no id, but a name or address of several nodes in use."""
+        return name not in self.nodes and 1 < sum(
+            name in (node.name, node.addr) and node.status not in _OUT for node in self.nodes.values())
+
     def changed_nodes(self, seq: int) -> List[_Node]:
         """The nodes that changed after seq."""
         return [node for node in self.nodes.values() if node.seq > seq]
@@ -679,9 +693,9 @@ class ClusterView:
         states = {"": OUTCOMES, "ended": OUTCOMES, "running": ()}.get(state, (state,))
         running = reversed(list(self.running.values())) if state in ("", "running") else ()
         for task in itertools.chain(running, (task for task in reversed(self.ended) if task.state in states)):
-            server = task.server
-            if text in task.id and (server.location == location or not location if server is not None else (
-                    not location and not host)) and (not host or server is not None and server.node is node):
+            at = task.server
+            if text in task.id and (at is None and not host and not location or at is not None and (
+                    not host or at.node is node) and (not location or at.location == location)):
                 yield task
 
     def sample(self) -> Dict[str, Any]:
@@ -962,8 +976,11 @@ def listed(request: Request, name: str) -> List[str]:
 # Which thread does what:
 #
 #   user kernel           feeds the view (`feed`), and carries out what viewers want done (`_do`)
-#   listener              takes samples for the history
-#   connections           ask, wait for changes, and leave word with the user kernel
+#   listener              takes samples for the history; asks the client for its figures while anybody waits for news
+#   connections           ask (the client for its figures, too), wait for changes, leave word with the user kernel
+#
+# Messages come by themselves, the client's figures have to be asked for (`refresh`): there may be ten thousand jobs a
+# second, and nobody who looks.
 #
 # `changed` is the lock of everything here and in the view, and what streams wait at. It is held for building records,
 # never for `str` of users' objects, for JSON or for writing: a message costs the user kernel some microseconds, however
@@ -995,9 +1012,12 @@ class Site:
         self.changed = threading.Condition()        # guards: all below
         self.closing = threading.Event()
         self.view = ClusterView(secrets.token_hex(8))
+        self._counts = getattr(computation, "counts", None)     # None: figures follow from messages
+        self._asking = threading.Lock()             # guards: the order of figures; taken before `changed`
         self.asked = False                          # somebody who is signed in has looked
         self.statuses: Counter = Counter()          # answers, by status of HTTP
         self.streams = self.connections = 0
+        self.waiting = 0                            # requests that wait for a change
         self._token = token.encode()
         self._signed_out: Any = deque(maxlen=settings.http_readers)     # sessions that are over
         self._readers: Any = OrderedDict()          # of cluster_updates -> seq they have seen
@@ -1007,30 +1027,30 @@ class Site:
 
     def feed(self, message: Any) -> None:
         """Take in a message of the kind that status tasks are sent."""
-        self.view.prepare(message)
+        task = self.view.prepare(message)
         with self.changed:
-            self.view.take_in(message, time.time())
+            self.view.take_in(message, time.time(), task)
             self.changed.notify_all()
 
-    def sample(self) -> None:
-        """Add to the history, if it is time to."""
-        now = time.time()
-        if self._histories.due(now):
-            pending = self._count_pending()
+    def refresh(self) -> None:
+        """Ask the client how many jobs there were; who waits for changes is told if that is news."""
+        if self._counts is None:
+            return
+        with self._asking:
+            counts = self._counts()
             with self.changed:
-                if pending != self.view.pending:
-                    self.view.pending = pending
-                    self.view.touch()
+                if self.view.take_counts(counts, time.time()):
                     self.changed.notify_all()
-                self._histories.add(self.view.sample(), now)
 
-    def _count_pending(self) -> Optional[int]:
-        """CPU jobs that wait, None where nobody counts them: for no client of this process, or just now."""
-        scheduler = dispycos_lite.Scheduler.instance() if self.view.status == "Running" else None
-        try:
-            return None if scheduler is None else scheduler.status()["PendingCPU"]
-        except (LookupError, RuntimeError):     # the client has left while they were counted
-            return None
+    def look(self) -> None:
+        """See what is new, for those who wait for that; add to the history, if it is time to."""
+        now = time.time()
+        due = self._histories.due(now)
+        if due or self.streams or self.waiting:
+            self.refresh()
+        if due:
+            with self.changed:
+                self._histories.add(self.view.sample(), now)
 
     def close(self) -> None:
         """End the streams, and answer nothing that takes long."""
@@ -1100,6 +1120,7 @@ class Site:
 
     def changes(self, request: Request, instance: str, seq: Optional[int]) -> Dict[str, Any]:
         """CHANGES of the API."""
+        self.refresh()
         with self.changed:
             found = self.view.changes(instance, seq, request.field("host"))
         return {**found, "now": time.time(), "poll_sec": self.poll_sec}
@@ -1107,11 +1128,14 @@ class Site:
     def wait(self, seq: int, wait_s: float) -> bool:
         """Wait until something has changed after `seq`; whether it has."""
         with self.changed:
+            self.waiting += 1
             self.changed.wait_for(lambda: self.view.seq > seq or self.closing.is_set(), wait_s)
+            self.waiting -= 1
             return self.view.seq > seq
 
     def updates(self, reader: str) -> List[dict]:
         """What cluster_updates gives that reader: nodes that changed since its last call."""
+        self.refresh()
         with self.changed:
             nodes = self.view.changed_nodes(self._readers.pop(reader, -1))
             self._readers[reader] = self.view.seq
@@ -1150,10 +1174,16 @@ class Site:
         return self._do("terminate", [(task.id, task.info.task.terminate) for task in tasks])
 
     def change_nodes(self, method: str, names: List[str]) -> List[str]:
-        """Call that method of the client for nodes; the names of those that it has done something about."""
+        """Call that method of the client for nodes; the names of those that it has done something about. Raises Refusal
+        for a name or address that may mean several."""
         with self.changed:
             found = [(name, self.view.find_node(name)) for name in dict.fromkeys(names)]
-            wanted = [(name, self._as_client_has_it(node)) for name, node in found if node is not None]
+            for name, node in found:
+                if node is not None and self.view.is_shared(name):
+                    raise Refusal(409, "several nodes have the name or address %s: say which by its id, address:port" %
+                                  cut(repr(name), 80))
+            wanted = [(name, pycoslite.Location(node.addr, node.port) if node.port else node.addr)
+                      for name, node in found if node is not None]
         return self._do(method, [(name, self._call(method, where)) for name, where in wanted])
 
     def change_servers(self, method: str, names: List[str]) -> List[str]:
@@ -1162,19 +1192,14 @@ class Site:
             known = [name for name in dict.fromkeys(names) if name in self.view.servers]
         return self._do(method, [(name, self._call(method, pycoslite.Location.parse(name))) for name in known])
 
-    def _as_client_has_it(self, node: _Node) -> str:
-        """What the client calls a node: its address, or where that is several nodes' the name. Raises Refusal where
-        the name is, too. With the lock."""
-        used = [other for other in self.view.nodes.values() if other is not node and other.status not in _OUT]
-        for name, taken in ((node.addr, {other.addr for other in used}), (node.name, {other.name for other in used})):
-            if name not in taken:
-                return name
-        raise Refusal(409, "several nodes have the address %s and the name %r: give them names of their own (option "
-                           "--name of the node program)" % (node.addr, cut(node.name, 80)))
+    def can_act(self) -> bool:
+        """Whether viewers can change anything here."""
+        return hasattr(self.computation, "suspend_node") and not self.read_only
 
     def _call(self, method: str, where: Any) -> Callable[[], Any]:
-        if self.computation is None:
-            raise Refusal(409, "this monitor has no client to act through: it was made by HTTPServer() without one")
+        if not hasattr(self.computation, method):
+            raise Refusal(409, "this monitor has no client to act through: it was made by HTTPServer() without one, or "
+                               "for a Cluster")
         return lambda: getattr(self.computation, method)(where)
 
     def _do(self, what: str, calls: List[Tuple[str, Callable[[], Any]]]) -> List[str]:
@@ -1204,15 +1229,21 @@ class Site:
 # part of a file's name, so there is no way to write one that leads elsewhere. The built-in ones are package data: they
 # are read by what has imported this module, and so also from a zip file.
 #
-# A DocumentRoot is a directory whose files take the place of the built-in ones, or come in addition. Links that lead
-# out of it are left out; what is changed later is not seen. Only files of `_TYPES` are shown, so that one that happens
-# to lie there (a key, a backup) is not.
+# Pages say what is their own, and begin with their title; what comes before and after in all of them is in frame.html
+# once (`framed`). Its holes: {{title}}, {{name}} (of the page's script), {{page}}.
+#
+# A DocumentRoot is a directory whose files take the place of the built-in ones, or come in addition; its pages may be
+# whole documents, or begin with their title. Links that lead out of it are left out; what is changed later is not seen.
+# Only files of `_TYPES` are shown, so that one that happens to lie there (a key, a backup) is not.
 
 STATIC_FILES = (
     "cluster.html", "history.html", "node.html", "server.html", "signin.html", "style.css", "icon.svg", "favicon.ico",
     "api.js", "chart.js", "cluster.js", "format.js", "history.js", "live.js", "node.js", "page.js", "server.js",
     "signin.js", "table.js", "timeline.js")
-"""The built-in files, in the directory static/ beside this module."""
+"""The built-in files, in the directory static/ beside this module, where _FRAME is, too."""
+_FRAME = "frame.html"
+_TITLE = re.compile(rb"<title>([^<]*)</title>\n")
+_HOLE = re.compile(rb"{{(title|name|page)}}")
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
           ".js": "text/javascript; charset=utf-8", ".json": "application/json", ".svg": "image/svg+xml",
           ".png": "image/png", ".ico": "image/x-icon", ".txt": "text/plain; charset=utf-8"}
@@ -1246,17 +1277,30 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def framed(name: str, body: bytes, frame: bytes) -> bytes:
+    """The document for a file of that name: what begins with a title gets the frame around it, unless it lies deeper,
+    where the frame's links lead nowhere. Pure."""
+    found = _TITLE.match(body)
+    if found is None or "/" in name:
+        return body
+    link = b'<a href="%s">' % name.encode()
+    filling = {b"title": found.group(1), b"name": os.path.splitext(name)[0].encode(), b"page": body[found.end():]}
+    return _HOLE.sub(lambda hole: filling[hole.group(1)], frame.replace(link, link[:-1] + b' aria-current="page">'))
+
+
+def _built_in(name: str) -> bytes:
+    """A file in static/, b"" if it is not there."""
+    try:
+        return __spec__.loader.get_data(os.path.join(os.path.dirname(__file__), "static", name))        # type: ignore
+    except OSError:
+        return b""
+
+
 def built_in_pages() -> Dict[str, Page]:
     """The pages that belong to this module, by path. Those that are not there are left out: copying the modules without
     static/ gives the API without pages."""
-    found = {}
-    for name in STATIC_FILES:
-        try:
-            body = __spec__.loader.get_data(os.path.join(os.path.dirname(__file__), "static", name))    # type: ignore
-        except OSError:
-            continue
-        found["/" + name] = Page(_TYPES[_suffix(name)], body)
-    return found
+    files, frame = [(name, _built_in(name)) for name in STATIC_FILES], _built_in(_FRAME)
+    return {"/" + name: Page(_TYPES[_suffix(name)], framed(name, body, frame)) for name, body in files if body}
 
 
 def document_root_pages(root: str) -> Dict[str, Page]:
@@ -1264,13 +1308,14 @@ def document_root_pages(root: str) -> Dict[str, Page]:
     if not os.path.isdir(root):
         raise pycoslite.MisuseError("HTTPServer(): DocumentRoot=%r is not a directory" % root)
     found: Dict[str, Page] = {}
+    frame = _built_in(_FRAME)
     for folder, _, names in os.walk(root):
         for name in sorted(names):
             path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
             if _suffix(name) in _TYPES:
                 body = _read_below(root, path)
                 if body is not None:
-                    found["/" + path] = Page(_TYPES[_suffix(name)], body)
+                    found["/" + path] = Page(_TYPES[_suffix(name)], framed(path, body, frame))
                 if len(found) > _FILES_MOST:
                     raise pycoslite.MisuseError("HTTPServer(): there are more than %d pages, styles and scripts in "
                                                 "DocumentRoot=%r: name a directory of its own" % (_FILES_MOST, root))
@@ -1312,7 +1357,7 @@ def _session(site: Site, request: Request) -> Response:
         "csrf": site.csrf_of(request), "instance": site.view.instance, "version": pycoslite.__version__, "name": name,
         "started": site.started, "now": time.time(), "poll_sec": site.poll_sec, "show_task_args": site.view.show_args,
         "alive_sec": settings.http_alive_s, "stale_sec": _STALE_PULSES * 5 * dispycos_lite.MinPulseInterval,
-        "read_only": site.read_only, "can_act": site.computation is not None and not site.read_only})
+        "read_only": site.read_only, "can_act": site.can_act()})
 
 
 def _sign_in(site: Site, request: Request) -> Response:
@@ -1409,6 +1454,7 @@ def _log(site: Site, request: Request) -> Response:
 
 def _cluster_status(site: Site, request: Request) -> Response:
     """W09: all nodes."""
+    site.refresh()
     with site.changed:
         found = [node.documented() for node in site.view.nodes.values()]
     return answer(found)
@@ -1421,6 +1467,7 @@ def _cluster_updates(site: Site, request: Request) -> Response:
 
 def _node_info(site: Site, request: Request) -> Response:
     """W11: a node and its servers."""
+    site.refresh()
     with site.changed:
         node = site.view.find_node(request.field("host"))
         found = {} if node is None else {
@@ -1431,6 +1478,7 @@ def _node_info(site: Site, request: Request) -> Response:
 def _server_info(site: Site, request: Request) -> Response:
     """W12: a server and the tasks that it runs, the longest first."""
     limit = int(request.number("limit", 0, -1, 1e9))
+    site.refresh()
     with site.changed:
         server = site.view.servers.get(request.field("location"))
         found = {} if server is None else server.record()
@@ -1495,6 +1543,7 @@ _NODE_METRICS = (
 
 def _metrics(site: Site, request: Request) -> Response:
     """All figures for Prometheus. Counters never go down, as long as the program lives."""
+    site.refresh()
     with site.changed:
         totals, nodes = site.view.summary(), [node.record() for node in site.view.nodes.values()]
         statuses, streams, connections = sorted(site.statuses.items()), site.streams, site.connections
@@ -1861,7 +1910,7 @@ class Listener:
             if os.name == "posix":              # elsewhere it would let two programs have one port
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(address)
-            self._socket.listen(128)
+            self._socket.listen(1024)           # the system takes less if that is its limit
         except OSError:
             self._socket.close()
             raise
@@ -1904,7 +1953,7 @@ class Listener:
             if time.monotonic() - looked > _LOOK_S:
                 looked = time.monotonic()
                 self._look(looked)
-                self.site.sample()
+                self.site.look()
         for connection in self._connections:
             self._cut(connection)
         for connection in self._connections:
@@ -2007,18 +2056,18 @@ class Listener:
 # The parts are made bottom-up: what can be wrong with the options first, then the site with its pages, then the
 # listener, which takes the port and a thread; then nothing can fail any more, and the client gets its new status task.
 #
-#   status messages:   client  -->  status_task (`_receive`)  -->  Site.feed
-#                                                             -->  the status task that the client had, if any
+#   status messages:   client or cluster (`watch`), or by hand, status_task (`_receive`)  -->  Site.feed
+#   figures:           client or cluster (`counts`)  <--  Site.refresh
 #
-# The monitor comes first so that who is told of a change finds it there, too (W01). `_end` undoes it all in the
-# opposite order; it is called by `shutdown`, at once or later, and before the kernel stops, whichever is first. Threads
-# of the monitor are daemons: a program never waits for its viewers longer than `shutdown` says.
+# Who watches is told before the client's status task, so who is told of a change finds it there, too (W01). `_end`
+# undoes it all in the opposite order; it is called by `shutdown`, at once or later, and before the kernel stops,
+# whichever is first. Threads of the monitor are daemons: a program never waits for its viewers longer than `shutdown`
+# says.
 
 _PORT = 8181
 _LOOPBACK = "127.0.0.1"
 _LINGER_S = 0.5                         # on top of poll_sec: the browser's next request takes that long
 _TOKEN_CHARS = 16                       # shortest token that a program may choose
-_NEEDED = ("status_task", "suspend_node", "resume_node", "suspend_server", "resume_server")
 _OLD_OPTIONS = {"show_coro_args": "show_task_args", "status_coro": "status_task"}
 
 
@@ -2082,15 +2131,17 @@ class _Options:
 
 
 class HTTPServer:
-    """A web monitor for `computation`, a `dispycos_lite.Client`: shows its nodes, servers and tasks to browsers.
+    """A web monitor for `computation`, a `dispycos_lite.Client` or `Cluster`: shows its nodes, servers, tasks and jobs
+    to browsers.
 
-        monitor = HTTPServer(client)            # in a task or any thread, before `client.schedule`
+        monitor = HTTPServer(client)            # in a task or any thread; best before `client.schedule`
         monitor.url                             # also logged: what to open
         monitor.shutdown()
 
-    The client's status messages come here first and then to the status_task that it had. Without a client
-    (``HTTPServer()``, or the options alone, as the oldest programs have it) a program sends the messages of its
-    status_task on to `status_task` itself. By position, or by keyword:
+    The client's changes are told here first and then to its status_task. Jobs of all kinds are counted; tasks are
+    listed, too, and jobs of plain functions, or of a Cluster, when they fail. A Cluster is for looking only. Without a
+    client (``HTTPServer()``, or the options alone, as the oldest programs have it) a program sends the messages of its
+    status_task on to `status_task` itself, and then tasks are all that is counted. By position, or by keyword:
 
     host            where to listen: the default, '', is this machine alone (127.0.0.1). A name or address lets others
                     in, "0.0.0.0" at all interfaces; without certificates the token then travels in clear
@@ -2111,13 +2162,13 @@ class HTTPServer:
     def __init__(self, computation: Any = None, *args: Any, **options: Any) -> None:
         if isinstance(computation, str):        # the oldest form begins with the host
             computation, args = None, (computation, *args)
-        if computation is not None and not all(hasattr(computation, name) for name in _NEEDED):
-            raise pycoslite.MisuseError("HTTPServer(): %r is not a Client, whose status_task could be used" % (
+        if computation is not None and not hasattr(computation, "watch"):
+            raise pycoslite.MisuseError("HTTPServer(): %r is not a Client or Cluster, which could be watched" % (
                 computation,))
         chosen = _Options.of_call(args, options)
         self.token = chosen.token or secrets.token_urlsafe(32)
         self._computation = computation
-        self._next: Any = None                  # the status task that the client had
+        self._unwatch: Any = None
         self._site = site = Site(computation, self.token, chosen.names(), chosen.poll_sec, chosen.read_only)
         site.view.show_args = bool(chosen.show_task_args)
         site.pages = built_in_pages()
@@ -2139,7 +2190,7 @@ class HTTPServer:
         """The parts are there: connect them."""
         self.status_task = pycoslite.Task(self._receive)
         if self._computation is not None:
-            self._next, self._computation.status_task = self._computation.status_task, self.status_task
+            self._unwatch = self._computation.watch(self.feed)
         _servers.append(self)
         local = is_address(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
         pycoslite.log.warning("monitor: open %s in a browser (%s)", self.url, "on this machine only; others need "
@@ -2154,16 +2205,12 @@ class HTTPServer:
         return self.status_task
 
     def _receive(self, task: Any = None) -> Iterator:
-        """The status task: take in each message, then pass it on."""
+        """The status task: take in each message. A client that is watched has told all that already."""
         task.set_daemon()
-        if self._computation is not None and callable(getattr(self._computation, "servers", None)):
-            for location in (yield self._computation.servers()):        # the monitor came later than they
-                self.feed(dispycos_lite.DispycosStatus(_CODES.ServerInitialized, location))
         while True:
             message = yield task.receive()
-            self.feed(message)
-            if self._next is not None:
-                self._next.send(message)
+            if self._computation is None:
+                self.feed(message)
 
     def feed(self, message: Any) -> None:
         """Take in a status message, for programs that have no task to send it from. Any thread, also a task."""
@@ -2195,8 +2242,8 @@ class HTTPServer:
         """Stop now; again does nothing."""
         if self in _servers:
             _servers.remove(self)
-            if self._computation is not None and self._computation.status_task is self.status_task:
-                self._computation.status_task = self._next
+            if self._unwatch is not None:
+                self._unwatch()
             self.status_task.terminate()
         self._listener.close(wait)
 

@@ -142,6 +142,7 @@ class Settings:
     lanes_loss: float = 0.01            # more are made where at least this share of the packets is lost (0: on every
     lanes_rtt_s: float = 0.01           # line), which is this long, there and back (a short one makes up for its losses
     lanes_after_s: float = 0.3          # by itself), once more is to be sent for so long than goes out
+    lanes_idle_s: float = 30.0          # every second one ends when all that was to be sent went out for this long
     lanes_held_bytes: int = 8 << 20     # of one link, that have come by the others before what one of them still owes
     takeover_s: float = 0.05            # a user task that holds its thread this long loses the network to the watcher
     net_port: int = 9705                # UDP discovery, and the first TCP port tried
@@ -152,12 +153,43 @@ class Settings:
         for field in dataclasses.fields(self):
             text = os.environ.get("PYCOSLITE_" + field.name.upper())
             if text is not None:
-                kind = type(field.default)
-                try:
-                    setattr(self, field.name, kind(text))
-                except ValueError:
-                    raise ValueError("PYCOSLITE_%s=%r is not a %s (its default is %r)" % (
-                        field.name.upper(), text, kind.__name__, field.default)) from None
+                setattr(self, field.name, _setting(field.name, field.default, text))
+
+
+_LONGEST_S = 4e6                                # less than what the waits of all systems take
+_NOT_0_S = (0.001, _LONGEST_S)
+_RANGES: Dict[str, Tuple[float, float]] = {     # field -> (least, most) of it; of others see `_setting`
+    "heartbeat_s": _NOT_0_S, "connect_s": _NOT_0_S, "handshake_s": _NOT_0_S, "takeover_s": _NOT_0_S,
+    "message_timeout_s": _NOT_0_S, "reconnect_min_s": _NOT_0_S, "reconnect_max_s": _NOT_0_S,
+    "handshake_bytes": (4096, math.inf), "tls_handshake_bytes": (4096, math.inf),
+    "record_bytes": (1024, 1 << 20),            # each end takes so much
+    "frame_bytes": (64 * 1024, (1 << 32) - 1),  # control requests must fit, and the length has four bytes
+    "net_port": (1, 65535),
+    "sync_files": (0, 1), "lanes": (0, math.inf), "lanes_loss": (0, 1),
+}
+
+
+def _setting(name: str, default: Any, text: str) -> Any:
+    """What a variable of the environment sets a field of `Settings` to: a number of the range that is right for it,
+    others from 0 or, if they are counts, from 1 on; the address of a group. Raises ValueError with a sentence."""
+    kind = _group_address if name.endswith("_group") else type(default)
+    least, most = _RANGES.get(name, (1, math.inf) if kind is int else (0, _LONGEST_S))
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError("PYCOSLITE_%s=%r is not a %s (its default is %r)" % (
+            name.upper(), text, kind.__name__.strip("_").replace("_", " "), default)) from None
+    if kind in (int, float) and not least <= value <= most:
+        raise ValueError("PYCOSLITE_%s=%r: it must be %r or more%s (its default is %r)" % (
+            name.upper(), text, least, ", %r at most" % most if most != math.inf else "", default))
+    return value
+
+
+def _group_address(text: str) -> str:
+    """The same text; raises ValueError unless it is the address of a multicast group."""
+    if not ipaddress.ip_address(text).is_multicast:
+        raise ValueError(text)
+    return text
 
 
 settings = Settings()
@@ -592,10 +624,14 @@ class Location:
 # Where a chain of records goes over several connections (lanes, section 19), its bytes are cut into chunks, whose
 # borders have nothing to do with those of records; below TLS it is the ciphertext that is cut.
 #
-#   chunk    offset 0       u64  number of bytes that the sender has put into lanes before
+#   chunk    offset 0       u64  number of bytes that the sender has put into lanes before; all ones: the lane's last
 #                   8       u32  length of the body, at most RECORD_CAP; 0: nothing, the lane is in use
-#                  12            body
-#            A chunk has no MAC: who changes one changes the records that are put together from it.
+#                  12       8 B  check: the beginning of a MAC (see record), keyed with the key of the lane's direction,
+#                                or of SHA-256 where there is none, of the first 12 bytes of this chunk and all before
+#                                it on the lane, put end to end
+#                  20            body
+#            A body has no check of its own: who changes it changes the records that are put together from it. But a
+#            changed head, or a chunk that was left out, could leave those waiting for bytes that never come.
 #
 # Invariants: lengths are checked before anything is kept; what is kept grows with what came, never with what was
 # promised; events do not depend on where the stream was cut.
@@ -622,7 +658,9 @@ _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _FRAME = struct.Struct(">IB")
 _LONE = struct.Struct(">IIB")   # a record's length field and the head of its first frame
-CHUNK_HEAD = struct.Struct(">QI")
+_CHUNK_HEAD = struct.Struct(">QI")
+_CHECK_BYTES = 8
+_LANE_ENDS = (1 << 64) - 1      # in place of a position
 _PIECE_COSTS = 128              # bytes that a piece of a chunk costs beside its own while it waits
 _HELD = struct.Struct(">QQQ")
 _PICKLED_SIZE = struct.Struct("<Q")
@@ -638,7 +676,7 @@ class Code:
     PING = 3                    # any bytes; answered with PONG and the same bytes
     PONG = 4
     BYE = 5                     # UTF-8 reason; the sender ends this session for good
-    LANES = 6                   # u8: so many lanes are asked for, see section 19
+    LANES = 6                   # u8: so many lanes are wanted, see section 19
     FIRST_SEQUENCED = 16        # from here on frames are counted and arrive exactly once, in order
 
 
@@ -898,13 +936,13 @@ def _unpack(layout: struct.Struct, body: bytes, name: str) -> tuple:
 
 
 class _RecordMac:
-    """MACs of one direction: one keyed hash takes all of its records, and what a copy of it gives is the MAC so far.
+    """MACs of one direction: one keyed hash takes all of its records; what it gives after each is the MAC so far.
 
-    That is three calls of C for a short record, a third of what the HMAC of each record and its number takes. Long
+    That is two calls of C for a short record, a quarter of what the HMAC of each record and its number takes. Long
     bodies go through SHA-256, for which processors have instructions: 64 KiB take half the time there.
     """
 
-    __slots__ = ("copy", "take")
+    __slots__ = ("take", "tell")
 
     def __init__(self, key: bytes) -> None:
         try:
@@ -912,14 +950,14 @@ class _RecordMac:
         except (AttributeError, ValueError) as error:       # every Python has it, but some are built or told not to
             raise AuthenticationError("this Python has no BLAKE2b, which messages are authenticated with (%s): use "
                                       "another one, or give both ends certfile and keyfile, for TLS" % error) from None
-        self.take, self.copy = chain.update, chain.copy     # `next` for a short record, written out where it counts
+        self.take, self.tell = chain.update, chain.digest   # `next` for a short record, written out where it counts
 
     def next(self, record: bytes) -> bytes:
         """MAC of the next record, whose length field and body are `record`."""
         if len(record) > 4 + _CHAINED:
             return self.next_of([record[:4], record[4:]])
         self.take(record)
-        return self.copy().digest()
+        return self.tell()
 
     def next_of(self, parts: list) -> bytes:
         """The same for a record in `parts`, which are not joined for this; the first one is its length field."""
@@ -931,7 +969,7 @@ class _RecordMac:
             body = [hashed.digest()]
         for part in (parts[0], *body):
             self.take(part)
-        return self.copy().digest()
+        return self.tell()
 
 
 class RecordSealer:
@@ -964,9 +1002,9 @@ class RecordSealer:
         mac = self._mac
         if mac is None:
             return record
-        take, copy = mac.take, mac.copy
+        take, tell = mac.take, mac.tell
         take(record)
-        return record + copy().digest()
+        return record + tell()
 
 
 class RecordOpener:
@@ -1026,16 +1064,16 @@ class RecordOpener:
         size = len(data)
         if not 9 <= size <= self._short or self._kept or decoder._head or decoder._body is not None:
             return None
-        length, frame, code = _LONE.unpack_from(data)
-        if frame + 5 != length or length + 4 + self._tail != size or frame > decoder._cap or code < _FIRST_SEQUENCED:
+        whole = data if type(data) is bytes else bytes(data)
+        stop, mac = size - self._tail, self._mac
+        length, frame, code = _LONE.unpack_from(whole)
+        if frame + 9 != stop or length + 4 != stop or frame > decoder._short or code < _FIRST_SEQUENCED:
             return None
-        whole, mac = bytes(data), self._mac
-        if mac is None:
-            return code, whole[9:]
-        take, copy, stop = mac.take, mac.copy, size - MAC_BYTES
-        take(whole[:stop])
-        if not _equal(copy().digest(), whole[stop:]):
-            raise self._fail(_WRONG_MAC)
+        if mac is not None:
+            take, tell = mac.take, mac.tell
+            take(whole[:stop])
+            if not _equal(tell(), whole[stop:]):
+                raise self._fail(_WRONG_MAC)
         return code, whole[9:stop]
 
     def feed(self, data: bytes) -> list:
@@ -1112,10 +1150,11 @@ class RecordOpener:
 class FrameDecoder:
     """Takes the bodies of one connection's records, gives its frames. `cap` is the longest frame body in bytes."""
 
-    __slots__ = ("_body", "_cap", "_code", "_head", "_missing", "long")
+    __slots__ = ("_body", "_cap", "_code", "_head", "_missing", "_short", "long")
 
     def __init__(self, cap: int) -> None:
         self._cap = cap
+        self._short = min(cap, _CHAINED)            # the same for `RecordOpener.lone_frame`: a number quickly compared
         self.long = False                           # a long frame has begun and not ended, and there is a `room`
         self._head = b""                            # begun header, less than 5 bytes
         self._body: Any = None                      # begun body, see `_space_for`; of it ...
@@ -1198,21 +1237,57 @@ class FrameDecoder:
         self._head = data[position:]
 
 
+def _head_checks(key: Optional[bytes]) -> Any:
+    """What the heads of one lane's chunks are put into, one after the other, for their checks."""
+    return hashlib.sha256() if key is None else hashlib.blake2b(key=key, digest_size=MAC_BYTES)
+
+
+class ChunkWriter:
+    """Makes the chunks of one lane; `key` is the lane's key of this direction, if it has one. What `chunk` gives counts
+    when `sent` says so: until then it may be made anew, with another content."""
+
+    __slots__ = ("_checks", "_next")
+
+    def __init__(self, key: Optional[bytes]) -> None:
+        self._checks = self._next = _head_checks(key)
+
+    def chunk(self, position: int, body: Any) -> bytes:
+        """A chunk with the bytes that are at `position` among all those of the direction."""
+        head = _CHUNK_HEAD.pack(position, len(body))
+        self._next = self._checks.copy()
+        self._next.update(head)
+        return head + self._next.digest()[:_CHECK_BYTES] + body
+
+    def sent(self) -> None:
+        """The last chunk is on its way, at least the beginning of it."""
+        self._checks = self._next
+
+    def end(self) -> bytes:
+        """What says that no chunk follows; it counts at once."""
+        chunk = self.chunk(_LANE_ENDS, b"")
+        self.sent()
+        return chunk
+
+
 class ChunkReader:
-    """Takes the bytes of one lane apart. `position` is where, among all bytes of the direction, what comes next on this
-    lane can begin at the earliest: a lane's chunks are in order, only those of different lanes overtake each other."""
+    """Takes the bytes of one lane apart; `key` as for the writer. `position` is where, among all bytes of the
+    direction, what comes next on this lane can begin at the earliest: a lane's chunks are in order, only those of
+    different lanes overtake each other. `ended`: the other end has said that none follow."""
 
-    __slots__ = ("position", "_head", "_missing")
+    __slots__ = ("position", "ended", "_checks", "_head", "_missing")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Optional[bytes]) -> None:
         self.position = 0
-        self._head = b""                # begun header, less than 12 bytes
+        self.ended = False
+        self._checks = _head_checks(key)
+        self._head = b""                # begun header, less than 20 bytes
         self._missing = 0               # bytes of the chunk that have not come
 
     def feed(self, data: Any) -> list:
         """Take what came, cut anyhow; return what it has of bodies as (position, bytes). Raises ProtocolError for a
-        chunk that is too long, or lies before what came earlier."""
-        pieces, at, end = [], 0, len(data)
+        head that is not the sender's next one, and for a chunk that is too long, lies before what came earlier, or
+        comes behind the end."""
+        pieces, at, end, whole = [], 0, len(data), _CHUNK_HEAD.size + _CHECK_BYTES
         while at < end:
             if self._missing:
                 piece = bytes(data[at:at + self._missing])
@@ -1221,21 +1296,29 @@ class ChunkReader:
                 self._missing -= len(piece)
                 at += len(piece)
             else:
-                part = bytes(data[at:at + CHUNK_HEAD.size - len(self._head)])
+                part = bytes(data[at:at + whole - len(self._head)])
                 self._head += part
                 at += len(part)
-                if len(self._head) == CHUNK_HEAD.size:
-                    self._begin(*CHUNK_HEAD.unpack(self._head))
+                if len(self._head) == whole:
+                    head, self._head = self._head, b""
+                    self._begin(head[:_CHUNK_HEAD.size], head[_CHUNK_HEAD.size:])
         return pieces
 
-    def _begin(self, position: int, size: int) -> None:
-        self._head = b""
+    def _begin(self, head: bytes, check: bytes) -> None:
+        """A head has come."""
+        self._checks.update(head)
+        if not _equal(self._checks.digest()[:_CHECK_BYTES], check):
+            raise ProtocolError("a chunk was changed, repeated, left out or forged on its way (wrong check)")
+        position, size = _CHUNK_HEAD.unpack(head)
         if size > RECORD_CAP:
             raise ProtocolError("a chunk of %d bytes was announced, more than the %d allowed" % (size, RECORD_CAP))
+        if self.ended or size and position < self.position:
+            raise ProtocolError("a chunk at %d came behind %s" % (
+                position, "the last one" if self.ended else "what ends at %d" % self.position))
         if size:
-            if position < self.position:
-                raise ProtocolError("a chunk at %d came behind what ends at %d" % (position, self.position))
             self.position, self._missing = position, size
+        else:
+            self.ended = position == _LANE_ENDS
 
 
 class Assembly:
@@ -1872,12 +1955,12 @@ class Session:
         """What `push_all` and then `next_batch` would do, in a third of their time, for one frame of up to `most` bytes
         while nothing else is to be sent: the life of requests and answers. None, and nothing is done, in any other
         case."""
-        if not self._clear or len(queued) != 1:
+        if not self._clear or len(queued) != 1 or now >= self._ride_at:
             return None
-        frame, nbytes = queued[0]
-        if nbytes > most or type(frame) is not bytes or now >= self._ride_at:
+        one = frame, nbytes = queued.popleft()
+        if nbytes > most or type(frame) is not bytes:
+            queued.appendleft(one)
             return None
-        queued.popleft()
         self._sent = sent = self._sent + 1
         self._kept.append((sent, nbytes, (frame,), _NO_TAG))
         self._room_bytes = room = self._room_bytes - nbytes
@@ -2156,7 +2239,7 @@ class _Handlers:
             handler = handlers.get(fd)
             if handler is not None:
                 try:
-                    handler(events if events & ~_BOTH == 0 else _BOTH)
+                    handler(events if events <= _BOTH else _BOTH)
                 except Exception:
                     log.exception("a descriptor's handler failed: %r", handler)
 
@@ -2373,6 +2456,7 @@ class _Requests(dict):
 
 
 REQUESTS = _Requests()
+_begin_of = REQUESTS.get                # found once, and not in each turn of a kernel
 
 
 class Request:
@@ -2590,7 +2674,8 @@ class _Timed(Request):
             if not timeout > 0:         # written so that "not a number" does not get into the timer queue
                 task.carried = self.alarm_value
                 return True
-            kernel.timers.push(kernel.clock() + timeout, task)
+            clock = kernel.clock
+            kernel.timers.push(clock() + timeout, task)
         task.wait = self
         return False
 
@@ -2913,6 +2998,11 @@ class _Steps:
         """Take a watcher back; harmless when it has been called."""
         if self.watchers:
             self.watchers.pop(watcher, None)
+
+    def reachable(self) -> bool:
+        """Whether a message may still be received: not when the task has ended, or is known to be gone with its
+        process. Any thread."""
+        return self.generator is not None
 
     def watch_for(self, monitor: "Task") -> None:
         """Have `monitor` told when the task ends. A task that lives on forgets those that have ended before it."""
@@ -3319,11 +3409,6 @@ class Task(_Steps):
         self.kernel.call(self.watch_for, monitor)
         return 0
 
-    def reachable(self) -> bool:
-        """Whether a message may still be received: not when the task has ended, or is known to be gone with its
-        process. Any thread."""
-        return self.generator is not None
-
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def register(self, name: Optional[str] = None) -> int:
@@ -3351,10 +3436,10 @@ class Task(_Steps):
 def is_time_to_look(count: int) -> bool:
     """Whether a collection that has grown to `count` should be looked through for what is of no use any more: near each
     power of two, so that this costs little for each that is added, and never most of it is useless."""
-    return count >= _FEW and count - (1 << count.bit_length() - 1) < 8
+    return count >= _WORTH_A_LOOK and count - (1 << count.bit_length() - 1) < 8
 
 
-_FEW = 64                               # are not worth a look
+_WORTH_A_LOOK = 64                      # fewer are not
 
 
 def _forget_name(key: Tuple[str, str], task: Task) -> int:
@@ -3465,13 +3550,15 @@ class Kernel:
 
     # Found faster than in a dict: a message looks at some fifty of them at each end, two hundredths of its time. What
     # is called through one (`clock`) is put into a variable first, as CPython 3.11 is slow to look such a method up.
-    __slots__ = ("clock", "poller", "ready", "timers", "inbox", "tasks", "current", "owner", "sleeping", "polled",
-                 "daemons", "idle_events", "waker", "thread", "stopping", "guest", "rounds", "__weakref__")
+    __slots__ = ("clock", "poller", "ready", "pop_ready", "push_ready", "timers", "inbox", "tasks", "current", "owner",
+                 "sleeping", "polled", "daemons", "idle_events", "waker", "thread", "stopping", "guest", "rounds",
+                 "__weakref__")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, poller: Any = None) -> None:
         self.clock = clock
         self.poller = Poller() if poller is None else poller
-        self.ready: deque = deque()
+        self.ready: deque = deque()         # never another one, as `run_ready` uses these methods of it
+        self.pop_ready, self.push_ready = self.ready.popleft, self.ready.append
         self.timers = TimerQueue()
         self.inbox: deque = deque()
         self.tasks: Dict[int, Task] = {}
@@ -3534,7 +3621,8 @@ class Kernel:
     def run_timers(self) -> None:
         """Expire what is due. Where more tasks are ready than one turn serves, those that this wakes go before them, as
         they have waited for their time already; but no more of them than leave the others half of the turn."""
-        ready, now, heap = self.ready, self.clock(), self.timers.heap
+        ready, clock, heap = self.ready, self.clock, self.timers.heap
+        now = clock()
         if not heap or heap[0][0] > now:
             return
         before = len(ready)
@@ -3556,9 +3644,8 @@ class Kernel:
             nothing, or a plain value          to the end of the queue
             a request, a generator             `begin`: goes on at once (at most TURNS times), or is parked
         """
-        ready = self.ready
-        pop, push, begin_of = ready.popleft, ready.append, REQUESTS.get
-        passes, steps, now = PASSES, STEPS, self.clock()
+        ready, pop, push, begin_of, clock = self.ready, self.pop_ready, self.push_ready, _begin_of, self.clock
+        passes, steps, now = PASSES, STEPS, clock()
         while ready and passes and steps:
             passes -= 1
             count = len(ready)
@@ -3570,7 +3657,8 @@ class Kernel:
                 turns = TURNS
                 while turns:
                     try:
-                        value = task.step(task.carried)
+                        step = task.step        # as with `clock`: 9 % of a bare switch
+                        value = step(task.carried)
                     except StopIteration as stop:
                         if not self._returned(task, stop.value):
                             break
@@ -3735,7 +3823,9 @@ class Kernel:
         a guest the sleeping is done by `Engine.visit`, which waits for the descriptors of both."""
         self.owner = get_ident()
         self.stopping = False
-        while not self.stopping:
+        while True:                     # and not "while not stopping": CPython 3.11 does not come to specialise the
+            if self.stopping:           # instructions of a loop that is entered once and whose jump back is conditional
+                break
             guest = self.guest
             if guest is None:
                 self.turn()
@@ -7576,10 +7666,15 @@ class Engine(Kernel):
         self.owner = None
         self.lock.release()
         try:
-            events = poll(None if until is None else max(0.0, until - clock()))
+            if until is not None:
+                until -= clock()
+                if not 0.0 <= until <= LONGEST_SLEEP_S:
+                    until = min(max(0.0, until), LONGEST_SLEEP_S)
+            events = poll(until)
         finally:
-            self._sleeps_until = -math.inf
-            self._stay_awake()
+            host.sleeping = False
+            if self._dozing:
+                self._stay_awake()
             if not self.lock.acquire(False):
                 self._claim()
             self.owner = host.owner
@@ -7642,7 +7737,8 @@ class Engine(Kernel):
             events = self.poller.poll(0)
         else:
             deadline = self.timers.next_deadline()
-            events = self.poller.poll(None if deadline is None else max(0.0, deadline - self.clock()))
+            events = self.poller.poll(None if deadline is None else min(max(0.0, deadline - self.clock()),
+                                                                        LONGEST_SLEEP_S))
         self._due = -math.inf
         self.sleeping = False
         self._handle(events)
@@ -7704,6 +7800,8 @@ _UNCOPIED = 64 * 1024                   # a frame this long goes out from the bu
 _HOLED = 1000                           # from here to there a frame counts twice in the window: at worst a hole as long
                                         # lies beside it, where its pickle was, just too short for the next frame
 _IN_A_ROW = 16                          # reads of a long frame, two a record, before others get their turn
+_BRIEF = 2048                           # a read that brings less is followed by one for so much, which gives bytes: a
+                                        # view of memory for much, and a copy of it, would be a thirtieth of an answer
 _FIRST_BYTES = 1024                     # of a link's first records; they grow while there is more to send, up to
                                         # Settings.record_bytes: so a line that keeps breaking gets on, too
 _LONG_QUEUE = 1024                      # frames that wait for the engine: senders are held back until it has come round
@@ -7826,7 +7924,7 @@ class Link:
 
     __slots__ = ("network", "engine", "sock", "role", "where", "peer", "handshake", "dial", "sealer", "opener",
                  "decoder", "unsent", "interest", "connecting", "last_in", "last_out", "timer", "leftover",
-                 "record_bytes", "useful", "cipher", "heard", "luck", "lanes")
+                 "record_bytes", "brief", "useful", "cipher", "heard", "luck", "lanes")
 
     def __init__(self, network: "Network", sock: socket.socket, role: str, where: str, dial: Any = None) -> None:
         self.network = network
@@ -7845,6 +7943,7 @@ class Link:
         self.heard = 0                      # bytes that came before the other end was authenticated
         self.leftover = b""
         self.record_bytes = _FIRST_BYTES    # most that the next record carries
+        self.brief = False                  # authenticated, and the last read was short: so will the next be
         self.useful = False                 # a message has come, or a confirmation
         self.luck = 0                       # how answers to what is written were found until now, see `Engine._peek`
         self.timer = 0
@@ -7870,9 +7969,9 @@ class Link:
         if self.connecting:
             self._connected()
         elif self.interest:
-            if events & READ and self.read() and self.peer is not None and self.decoder.long:
+            if events != WRITE and self.read() and self.peer is not None and self.decoder.long:
                 self._read_on()
-            if events & WRITE and self.sock is not None:
+            if events != READ and self.sock is not None:
                 self._writable()
         else:
             self.fail(ConnectionError("the other end closed the connection"))
@@ -7896,13 +7995,13 @@ class Link:
     def read(self) -> bool:
         """Take what has come; False when that was nothing."""
         try:
-            if self.peer is None:
+            if self.brief:
+                data = self.sock.recv(_BRIEF)
+                self.brief = len(data) < _BRIEF
+            elif self.peer is None:
                 data = self.sock.recv(settings.handshake_bytes)
             else:
-                space = self.engine.space
-                if self.decoder.long and self.cipher is None:
-                    space = self.opener.place(self.decoder.room) or space
-                data = space[:self.sock.recv_into(space)]
+                data = self._read_much()
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -7924,6 +8023,16 @@ class Link:
                 _drop_unread(self.sock)
             self.fail(error)
         return True
+
+    def _read_much(self) -> memoryview:
+        """Take as much as there is room for, and see whether the next read may be `brief`."""
+        space = self.engine.space
+        if self.decoder.long and self.cipher is None:
+            space = self.opener.place(self.decoder.room) or space
+            return space[:self.sock.recv_into(space)]
+        size = self.sock.recv_into(space)
+        self.brief = 0 < size < _BRIEF
+        return space[:size]
 
     def _read_on(self) -> None:
         """In a long frame, of which a read takes a piece: go on without asking the poller each time."""
@@ -8064,8 +8173,11 @@ class Link:
             self.mute(error)
             return False
         self.last_out = self.engine.now
-        if alone and sent == len(buffers[0]):
-            return True
+        return alone and sent == len(buffers[0]) or self._keep(buffers, sent)
+
+    def _keep(self, buffers: list, sent: int) -> bool:
+        """The socket has taken the first `sent` bytes of `buffers`: keep the others for later. True if there are none.
+        """
         self.unsent = _behind(buffers, sent)
         if self.unsent:
             self._watch(READ | WRITE)
@@ -8073,6 +8185,25 @@ class Link:
                 self.lanes.supply.strained()
             return False
         return True
+
+    def write_short(self, record: bytes) -> None:
+        """What `write` does, in half of its time, for one short record while nothing is unsent. The answer to it may be
+        there soon."""
+        engine = self.engine
+        engine.spoken = self
+        if self.cipher is not None:
+            self.write([record])
+            return
+        try:
+            sent = self.sock.send(record)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.mute(error)
+            return
+        self.last_out = engine.now
+        if sent != len(record):
+            self._keep([record], sent)
 
     def mute(self, error: OSError) -> None:
         """Nothing can be sent any more. What the other end has said before counts, or two ends that both send a lot
@@ -8375,9 +8506,12 @@ class Peer:
         outbox.append((frame, size + 5 if size < _HOLED or size >= _UNCOPIED else 2 * size))
         if not self.marked:
             self.marked = True
-            self.engine.dirty.append(self)
-            self.engine.rouse()
-        elif not len(outbox) & 0xFF:            # who sends so much in one go must see the window fill
+            engine = self.engine
+            engine.dirty.append(self)
+            if engine.host.sleeping or engine.sleeping:     # else nobody is to be roused
+                engine.rouse()
+            return self.session.below_window    # the outbox is empty but for this, or is just being emptied
+        if not len(outbox) & 0xFF:              # who sends so much in one go must see the window fill
             self.engine.post(self.flush)
         return self.session.below_window and len(outbox) < _LONG_QUEUE
 
@@ -8408,15 +8542,14 @@ class Peer:
         """Hand what is queued to the socket, as far as it takes it."""
         self.marked = False                     # before the outbox is emptied: what comes later marks again
         outbox, session, link = self.outbox, self.session, self.link
-        if self.state == "lost":                # a thread saw it alive when it began to send
-            self.network.account(self, [Unconfirmed(None, outbox.popleft()[0], False) for _ in range(len(outbox))])
-            return
         if link is not None and not link.unsent:
             frame = session.pass_on(outbox, _CHAINED, self.engine.now)
             if frame is not None:
-                link.write([link.sealer.seal_short(frame)])
-                self.engine.spoken = link
+                link.write_short(link.sealer.seal_short(frame))
                 return
+        elif self.state == "lost":              # a thread saw it alive when it began to send
+            self.network.account(self, [Unconfirmed(None, outbox.popleft()[0], False) for _ in range(len(outbox))])
+            return
         if outbox:
             session.push_all(outbox)
         if link is None:
@@ -8951,9 +9084,9 @@ _REASONS = {
 # % it is 500 KiB/s with BBR and 100 with Cubic, and each further connection carries as much again. So a link over such
 # a line, with more to send than goes out, gets lanes: connections beside its first one, which then share its bytes.
 # Nothing above notices. Records, MACs and TLS are the link's: made before its bytes are dealt out as chunks (section
-# 6), checked when they are in order again. Who changes, repeats or drops anything in a lane ends the link, at the
-# latest when nothing has come in order for `missed_heartbeats`, and the session goes on over the next one; so lanes
-# take nothing from what section 8 promises.
+# 6), checked when they are in order again. Who changes, repeats or drops anything in a lane ends the link as soon as
+# what comes next is there, and who holds it back when nothing has come in order for `missed_heartbeats`; the session
+# goes on over the next link. So lanes take nothing from what section 8 promises.
 #
 # A `_Lanes` takes the place of the link's socket: it takes bytes, as many as there is room for, and gives bytes in
 # order. Each direction is by itself in one of two states:
@@ -8962,19 +9095,31 @@ _REASONS = {
 #             to be bad, there are `_LEAST_LANES` at least, and the first connection has taken all there was: the last
 #             thing that this carries is an empty record
 #   wide      its bytes go as chunks over whichever lane takes them; the first connection carries nothing any more. What
-#             comes in lanes before the empty record waits for that. There is no way back: lanes last as long as the
-#             link
+#             comes in lanes before the empty record waits for that. There is no way back: `_LEAST_LANES` last as long
+#             as the link, and a line that was bad once gets more again in no time
 #
-# Who dials: the end that has dialled the link, to the same address, as the other may not be able to. If it is the other
-# that needs lanes, it says so (frame LANES). A lane's handshake is that of a link, TLS included, and proves as much;
-# its info has `lane`, the name of the link that it is for (`HandshakeResult.name`, which both ends have), and only that
-# process's own link can be named. Behind the handshake there are chunks, and no TLS any more. The end that has dialled
-# speaks first, by an empty chunk: before it, the other one could be taken for a part of the handshake.
+# Who dials: the end that has dialled the link, to the same address, as the other may not be able to. The other says how
+# many it wants (frame LANES), and there are as many as the one wants that wants more. A lane's handshake is that of a
+# link, TLS included, and proves as much; its info has `lane`, the name of the link that it is for
+# (`HandshakeResult.name`, which both ends have), and only that process's own link can be named. Behind the handshake
+# there are chunks, and no TLS any more. The end that has dialled speaks first, by an empty chunk: before it, the other
+# one could be taken for a part of the handshake.
 #
 # When: `_Supply` is told whenever the socket takes less than there is. From then on, each `_LOOK_S` while something
 # waits to be sent, it looks at TCP's own counts (Linux tells them), which `_Strain` judges. It begins with
 # `_FIRST_LANES` and doubles that, up to `Settings.lanes`, as long as this pays. Where TCP does not tell, or the line is
-# short or sound, there are no lanes; what comes that way is taken in any case.
+# short or sound, there are no lanes; what comes that way is taken in any case. An end whose socket has taken everything
+# for `lanes_idle_s` wants half as many, and so on down to `_LEAST_LANES`.
+#
+# What becomes of a lane, at each end:
+#
+#   dialled or accepted   the end that has dialled begins at once; the other may send when the first bytes have come
+#   in use                carries chunks, both ways
+#   leaving               this end has said that no chunk follows: the one that dials lanes when there are more than
+#                         either end wants, the other as an answer to that
+#   gone                  both have said so, and what this end has said is with TCP: closed. Each has
+#                         heard all that the other said there; should what this end has said last be lost on its way,
+#                         the other takes the lane for a broken one, as ever
 #
 # What is kept is bounded: a sender fills a lane only as far as TCP is about to send (`_LANE_AHEAD`), and a receiver
 # that keeps more than `Settings.lanes_held_bytes` reads only from lanes that may owe what comes next, which are those
@@ -8989,7 +9134,7 @@ _REASONS = {
 # one that nothing depends on yet is only dropped. Who gets no answer to a dial has fewer lanes.
 
 _LEAST_LANES, _FIRST_LANES = 2, 4       # one alone would carry no more than the first connection does
-_LANE_CHUNK = 8 * 1024                  # most that a chunk carries: 12 bytes in 8 KiB do not matter
+_LANE_CHUNK = 8 * 1024                  # most that a chunk carries: 20 bytes in 8 KiB do not matter
 _LANE_AHEAD = 32 * 1024                 # bytes that TCP has and has not sent yet: what waits in a slow lane delays all
 _LANE_TRIES = 2                         # a SYN is lost sooner than a line is down
 _LOOK_S = 0.1
@@ -9066,17 +9211,19 @@ class _Strain:
 
 
 class _Lane:
-    """One connection that carries chunks both ways, and belongs to a `_Lanes`. `usable`: this end may send; `open`: the
-    other end has not closed it."""
+    """One connection that carries chunks both ways, and belongs to a `_Lanes`. `begun`: the other end knows what it is;
+    `leaving`: this end has said that no chunk follows; `open`: it is watched. `keys` are those of its handshake, to
+    send and to receive."""
 
-    __slots__ = ("lanes", "sock", "reader", "unsent", "usable", "open", "interest")
+    __slots__ = ("lanes", "sock", "reader", "writer", "unsent", "begun", "leaving", "open", "interest")
 
-    def __init__(self, lanes: "_Lanes", sock: socket.socket, usable: bool) -> None:
+    def __init__(self, lanes: "_Lanes", sock: socket.socket, begun: bool, keys: tuple) -> None:
         self.lanes = lanes
         self.sock = sock
-        self.reader = ChunkReader()
+        self.writer, self.reader = ChunkWriter(keys[0]), ChunkReader(keys[1])
         self.unsent = b""                       # the rest of a chunk that TCP has not taken whole
-        self.usable = usable
+        self.begun = begun
+        self.leaving = False
         self.open = True
         self.interest = READ
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -9085,6 +9232,16 @@ class _Lane:
             except OSError:                     # it is broken, as will be noticed
                 pass
         lanes.engine.poller.register(sock.fileno(), READ, self.on_events)
+
+    @property
+    def usable(self) -> bool:
+        """Whether this end may send chunks."""
+        return self.begun and self.open and not self.leaving
+
+    @property
+    def gone(self) -> bool:
+        """Whether both ends have said that nothing follows."""
+        return self.leaving and self.reader.ended and not self.unsent
 
     def on_events(self, events: int) -> None:
         """The socket is ready. It may have been closed since the poller said so."""
@@ -9102,13 +9259,14 @@ class _Lane:
 
     def send(self, position: int, body: Any) -> bool:
         """Send a chunk; False if there is no room for any of it. Raises OSError."""
-        if self.unsent or not (self.usable and self.open):
+        if self.unsent or not self.usable:
             return False
-        chunk = CHUNK_HEAD.pack(position, len(body)) + body
+        chunk = self.writer.chunk(position, body)
         try:
             sent = self.sock.send(chunk)
         except (BlockingIOError, InterruptedError):
             return False
+        self.writer.sent()
         self.unsent = chunk[sent:]
         if self.unsent:
             self.watch(self.interest & READ, WRITE)
@@ -9123,38 +9281,54 @@ class _Lane:
                 pass
         return not self.unsent
 
-    def read(self, space: memoryview) -> list:
+    def leave(self) -> None:
+        """Say that no chunk follows, once; what was said before goes first. Raises OSError."""
+        if not self.leaving:
+            self.leaving = True
+            self.unsent += self.writer.end()
+            self.flush()
+            self.watch(self.interest & READ, 0)
+
+    def read(self, space: memoryview) -> Optional[list]:
         """The pieces of chunks that have come; None at the end of the connection. Raises OSError, ProtocolError."""
         count = self.sock.recv_into(space)
-        self.usable = self.usable or count > 0
+        self.begun = self.begun or count > 0
         return self.reader.feed(space[:count]) if count else None
 
     def end(self) -> None:
         """Watch it no more."""
-        self.open = False
-        self.lanes.engine.poller.unregister(self.sock.fileno())
+        if self.open:
+            self.open = False
+            self.lanes.engine.poller.unregister(self.sock.fileno())
 
 
 class _Supply:
-    """How many lanes a link has: looks whether more would help, and dials them or has them dialled. Engine only.
+    """How many lanes a link has: looks whether more or fewer would do, and dials them, lets them go, or has the other
+    end do so. Engine only.
 
-    `reason` is why this end wants to send in lanes, '' as long as it does not.
+    `reason` is why this end wants to send in lanes, '' as long as it does not; `wanted` how many it wants then.
     """
 
-    __slots__ = ("reason", "_lanes", "_link", "_engine", "_strain", "_asked", "_dials", "_looking")
+    __slots__ = ("reason", "wanted", "_theirs", "_lanes", "_link", "_engine", "_strain", "_strained", "_asked",
+                 "_dials", "_looking", "_resting")
 
     def __init__(self, lanes: "_Lanes") -> None:
         self.reason = ""
+        self.wanted = 0
+        self._theirs = 0                    # what the other end wants, if it is this one that dials them
         self._lanes = lanes
         self._link = lanes.link
         self._engine = lanes.engine
         self._strain = _Strain()
+        self._strained = False              # something had to wait since `_rest` was called last
         self._asked = -math.inf             # when more lanes were asked for
         self._dials: List[_Dial] = []
         self._looking: Optional[_Later] = None
+        self._resting: Optional[_Later] = None
 
     def strained(self) -> None:
         """The socket takes less than there is to send."""
+        self._strained = True
         if self._looking is None and self._link.peer.link is self._link:
             self.begin()
             self._looking = self._engine.call_later(min(_LOOK_S, settings.lanes_after_s), self._look)
@@ -9177,36 +9351,51 @@ class _Supply:
             if reason:
                 self.reason = reason
                 self.begin()
-                self._ask(2 * len(lanes.lanes) if lanes.wide else _FIRST_LANES)     # last, as the link may end by it
+                self._asked = now
+                link.record_bytes = min(link.record_bytes, _SMALL)      # so that there is soon an end of a record
+                self._want(2 * len(lanes.used()) if lanes.wide else _FIRST_LANES)   # last: the link may end by it
 
-    def _ask(self, number: int) -> None:
-        """See to it that there are so many lanes, or as many as there may be."""
-        number = min(number, self._lanes.most)
-        self._asked = self._engine.clock()
-        if len(self._lanes.lanes) >= number:
-            return
-        self._link.record_bytes = min(self._link.record_bytes, _SMALL)      # so that there is soon an end of a record
+    def _rest(self) -> None:
+        """A while has gone by: if all went out in it at once, this end wants half as many lanes."""
+        self._resting = None
+        idle, self._strained = not (self._strained or self._link.unsent), False
+        if idle:
+            self._strain = _Strain()
+            self.begin()
+        self._want(max(_LEAST_LANES, self.wanted // 2) if idle else self.wanted)
+
+    def _want(self, number: int) -> None:
+        """This end wants so many lanes, or as many as there may be."""
+        before, self.wanted = self.wanted, min(number, self._lanes.most)
+        if self.wanted > _LEAST_LANES and self._resting is None:
+            self._resting = self._engine.call_later(settings.lanes_idle_s, self._rest)
         if self._link.role == "dial":
-            self._dial(number)
-        else:
-            self._link.peer.session.control(encode_frame(Code.LANES, bytes((number,))))
+            self._settle()
+        elif self.wanted != before or len(self._lanes.used()) < self.wanted:
+            self._link.peer.session.control(encode_frame(Code.LANES, bytes((self.wanted,))))
             self._link.peer.flush()
 
     def told(self, number: int) -> None:
         """The frame LANES has come."""
         if self._link.role != "dial":
             raise ProtocolError("lanes were asked for by the end that dials them")
-        self._dial(number)
+        self._theirs = number
+        self._settle()
 
-    def _dial(self, number: int) -> None:
-        """Dial until there are so many lanes, those under way included."""
+    def _settle(self) -> None:
+        """Dial lanes, or let some go, until there are as many as are wanted; those under way count."""
         link, lanes = self._link, self._lanes
+        number, used = min(lanes.most, max(_LEAST_LANES, self.wanted, self._theirs)), lanes.used()
+        for lane in used[number:]:
+            lanes.let_go(lane)
+        if link.sock is None:                   # one of them was broken
+            return
         try:
             address = link.sock.getpeername()
         except OSError:                         # broken, which is about to be noticed
             return
         place = [Location(address_text(address), address[1])] * _LANE_TRIES
-        for _ in range(min(number, lanes.most) - len(lanes.lanes) - len(self._dials)):
+        for _ in range(number - len(used) - len(self._dials)):
             self._dials.append(_Dial(link.network, place, self._dialled, link.peer.process_id, None, lanes))
         for dial in list(self._dials):
             if dial.at is None:
@@ -9220,10 +9409,77 @@ class _Supply:
 
     def stop(self) -> None:
         """The link ends."""
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in (self._looking, self._resting):
+            if timer is not None:
+                timer.cancel()
         for dial in self._dials:
             dial.stop()
+
+
+class _First:
+    """The first connection of a link that has lanes beside it. It carries the bytes of a direction as long as that is
+    narrow, then nothing but its end; `open`: the other end has not closed it."""
+
+    __slots__ = ("sock", "open", "_lanes", "_interest", "_last")
+
+    def __init__(self, lanes: "_Lanes", sock: socket.socket) -> None:
+        """`sock` was the link's until now."""
+        self.sock = sock
+        self.open = True
+        self._lanes = lanes
+        self._interest = lanes.link.interest
+        self._last = b""                    # what is said on it last, of what was not sent yet
+        lanes.engine.poller.unregister(sock.fileno())
+        lanes.engine.poller.register(sock.fileno(), self._interest, self._on_events)
+
+    def watch(self, reading: int, writing: int) -> None:
+        """Whether anything is to be read from it (READ or 0), and whether anything waits for it (WRITE or 0)."""
+        interest = reading | (WRITE if self._last else writing)
+        if self.open and interest != self._interest:
+            self._interest = interest
+            self._lanes.engine.poller.modify(self.sock.fileno(), interest)
+
+    def say_last(self, data: bytes) -> None:
+        """Send what it carries last. Raises OSError."""
+        self._last = data
+        self.flush()
+
+    def flush(self) -> None:
+        """Send the rest of that. Raises OSError."""
+        if self._last:
+            try:
+                self._last = self._last[self.sock.send(self._last):]
+            except (BlockingIOError, InterruptedError):
+                pass
+
+    def has_ended(self) -> bool:
+        """Whether the other end has closed it just now: nothing else can come over it any more. Raises OSError."""
+        if not self.open:
+            return False
+        try:
+            data = self.sock.recv(1)
+        except (BlockingIOError, InterruptedError):
+            return False
+        if data:
+            raise ConnectionError("it goes on where it had said that nothing follows")
+        self.open = False
+        self._lanes.engine.poller.unregister(self.sock.fileno())
+        return True
+
+    def _on_events(self, events: int) -> None:
+        """It is ready."""
+        lanes, link = self._lanes, self._lanes.link
+        if link.sock is not lanes:
+            return
+        if events & WRITE and lanes.wide:
+            try:
+                self.flush()
+            except OSError as error:
+                link.fail(error)
+                return
+            lanes.watch()
+        if events & READ or not lanes.wide:
+            link.on_events(events & READ if lanes.wide else events)
 
 
 class _Lanes:
@@ -9238,10 +9494,7 @@ class _Lanes:
         self.name = name
         self.most = most
         self.lanes: List[_Lane] = []
-        self._first: Optional[socket.socket] = None     # the first connection, from when this has its place
-        self._first_open = True
-        self._first_interest = 0
-        self._rest = b""                    # of what is said on it last: not sent yet
+        self._first: Any = None             # the first connection, from when this has its place
         self.wide = False                   # what is sent goes in lanes
         self._turned = False                # likewise, what comes
         self._position = 0                  # bytes put into lanes
@@ -9255,15 +9508,15 @@ class _Lanes:
 
     def fileno(self) -> int:
         """Descriptor of the first connection."""
-        return self._first.fileno()
+        return self._first.sock.fileno()
 
     def getpeername(self) -> tuple:
         """Where the first connection leads. Raises OSError."""
-        return self._first.getpeername()
+        return self._first.sock.getpeername()
 
     def getsockname(self) -> tuple:
         """This end of the first connection. Raises OSError."""
-        return self._first.getsockname()
+        return self._first.sock.getsockname()
 
     def send(self, data: Any) -> int:
         """As `sendmsg`, with one buffer."""
@@ -9276,11 +9529,11 @@ class _Lanes:
         if not data:
             return 0
         if not self.wide:
-            sent = self._first.send(data)
+            sent = self._first.sock.send(data)
             if sent == len(data) and self.supply.reason and sum(lane.usable for lane in self.lanes) >= _LEAST_LANES:
                 self._widen()
             return sent
-        self._say_rest()
+        self._first.flush()
         if self.engine.now - self.link.last_out >= _TURN_S:
             self._current += 1
         taken, view = 0, memoryview(data)
@@ -9297,16 +9550,22 @@ class _Lanes:
             raise BlockingIOError
         return taken
 
+    def recv(self, size: int) -> bytes:
+        """As `recv_into`, at most `size` bytes; none when the other end has closed."""
+        space = memoryview(bytearray(size))
+        return bytes(space[:self.recv_into(space)])
+
     def recv_into(self, space: memoryview) -> int:
         """Take bytes that are in order; 0 when the other end has closed. Raises BlockingIOError when there are none,
         OSError when a connection is broken."""
         if not self._turned:
-            return self._first.recv_into(space)
+            return self._first.sock.recv_into(space)
         if not self._assembly.ready:
             for lane in list(self.lanes):
                 if lane.open:
                     self._take(lane)
-            self._hear_first()
+            if self._first.has_ended():
+                self._ended()
         size = self._assembly.read_into(space)
         if not size and (self.link.sock is None or self._any_open()):
             raise BlockingIOError
@@ -9316,24 +9575,26 @@ class _Lanes:
         """Close all connections."""
         for lane in self.lanes:
             lane.sock.close()
-        self._first.close()
+        self._first.sock.close()
 
     # -- for the link --------------------------------------------------------------------------------------------------
 
     def line(self) -> Optional[_Line]:
         """The line, as what is sent goes over it; None where that is not known."""
-        return _line_of([lane.sock for lane in self.lanes] if self.wide else [self._first or self.link.sock])
+        first = self.link.sock if self._first is None else self._first.sock
+        return _line_of([lane.sock for lane in self.lanes] if self.wide else [first])
+
+    def used(self) -> List[_Lane]:
+        """The lanes that are not about to go."""
+        return [lane for lane in self.lanes if not lane.leaving]
 
     def watch(self) -> None:
         """What the link waits for has changed, or what a lane does."""
-        reading, writing = self.link.interest & READ, self.wide and self.link.interest & WRITE
+        reading, writing = self.link.interest & READ, self.link.interest & WRITE
         for lane in self.lanes:
             held_back = self._crowded and (not self._turned or lane.reader.position > self._assembly.position)
-            lane.watch(0 if held_back else reading, writing)
-        interest = reading | (WRITE if self._rest else 0) if self.wide else self.link.interest
-        if self._first_open and interest != self._first_interest:
-            self._first_interest = interest
-            self.engine.poller.modify(self._first.fileno(), interest)
+            lane.watch(0 if held_back else reading, writing if self.wide else 0)
+        self._first.watch(reading, 0 if self.wide else writing)
 
     def turn(self) -> None:
         """The empty record has come."""
@@ -9355,11 +9616,12 @@ class _Lanes:
                     pass
                 lane.end()
 
-    def join(self, sock: socket.socket, dialled: bool) -> bool:
-        """Take a connection whose handshake is done; False if there are enough, or it is broken."""
+    def join(self, sock: socket.socket, dialled: bool, keys: tuple) -> bool:
+        """Take a connection whose handshake is done and gave those keys, to send and to receive; False if there are
+        enough, or it is broken."""
         if len(self.lanes) >= self.most or self.link.sock is None:
             return False
-        lane = _Lane(self, sock, dialled)
+        lane = _Lane(self, sock, dialled, keys)
         try:
             if dialled:
                 lane.send(0, b"")
@@ -9367,14 +9629,21 @@ class _Lanes:
             lane.end()
             return False
         if self._first is None:
-            self._first, self.link.sock = self.link.sock, self
-            self.engine.poller.unregister(self._first.fileno())
-            self._first_interest = self.link.interest
-            self.engine.poller.register(self._first.fileno(), self._first_interest, self._on_first)
+            self._first, self.link.sock = _First(self, self.link.sock), self
         self.lanes.append(lane)
         self.supply.begin()
         self.watch()
         return True
+
+    def let_go(self, lane: _Lane) -> None:
+        """There are more than are wanted: use that one no more."""
+        try:
+            lane.leave()
+        except OSError as error:
+            self._over(lane, error)
+            return
+        if lane.gone:
+            self._drop(lane)
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -9382,20 +9651,11 @@ class _Lanes:
         """All that was sent before is with the first connection: from here on, lanes."""
         link = self.link
         record = link.sealer.seal([b""])
-        self._rest = b"".join(record) if link.cipher is None else link.cipher.seal(record)
         self.wide = True
         log.info("%s: its messages go over %d connections: %s", link.peer, len(self.lanes), self.supply.reason)
-        self._say_rest()
+        self._first.say_last(b"".join(record) if link.cipher is None else link.cipher.seal(record))
         self.supply.begin()
         self.watch()
-
-    def _say_rest(self) -> None:
-        """Send what the first connection carries last. Raises OSError."""
-        if self._rest:
-            try:
-                self._rest = self._rest[self._first.send(self._rest):]
-            except (BlockingIOError, InterruptedError):
-                pass
 
     def writable(self, lane: _Lane) -> None:
         """There is room in a lane."""
@@ -9404,39 +9664,14 @@ class _Lanes:
         except OSError as error:
             self._over(lane, error)
             return
-        if room:
+        if lane.gone:
+            self._drop(lane)
+        elif room:
             self.watch()
             if self.wide and self.link.interest & WRITE:
                 self.link.on_events(WRITE)
 
     # -- receiving -----------------------------------------------------------------------------------------------------
-
-    def _on_first(self, events: int) -> None:
-        """The first connection is ready."""
-        if self.link.sock is not self:
-            return
-        if events & WRITE and self.wide:
-            try:
-                self._say_rest()
-            except OSError as error:
-                self.link.fail(error)
-                return
-            self.watch()
-        if events & READ or not self.wide:
-            self.link.on_events(events & READ if self.wide else events)
-
-    def _hear_first(self) -> None:
-        """Nothing comes over the first connection any more but its end. Raises OSError."""
-        if self._first_open:
-            try:
-                data = self._first.recv(1)
-            except (BlockingIOError, InterruptedError):
-                return
-            if data:
-                raise ConnectionError("it goes on where it had said that nothing follows")
-            self._first_open = False
-            self.engine.poller.unregister(self._first.fileno())
-            self._ended()
 
     def receive(self, lane: _Lane) -> None:
         """Something has come over a lane."""
@@ -9445,7 +9680,7 @@ class _Lanes:
 
     def _take(self, lane: _Lane) -> None:
         """Take what has come over a lane, once, as others wait."""
-        usable = lane.usable
+        begun = lane.begun
         try:
             pieces = lane.read(self.engine.space)
             for position, piece in pieces or ():
@@ -9459,7 +9694,9 @@ class _Lanes:
         else:
             if pieces is None:
                 self._over(lane)
-            elif not usable:
+            elif lane.reader.ended:
+                self.let_go(lane)
+            elif not begun:
                 self.watch()
 
     def _pass_on(self) -> None:
@@ -9474,23 +9711,27 @@ class _Lanes:
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _any_open(self) -> bool:
-        return self._first_open or any(lane.open for lane in self.lanes)
+        return self._first.open or any(lane.open for lane in self.lanes)
 
-    @property
-    def _in_use(self) -> bool:
-        """Whether the link depends on its lanes."""
-        return self.wide or self._turned or self._assembly.held > 0
+    def _drop(self, lane: _Lane) -> None:
+        """Nothing depends on a lane: close it."""
+        lane.end()
+        lane.sock.close()
+        self.lanes.remove(lane)
+        self.supply.begin()
+        log.debug("%s: a lane has ended, there are %d", self.link.peer, len(self.lanes))
 
     def _over(self, lane: _Lane, error: Optional[Exception] = None) -> None:
-        """A lane does not go on: it is broken, or the other end has closed it; if it has said nothing there, that is a
-        dial it has given up."""
-        lane.end()
-        if not (self._in_use and lane.usable):
-            lane.sock.close()
-            self.lanes.remove(lane)
+        """A lane does not go on: it is broken, or the other end has closed it. If nothing was put into lanes yet, or it
+        has said nothing there, that is a dial it has given up."""
+        in_use = self.wide or self._turned or self._assembly.held > 0
+        if not (in_use and lane.begun):
+            self._drop(lane)
         elif error is None:
+            lane.end()
             self._ended()
         else:
+            lane.end()
             self.link.mute(error)
 
     def _ended(self) -> None:
@@ -9519,7 +9760,8 @@ def _join(network: "Network", link: Link, result: HandshakeResult) -> None:
     name = dial.lanes.name if dial is not None else result.peer_info["lane"]
     more = bool(result.leftover) or link.cipher is not None and link.cipher.untaken
     sock = link.release()
-    if lanes is None or lanes.name != name or more or not lanes.join(sock, dial is not None):
+    keys = result.send_key, result.receive_key
+    if lanes is None or lanes.name != name or more or not lanes.join(sock, dial is not None, keys):
         sock.close()
         log.debug("a connection from %s is no lane of a link that is there", link.where)
     if dial is not None:
@@ -9916,20 +10158,21 @@ def _most_crowding(pending: List[Link]) -> Link:
     """
     sizes: Dict[str, int] = {}
     for link in pending:
-        for place in {_host_of(link), _site_of(link)}:
+        for place in {_dialling_host(link), _dialling_site(link)}:
             sizes[place] = sizes.get(place, 0) + 1
     most = settings.pending_handshakes // 2
-    return min(pending, key=lambda link: (sizes[_site_of(link)] <= most, -sizes[_host_of(link)], link.timer))
+    return min(pending, key=lambda link: (sizes[_dialling_site(link)] <= most, -sizes[_dialling_host(link)],
+                                          link.timer))
 
 
-def _host_of(link: Link) -> str:
+def _dialling_host(link: Link) -> str:
     """Where a connection comes from, without the port."""
     return link.where.rpartition(":")[0]
 
 
-def _site_of(link: Link) -> str:
+def _dialling_site(link: Link) -> str:
     """The network of 64 bits that an IPv6 address is in, what one customer has at least (RFC 6177); else the host."""
-    host = _host_of(link)
+    host = _dialling_host(link)
     if "[" not in host:
         return host
     return socket.inet_pton(socket.AF_INET6, host.strip("[]").partition("%")[0])[:8].hex()
@@ -10943,7 +11186,8 @@ def _reduce_task(task: Task) -> tuple:
         if task_id not in _travelled:
             _travelled[task_id] = task
         _last_travelled = task_id
-    return _revive_task, (network.process_id, network.where, task_id, task.name)
+    name = getattr(task._name, "__name__", None) or task.name       # the same, as a rule without a call
+    return _revive_task, (network.process_id, network.where, task_id, name)
 
 
 def _addresses_of(peer: Peer) -> list:
@@ -10981,8 +11225,6 @@ try:
 except ValueError:                      # a second copy of this file in the process: pickles name its module then
     log.debug("%s: another copy of this module was imported before", __name__)
 
-
-_PLAIN = frozenset((bytes, bytearray))
 
 
 def _serialize_again(peer: Peer, message: Any) -> Any:
@@ -11043,12 +11285,14 @@ class RemoteTask(Task):
         """Queue `message` for the task; a task that outruns the peer is held back at its next yield, a thread that is
         no task at once. Any thread. Returns 0, or -1 when the peer is gone, or the message cannot be pickled or is too
         long (logged)."""
-        if self.peer.state == "lost" and not self._found_again():
-            return -1
-        peer = self.peer
+        peer, kind = self.peer, type(message)
+        if peer.state == "lost":
+            if not self._found_again():
+                return -1
+            peer = self.peer
         try:
-            data = serialize(message) if not peer.bulky and type(message) not in _PLAIN else _serialize_again(
-                peer, message)
+            data = _serialize_again(peer, message) if peer.bulky or kind is bytes or kind is bytearray else serialize(
+                message)
             size = len(data) + 8            # of a list not what it says, but that is long anyway
             if size < _UNCOPIED and type(data) is bytes:
                 roomy = peer.push(_MESSAGE_FRAME.pack(size, MESSAGE, self.id) + data, size)
@@ -11219,9 +11463,9 @@ class _Deliver(_Timed):
             return True
         peer = target.peer
         try:
-            message = self.message
-            data = serialize(message) if not peer.bulky and type(message) not in _PLAIN else _serialize_again(
-                peer, message)
+            message, kind = self.message, type(self.message)
+            data = _serialize_again(peer, message) if peer.bulky or kind is bytes or kind is bytearray else serialize(
+                message)
             size = len(data) + 12
             if size >= _UNCOPIED or type(data) is not bytes:
                 size = 12 + (len(data) if type(data) is bytes else sum(map(len, data)))
@@ -11351,7 +11595,7 @@ def _on_message(peer: Peer, body: bytes) -> None:
         log.debug("%s: a message came for task %d, which has ended", peer, task_id)
         return
     try:
-        message = deserialize_frame(body, 8)
+        message = deserialize(body[8:]) if len(body) < _SMALL else deserialize_frame(body, 8)
     except Exception as error:          # unpickling runs code of the user's
         log.error("%s: a message to %r cannot be unpickled: %s: %s", peer, task, type(error).__name__, _said_by(error))
     else:
@@ -12919,8 +13163,9 @@ copyreg.pickle(PeerStatus, _reduce_peer_status)         # type: ignore[arg-type]
 #          the link, to the same address), with the handshake of section 7, whose info has {"file": token}. On it
 #          R > S  u64 bytes that are written: at once, after every `_TOLD_EVERY` bytes, and at the end
 #          S > R  the file from the first such number on, to its end
-#   2      through the link, when no connection can be made, or the link is encrypted, which the connection is not
-#          (`dials` is "" then)
+#   2      through the link, when no connection can be made, or the link is encrypted, which the connection is not, or
+#          has lanes (section 19), which carry more over a bad line than any one connection (`dials` is "" then, in both
+#          cases); also when it is found out on the way that the line is such a one
 #          S > R  request file.rest {id}, answered with {written}: connections are given up, chunks come from there on
 #          S > R  frame 24 CHUNK    u64 id | bytes of the file, in order
 #          R > S  frame 25 WRITTEN  u64 id | u64 bytes that are written
@@ -13395,6 +13640,28 @@ class _Carried:
 
 # -- the sending end ---------------------------------------------------------------------------------------------------
 
+class _BadLine(ConnectionError):
+    """A connection for a file carries less than the link does with its lanes."""
+
+
+class _LineWatch:
+    """Looks now and then whether the line of a connection is one over which links have lanes. In a thread."""
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self._sock = sock
+        self._strain = _Strain()
+        self._strain.begin(now, _line_of([sock]))
+        self._again = now + _LOOK_S
+
+    def look(self, now: float) -> None:
+        """Something waits to be sent. Raises _BadLine."""
+        if now >= self._again:
+            self._again = now + _LOOK_S
+            reason = self._strain.judge(now, _line_of([self._sock]), False)
+            if reason:
+                raise _BadLine(reason)
+
+
 class _Outgoing(_Carried):
     """A large file on its way to a peer: the state 'carried' of the table.
 
@@ -13419,6 +13686,7 @@ class _Outgoing(_Carried):
         self.known = ""
         self._settled = _is_settled(status)
         self._since = self.peer.engine.clock()      # when something was written last
+        self.link_has_lanes = False                 # or may have some
         self._digest: Any = None                    # see `_CHECKS`
         self._hashed = 0                            # bytes that are in it
         self._space = memoryview(bytearray(_SPACE))
@@ -13437,8 +13705,9 @@ class _Outgoing(_Carried):
     def by_connection(self, address: Optional[tuple]) -> bool:
         """Send all through connections, which are dialled at `address`, or by R if that is None. True when all is
         written; False when there is no connection to be had: at the first failure if none has ever worked, as behind a
-        firewall, after `_TRIES` in a row that brought nothing if one has. Raises PycosError when it was given up,
-        OperationTimeout when nothing is written for too long, OSError when the file cannot be read."""
+        firewall, after `_TRIES` in a row that brought nothing if one has; and when the link carries more. Raises
+        PycosError when it was given up, OperationTimeout when nothing is written for too long, OSError when the file
+        cannot be read."""
         tries = 0
         with open(self.path, "rb", buffering=0) as self._file:
             while self.written < self.size:
@@ -13450,6 +13719,8 @@ class _Outgoing(_Carried):
                 except _FAILURES as error:
                     log.debug("%s: the connection for %s has ended: %s", self.peer, self.path, error)
                     self._check()
+                    if isinstance(error, _BadLine):
+                        return False
                     allowed = _TRIES if self._met else 1
                     tries = 1 if self.written > before else tries + 1
                     if tries >= allowed:
@@ -13495,6 +13766,7 @@ class _Outgoing(_Carried):
         while not self._listen(sock, heard):
             self._await(sock, selectors.EVENT_READ)
         sent = self.written
+        line = _LineWatch(sock, self.peer.engine.clock()) if self.link_has_lanes else None
         while self.written < self.size:
             moved = self._send_some(sock, sent) if sent < self.size else 0
             sent += moved
@@ -13502,6 +13774,8 @@ class _Outgoing(_Carried):
             if not moved:
                 self._await(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if sent < self.size else 0))
             self._listen(sock, heard)
+            if line is not None:
+                line.look(self.peer.engine.clock())
 
     def _send_some(self, sock: socket.socket, position: int) -> int:
         """Hand what follows `position` to the socket; how much of it that took, 0 if it is full. Where sendfile is
@@ -14095,10 +14369,11 @@ class _Sending:
         """All from the offer to the name; the answer to the offer. However it ends, also when the task is terminated,
         the thread that carries it is told, and so is the receiver unless all is well. Raises OSError, PycosError."""
         peer, number = outgoing.peer, outgoing.number
-        dials = _dialled_from(peer)
+        lanes = peer.link.lanes if peer.link is not None else None
+        dials = "" if lanes is not None and lanes.wide else _dialled_from(peer)
         offer.update(id=number, token=outgoing.token, dials={"here": "S", "there": "R"}.get(dials, ""),
                      line=_inner_line(peer, outgoing.token))
-        outgoing.address = _link_address(peer)
+        outgoing.address, outgoing.link_has_lanes = _link_address(peer) if dials else None, lanes is not None
         self.outgoing[number] = self.expected[outgoing.token] = outgoing
         reply: dict = {}
         done = False
@@ -14845,7 +15120,7 @@ def _are_hosts(value: Any) -> bool:
         isinstance(host, str) for host in value)
 
 
-def _is_name(value: Any) -> bool:
+def _fits_handshake(value: Any) -> bool:
     """It must leave room for all else that a handshake tells."""
     return isinstance(value, str) and len(json.dumps(value)) <= 514
 
@@ -14858,8 +15133,8 @@ _RULES: Dict[str, Tuple[Callable[[Any], bool], str]] = {       # option -> what 
     "ext_host": (_are_hosts, "an address, as a text, or a list of them"),
     "tcp_port": (_are_ports, "a port number (0 to 65535), or a list or range of them"),
     "udp_port": (_is_port, "a port number (0 to 65535)"),
-    "name": (_is_name, _A_NAME),
-    "cluster": (_is_name, _A_NAME),
+    "name": (_fits_handshake, _A_NAME),
+    "cluster": (_fits_handshake, _A_NAME),
     "max_file_size": (_is_count, _A_SIZE),
     "max_total_size": (_is_count, _A_SIZE),
 }

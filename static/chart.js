@@ -22,8 +22,9 @@ function path(values, top, closed) {
     if (first < 0) first = i;
     d += (first === i ? "M" : "L") + x(i) + " " + y(value);
     if (i + 1 === values.length || !known(values[i + 1])) {
-      if (first === i) d += "h" + (values.length < 2 ? WIDTH : 1);        // one alone would not be seen
-      if (closed) d += "L" + x(i) + " " + HEIGHT + "L" + x(first) + " " + HEIGHT + "Z";
+      const alone = first < i ? 0 : values.length < 2 ? WIDTH : 1;        // one would not be seen
+      if (alone) d += "h" + alone;
+      if (closed) d += "V" + HEIGHT + "H" + x(first) + "Z";
       first = -1;
     }
   });

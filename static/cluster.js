@@ -3,17 +3,19 @@
 import {askForToken, get, post, session} from "./api.js";
 import {Chart} from "./chart.js";
 import {bytes, count, now, percent, rate} from "./format.js";
-import {$, countColumn, follow, linkColumn, loading, notice, put, reason, showStatus, statusColumn, ticksActions,
-        timeColumn} from "./page.js";
+import {$, countColumn, failedColumn, follow, linkColumn, loading, notice, put, reason, showStatus, statusColumn,
+        ticksActions, timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
 
 const TOTALS = ["nodes", "servers", "submitted", "pending", "running", "done", "failed"];
 
 const free = (name, show) => ({show: (node) => show(node.avail_info[name]), sort: (node) => node.avail_info[name]});
 
+let shared = new Set();                         // addresses that several nodes have, which then show their port
+
 const COLUMNS = {
-  addr: linkColumn((node) => node.addr, "node.html", (node) => ({host: node.id})),
-  name: {show: (node) => node.name},
+  addr: linkColumn((node) => shared.has(node.addr) ? node.id : node.addr, "node.html", (node) => ({host: node.id})),
+  name: {show: (node) => node.name, paint: (cell, node) => { cell.textContent = cell.title = node.name; }},
   status: statusColumn,
   servers: countColumn((node) => node.servers),
   cpu: {
@@ -29,6 +31,7 @@ const COLUMNS = {
   submitted: countColumn((node) => node.tasks_submitted),
   running: countColumn((node) => node.tasks_running),
   done: countColumn((node) => node.tasks_done),
+  failed: failedColumn,
   update: timeColumn((node) => node.update_time),
 };
 
@@ -38,9 +41,10 @@ const table = new LiveTable($("nodes"), (node) => node.id, COLUMNS, {
   sort: "addr",
   descending: true,
   filter: (node) => [node.addr, node.name, node.status].join(" "),
-  label: (node) => node.name || node.addr,
+  label: (node) => shared.has(node.addr) ? node.id : node.name || node.addr,
   mark: (row, node) => row.classList.toggle("old", isOld(node)),
   changed() {
+    noteShared();
     countTicked(table.ticked.size);
     $("sort").value = table.sortBy;
     $("descending").checked = table.descending;
@@ -49,6 +53,14 @@ const table = new LiveTable($("nodes"), (node) => node.id, COLUMNS, {
     $("unmatched").hidden = table.records.size === 0 || table.order.length > 0;
   },
 });
+
+function noteShared() {
+  const seen = new Set(), twice = new Set();
+  for (const node of table.records.values()) (seen.has(node.addr) ? twice : seen).add(node.addr);
+  const same = twice.size === shared.size && [...twice].every((addr) => shared.has(addr));
+  shared = twice;
+  if (!same) table.repaint();
+}
 
 /** Whether nothing has been heard of the node for longer than its pulses leave room for. */
 function isOld(node) {
@@ -120,7 +132,9 @@ $("sign-out").addEventListener("click", async () => {
   askForToken();
 });
 
+let saving = Promise.resolve();                 // one after the other: the last choice is to be the last to arrive
+
 follow(showData).then((feed) => {
-  $("settings").addEventListener("change", () => changeSettings(feed));
+  $("settings").addEventListener("change", () => { saving = saving.then(() => changeSettings(feed)); });
   $("settings").addEventListener("submit", (event) => event.preventDefault());
 });

@@ -10,14 +10,30 @@ const LOG_LINES = 500;                          // kept in the page
 const TYPING_MS = 250;
 
 const asked = new URLSearchParams(location.search);
-const lasted = (task) => (task.end_time || now()) - task.start_time;
-const outcome = (task) => task.error || task.result || (task.detail ? "Details" : "");
+const lasted = (task) => task.start_time ? (task.end_time || now()) - task.start_time : null;
+const when = (task) => task.start_time || task.end_time;        // the start of a plain function's job is not known
+const lastLineOf = (text) => text.trimEnd().split("\n").pop();
+
+/** In one line: the result; of a failure what its traceback ends with, if that says more than the exception's name. */
+function outcome(task) {
+  const last = lastLineOf(task.detail || "");
+  return last.startsWith(task.error + ":") ? last : task.error || task.result || (task.detail ? "Details" : "");
+}
 
 /** A result as it is; an error with its traceback behind it. */
 function showOutcome(cell, task) {
   if (!task.detail) cell.textContent = outcome(task);
-  else cell.replaceChildren(make("details", {}, make("summary", {textContent: outcome(task)}),
-                                 make("pre", {textContent: task.detail})));
+  else {
+    const details = make("details", {}, make("summary", {textContent: outcome(task)}),
+                         make("pre", {textContent: task.detail}));
+    details.addEventListener("toggle", () => cell.classList.toggle("open", details.open));
+    cell.replaceChildren(details);
+  }
+}
+
+function showWhen(cell, task) {
+  showAt(cell, when(task));
+  cell.classList.toggle("ended", !task.start_time);
 }
 
 const tasks = new LiveTable($("tasks"), (task) => task.task + " " + task.start_time, {
@@ -26,7 +42,7 @@ const tasks = new LiveTable($("tasks"), (task) => task.task + " " + task.start_t
   arguments: {show: argumentsOf},
   outcome: {show: outcome, paint: showOutcome},
   server: linkColumn((task) => task.location, "server.html", (task) => ({location: task.location})),
-  start: timeColumn((task) => task.start_time, showAt),
+  start: {show: (task) => String(when(task)), sort: when, paint: showWhen},
   took: {show: (task) => took(lasted(task)), sort: lasted},
 }, {
   sort: "start",
@@ -56,8 +72,9 @@ async function loadTasks() {
   const shown = found.tasks.length;
   put("shown", (shown < found.count ? count(shown) + " of " : "") + count(found.count));
   tasks.replace(found.tasks);
-  $("timeline").hidden = found.tasks.length === 0;
-  timeline.draw(found.tasks);
+  const timed = found.tasks.filter((task) => task.start_time);
+  $("timeline").hidden = timed.length === 0;
+  timeline.draw(timed);
 }
 
 async function loadLog(afresh) {

@@ -1,8 +1,8 @@
 /** The page of one node: what it has free, and one row for each of its servers. */
 
 import {bytes, count, percent, showAgo} from "./format.js";
-import {$, actsOn, countColumn, follow, link, linkColumn, loading, put, showGone, showStatus, statusColumn,
-        ticksActions, timeColumn} from "./page.js";
+import {$, actsOn, countColumn, failedColumn, follow, link, linkColumn, loading, offerActions, put, showGone,
+        showStatus, statusColumn, ticksActions, timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
 
 const COLUMNS = {
@@ -11,6 +11,7 @@ const COLUMNS = {
   submitted: countColumn((server) => server.tasks_submitted),
   running: countColumn((server) => server.tasks_running),
   done: countColumn((server) => server.tasks_done),
+  failed: failedColumn,
   update: timeColumn((server) => server.update_time),
 };
 
@@ -33,8 +34,10 @@ function showNode() {
   const name = node.name || node.addr;
   document.title = name + " – pycoslite";
   put("name", "Node " + name);
-  for (const field of ["addr", "platform"]) put(field, node[field] || "–");
+  put("addr", node.id);
+  put("platform", node.platform || "–");
   showStatus($("status"), node.status);
+  offerActions("node", node.status);
   for (const [kind, show] of [["cpu", percent], ["memory", bytes], ["swap", percent], ["disk", bytes]]) {
     put(kind, show(node.avail_info[kind]));
   }

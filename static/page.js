@@ -35,8 +35,12 @@ export function showStatus(element, status) {
   element.textContent = status;
 }
 
-/** Columns (see table.js): a count, a status, a time; `of(record)` is the value. */
+/** Columns (see table.js): a count, one of what failed, a status, a time; `of(record)` is the value. */
 export const countColumn = (of) => ({show: (record) => count(of(record)), sort: of});
+export const failedColumn = {...countColumn((record) => record.tasks_failed), paint(cell, record) {
+  cell.textContent = count(record.tasks_failed);
+  cell.classList.toggle("bad", record.tasks_failed > 0);
+}};
 export const statusColumn = {show: (record) => record.status, paint: (cell, record) => showStatus(cell, record.status)};
 export const timeColumn = (of, paint) => ({
   show: (record) => String(of(record)), sort: of, paint: (cell, record) => (paint || showAgo)(cell, of(record))});
@@ -87,6 +91,12 @@ export function actsOn(button, verb, kind, chosen) {
   });
 }
 
+/** Let the buttons that suspend and resume the `kind` that a page is about be pressed only where that does something. */
+export function offerActions(kind, status) {
+  $("suspend-" + kind).disabled = status !== "Initialized";
+  $("resume-" + kind).disabled = status !== "Suspended";
+}
+
 /** Buttons "suspend" and "resume" for what is ticked in `table`; returns what tells them how much that is. */
 export function ticksActions(kind, table) {
   const buttons = ["suspend", "resume"].map($);
@@ -114,7 +124,7 @@ export function showGone(gone, what, name, known) {
   document.body.classList.remove("loading");
   $("gone").hidden = !gone;
   if (gone) put("gone", known ? "This " + what + " is gone since " + clockTime(goneAt) + ". What you see was true then."
-    : name ? "The monitor knows no " + what + " " + name + "."
+    : name ? "The monitor knows no " + what + " “" + name + "”."
     : "This page's address names no " + what + ": choose one on the cluster page.");
 }
 

@@ -2,7 +2,7 @@
 
 import {post, session} from "./api.js";
 import {argumentsOf, count, plural, showAgo, showAt, showRunning} from "./format.js";
-import {$, act, actsOn, countTicked, follow, link, loading, notice, put, reason, showGone, showStatus,
+import {$, act, actsOn, countTicked, follow, link, loading, notice, offerActions, put, reason, showGone, showStatus,
         timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
 
@@ -18,6 +18,7 @@ const COLUMNS = {
 
 const server = new URLSearchParams(location.search).get("location") || "";
 let seen = false;                               // whether the monitor has known this server
+let plain = 0;                                  // jobs that run there and are no tasks
 let asked = [];                                 // ids of the tasks that the question on the page is about
 
 const table = new LiveTable($("tasks"), (task) => task.task, COLUMNS, {
@@ -25,7 +26,7 @@ const table = new LiveTable($("tasks"), (task) => task.task, COLUMNS, {
   label: (task) => task.name,
   changed() {
     countTicked([$("terminate")], table.ticked.size);
-    $("empty").hidden = table.records.size > 0 || loading();
+    $("empty").hidden = table.records.size > 0 || plain > 0 || loading();
   },
 });
 
@@ -36,12 +37,17 @@ function showServer(info) {
   $("node").href = link("node.html", {host: info.node});
   put("node", "Node " + info.name);
   showStatus($("status"), info.status);
+  offerActions("server", info.status);
   for (const field of ["submitted", "running", "done", "failed"]) put(field, count(info["tasks_" + field]));
   $("failed").classList.toggle("bad", info.tasks_failed > 0);
   $("failures").href = link("history.html", {state: "failed", location: info.location});
   showAgo($("update"), info.update_time);
   const shown = info.tasks.length;
-  put("shown", shown < info.tasks_running ? count(shown) + " of " + count(info.tasks_running) : count(shown));
+  put("shown", shown < info.tasks_listed ? count(shown) + " of " + count(info.tasks_listed) : count(shown));
+  plain = Math.max(0, info.tasks_running - info.tasks_listed);
+  $("plain").hidden = plain === 0;
+  put("plain", plural(plain, "job") + (plain === 1 ? " that is no task runs" : " that are no tasks run") +
+      " here, of a plain function, say. Such jobs are counted; the history lists those that fail.");
   $("hidden-arguments").hidden = session.show_task_args;
   table.replace(info.tasks);
 }

@@ -25,4 +25,5 @@ async function submit(event) {
 }
 
 document.getElementById("form").addEventListener("submit", submit);
+document.getElementById("state").textContent = "Not signed in";
 field.focus();

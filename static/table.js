@@ -95,6 +95,12 @@ export class LiveTable {
     for (const row of this.rows.values()) this.options.mark(row.element, row.record);
   }
 
+  /** Paint and sort all rows anew: their cells show something that records do not hold, and it has changed. */
+  repaint() {
+    for (const row of this.rows.values()) this.paint(row, row.record);
+    this.arrange();
+  }
+
   /** The name for people of the record with this key. */
   label(key) {
     return this.options.label(this.records.get(key));

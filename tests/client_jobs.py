@@ -110,6 +110,11 @@ def fail(text, task=None):
     raise ValueError(text)
 
 
+def fail_plainly(text):
+    """The same of a plain function."""
+    raise ValueError(text)
+
+
 def give_lock(task=None):
     """A value that cannot travel."""
     yield

@@ -355,15 +355,15 @@ def few_descriptors(soak: bool) -> Iterator[Figure]:
 def datagrams(soak: bool) -> Iterator[Figure]:
     """S5, but for the time that a datagram takes."""
     port, count = free_port(), 20_000 if soak else 2_000
-    choose = random.Random(5)
-    ping = pycoslite.encode_datagram(KEY, pycoslite.PING, os.urandom(16), 1, 255, "pycoslite", os.urandom(16))
+    choose, ping = random.Random(5), new_ping()
     with target("discover_peers=True", "udp_port=%d" % port) as victim, \
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((HOST, 0))
+        first_answer(sock, port)
         sock.settimeout(PATIENCE_S)
         descriptors, asked, most, answers = victim.descriptors(), 0, 0.0, 0
         for number in range(count):
-            data = ping if number % 3 == 0 else mutated(choose, ping)[:512]
+            data = new_ping() if number % 3 == 0 else mutated(choose, ping)[:512]
             sock.sendto(data, (HOST, port))
             asked += len(data)
             if number % 3 == 0:
@@ -379,6 +379,23 @@ def datagrams(soak: bool) -> Iterator[Figure]:
         yield Figure("connections and descriptors it opened", victim.descriptors() - descriptors, "", "==", 0)
         yield Figure("log lines about %d datagrams" % count, victim.lines("WARNING"), "", "<=", 10)
     yield from replayed_answers()
+
+
+def new_ping() -> bytes:
+    """A ping that nobody has sent before, by somebody who knows the secret."""
+    return pycoslite.encode_datagram(KEY, pycoslite.PING, os.urandom(16), 1, 255, "pycoslite", os.urandom(16))
+
+
+def first_answer(sock: socket.socket, port: int) -> None:
+    """Ask until the process answers, which begins to listen at its UDP port a moment after it is ready."""
+    sock.settimeout(0.2)
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        sock.sendto(new_ping(), (HOST, port))
+        with contextlib.suppress(socket.timeout):
+            sock.recv(4096)
+            return
+    raise AssertionError("the process does not answer a ping")
 
 
 def replayed_answers() -> Iterator[Figure]:

@@ -101,7 +101,7 @@ def say(port: int, data: bytes) -> bytes:
 
 def sites(soak: bool) -> Iterator[Figure]:
     """S10."""
-    header_s, goal_s = (3.0, 5.0) if soak else (1.0, PATIENCE_S)
+    header_s, goal_s = 3.0, 5.0 if soak else PATIENCE_S
     with monitor(header_s) as victim:
         yield from foreign(victim)
         yield from spellings(victim, soak)
@@ -203,12 +203,15 @@ class Viewer:
     def _run(self) -> None:
         while not self._end.wait(0.05):
             started = time.perf_counter()
-            try:
-                self.failures += ask(self.port, "GET", "/cluster_status", GOOD)[0] != 200
-            except (OSError, http.client.HTTPException):
-                self.failures += 1
+            self.failures += not (self._answered() or self._answered())     # who sees an error tries again
             self.worst_s = max(self.worst_s, time.perf_counter() - started)
             self.count += 1
+
+    def _answered(self) -> bool:
+        try:
+            return ask(self.port, "GET", "/cluster_status", GOOD)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     def __enter__(self) -> "Viewer":
         self._thread.start()

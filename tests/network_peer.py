@@ -76,6 +76,11 @@ def on_report(asker, task):
     asker.send((len(received), received == list(range(len(received)))))
 
 
+def on_connections(asker, task):
+    """Send how many connections there are to who asks."""
+    asker.send(asker.peer.connections)
+
+
 def on_spawn(asker, function, args, task):
     """Start one of the tasks above and send its reference."""
     asker.send(Task(globals()[function], *args))

@@ -145,8 +145,10 @@ def cuts(soak: bool) -> Iterator[Figure]:
 
 
 def _lanes_cut(rounds: int) -> Iterator[Figure]:
-    """Connections of links that have lanes: most lanes are cut, first connections live long enough to get some."""
-    forced = {"lanes_loss": 0, "lanes_after_s": 0, "reconnect_min_s": 0.001, "reconnect_max_s": 0.005}
+    """Connections of links that have lanes: most lanes are cut, or end by themselves, first connections live long
+    enough to get some."""
+    forced = {"lanes_loss": 0, "lanes_after_s": 0, "lanes_idle_s": 0.01, "reconnect_min_s": 0.001,
+              "reconnect_max_s": 0.005}
     chance, count, size, wide, cut = random.Random(9705), 10_000, 8000, 0, 0
     for _ in range(rounds):
         with agent(*HIDDEN, **forced) as there:
@@ -207,6 +209,13 @@ def throughput(soak: bool) -> Iterator[Figure]:
                 yield Figure("messages on their way at a time, at most", told["most"], "", ">=", 500)
             yield Figure("connections that they went over", told["connections"], "", ">", 1)
             yield Figure("messages a second, " + how, count / told["seconds"], "1/s", ">=", 1000)
+    with tempfile.TemporaryDirectory() as folder, switched_hosts(2, seed=9705) as (switch, hosts):
+        with agent("name=a", host=hosts[0]) as a, agent("dest_path=" + folder, host=hosts[1]) as b:
+            switch.line, size = BAD_LINE, 32_000_000 if soak else 8_000_000
+            told = a.do("send_file", repr(b.at), size)
+            yield Figure("files that arrived, of 1", 1 - abs(told["status"]), "", "==", 1)
+            yield Figure("of a file, in lanes once the line is known", size / 1024 / told["seconds"], "KiB/s", ">=",
+                         800)
     with two_agents(Line(delay_s=0.1)) as (_, _hosts, (a, b)):         # so little that the switch drops nothing
         told = a.do("exchange", repr(b.at), 400, 1024, 1)
         yield Figure("connections over a line that is long, and sound", told["connections"], "", "==", 1)

@@ -12,6 +12,7 @@ put into the mailbox.
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def do_exchange(at, count, size, back=None, task=None):
     there = yield task.receive(COME_S)
     say("DONE", here=[len(got), got == list(range(back))], there=there, most=most, seconds=time.monotonic() - began,
         connections=agent.peer.connections)
+
+
+def do_send_file(at, size, task=None):
+    """Send a file of `size` bytes; say what that gave, and how long it took."""
+    peer = (yield found(at)).peer
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(os.urandom(size))
+        file.flush()
+        began = time.monotonic()
+        status = yield Pycos().send_file(peer.location, file.name, timeout=COME_S)
+    say("DONE", status=status, seconds=time.monotonic() - began, connections=peer.connections)
 
 
 def do_beat(at, task=None):

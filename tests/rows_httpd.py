@@ -26,13 +26,16 @@ ROWS = {
     "W13": _C + "ActTest.test_terminate_tasks",
     "W14": _S + "AnswerTest.test_document_root " + _S + "ViewersTest.test_arguments_hidden_for_all " + _S
     + "AnswerTest.test_update",
-    "W15 W16": _C + "ActTest.test_suspend_and_resume_a_node " + _C + "ActTest.test_program_that_is_busy",
+    "W15 W16": _C + "ActTest.test_suspend_and_resume_a_node " + _C + "ActTest.test_program_that_is_busy " + _S
+    + "ActTest.test_nodes_at_one_address",
     "W17 W18": _C + "ActTest.test_suspend_and_resume_servers",
     "W19": _S + "SpellingTest.test_paths_that_lead_nowhere",
-    "W20 W21 W22": _S + "AnswerTest.test_built_in_pages",
+    "W20 W21 W22": _S + "AnswerTest.test_built_in_pages " + _C
+    + "WatchTest.test_plain_functions_are_counted_and_listed_when_they_fail",
     "W23": _V + "ViewTest.test_words_of_nodes_and_servers " + _C + "WatchTest.test_words_of_a_life",
     "W24": _S + "TlsTest.test_one_file_and_two",
-    "W25": _V + "ViewTest.test_counts_survive_the_end_of_a_computation " + _C + "WatchTest.test_words_of_a_life",
+    "W25": _V + "ViewTest.test_counts_survive_the_end_of_a_computation " + _C + "WatchTest.test_words_of_a_life " + _C
+    + "WatchTest.test_plain_functions_are_counted_and_listed_when_they_fail",
     "W26": _S + "SpellingTest.test_paths_that_lead_nowhere " + _S + "AnswerTest.test_names_are_text " + _S
     + "AnswerTest.test_headers_of_every_answer",
     # 2 and 17: choices, and defects of old that must not come back

@@ -16,6 +16,7 @@ import dispycos_lite
 import pycoslite
 from dispycos_lite import Client, Computation, DispycosNodeAllocate, DispycosStatus, Scheduler
 from tests import client_jobs as jobs
+from tests import cluster_jobs
 from tests.client_support import LOOPBACK, ClientTestCase, Statuses, each, running_node
 from tests.rows_dispycos import ROWS
 from tests.support import ROOT, TestCase, free_port, need_cpus, needs_threads_after_main, running
@@ -725,6 +726,92 @@ class StatusTest(ClientTestCase):
             self.run_task(main)
 
 
+class WatchedTest(ClientTestCase):
+    """`counts` and `watch`, for jobs of every kind."""
+
+    def test_counts_in_any_thread_and_over_turns(self):
+        self.scheduler()
+        client = Client([])
+        self.assertEqual(client.counts(), (dispycos_lite.JobCounts(), {}, {}, {}))
+
+        def main(turn, task=None):
+            yield client.schedule()
+            yield client.run_results(jobs.double, range(10))
+            yield client.run_result(jobs.square, 3)
+            yield client.run_result(jobs.fail_plainly, "broken")
+            waits = yield client.rtask(jobs.wait, task)
+            yield task.receive()
+            total = client.counts().total           # also in a task
+            self.assertEqual((total.running, total.done, total.submitted), (1, 13 * turn - 1, 13 * turn))
+            waits.send("go on")
+            yield waits()
+            yield client.close()
+        for turn in (1, 2):
+            self.run_task(main, turn)
+            counts = client.counts()
+            self.assertEqual(counts.total, dispycos_lite.JobCounts(13 * turn, done=13 * turn, failed=turn))
+            self.assertEqual({place.port for place in counts.nodes}, {self.node.port})
+            for places in (counts.nodes, counts.servers):
+                self.assertEqual(sum(found.done for found in places.values()), 13 * turn)
+
+    def test_a_result_that_cannot_be_unpickled_here_has_failed(self):
+        self.scheduler()
+
+        def main(task=None):
+            client = Client([])
+            yield client.schedule()
+            status = yield client.run_result(cluster_jobs.breaks_on_arrival)
+            self.assertIsInstance(status, pycoslite.MonitorStatus)
+            self.assertEqual(client.counts().total, dispycos_lite.JobCounts(1, done=1, failed=1))
+            yield client.close()
+        self.run_task(main)
+
+    def test_watchers_hear_what_the_status_task_hears_and_of_failures_of_functions(self):
+        self.scheduler()
+
+        def main(task=None):
+            statuses, seen = Statuses(), []
+            client = Client([], status_task=statuses.task)
+            end = client.watch(seen.append)
+            yield client.schedule()
+            yield client.run_result(jobs.double, 4)
+            yield client.run_result(jobs.square, 3)
+            yield client.run_result(jobs.fail_plainly, "broken")
+            end()
+            yield client.run_result(jobs.fail_plainly, "not seen any more")
+            yield client.close()
+            yield statuses.status(Scheduler.ClientClosed, task)
+            plain, = [message for message in seen if isinstance(getattr(message, "info", None), dispycos_lite.PlainJob)]
+            self.assertEqual((plain.info.name, plain.info.args, plain.type), ("fail_plainly", ("broken",), ValueError))
+            self.assertIn(plain.info.location, client.counts().servers)
+            self.assertIn("Traceback", plain.value)
+            seen.remove(plain)
+            self.assertEqual(seen, statuses.messages[:len(seen)])
+            self.assertGreater(len(seen), 6)
+        self.run_task(main)
+
+    def test_who_comes_late_is_told_what_there_is(self):
+        self.scheduler()
+
+        def body(client, task):
+            def broken(message):
+                raise ValueError("of a watcher")
+            seen = []
+            with self.expect_log("which watches client .* failed"):
+                ends = [client.watch(broken), client.watch(seen.append)]
+                while sum(isinstance(message, DispycosStatus) for message in seen) < 7:
+                    yield task.sleep(0.01)
+                for end in ends:
+                    end()
+            codes = [message.status for message in seen if isinstance(message, DispycosStatus)]
+            servers = 2 * [Scheduler.ServerDiscovered, Scheduler.ServerInitialized]         # set up by then, or not
+            self.assertEqual(codes[:3], [Scheduler.ClientScheduled, Scheduler.NodeDiscovered, Scheduler.NodeInitialized])
+            self.assertEqual(sorted(codes[3:]), sorted(servers))
+        self.with_client(self.when_up(body, 2))
+
+    when_up = staticmethod(JobsTest.when_up)
+
+
 class SetupTest(ClientTestCase):
     """Setting up nodes and servers; choosing them."""
 
@@ -845,6 +932,38 @@ class NodesTest(TestCase):
                 yield client.close(terminate=True)
             with self.expect_log("is lost|cannot be reached|cannot be used|were not confirmed"):
                 ClientTestCase.run_task(self, main)
+
+    def test_nodes_of_one_name_and_address_are_told_apart_by_their_port(self):
+        self.addCleanup(self.stop)
+        with running_node(1, "--name", "twin") as one, running_node(1, "--name", "twin") as two:
+            Scheduler(nodes=["127.0.0.1:%d" % node.port for node in (one, two)], **LOOPBACK)
+
+            def main(task=None):
+                statuses = Statuses()
+                client = Client([], status_task=statuses.task)
+                yield client.schedule()
+                infos = yield each(statuses.status(Scheduler.NodeInitialized, task, n) for n in (1, 2))
+                yield statuses.status(Scheduler.ServerInitialized, task, 2)
+                info, = [info for info in infos if info.location.port == two.port]
+                for who in (info.location, repr(info.location), info):
+                    self.assertEqual(client.suspend_node(who), 0)
+                    suspended = yield statuses.wait(
+                        lambda message: isinstance(message, DispycosStatus)
+                        and message.status == Scheduler.NodeSuspended, task)
+                    self.assertIs(suspended.info, info)
+                    statuses.messages.clear()
+                    self.assertEqual(client.resume_node(who), 0)
+                    yield statuses.status(Scheduler.NodeResumed, task)
+                    pid, _, _ = yield (yield client.rtask_at(who, jobs.place))()
+                    other, _, _ = yield (yield client.rtask_at(infos[infos[0] is info].location, jobs.place))()
+                    self.assertNotEqual(pid, other)
+                    self.assertEqual(len((yield client.run_each(who, jobs.place))), 1)
+                with self.expect_log("twin is the name or address of several nodes, at .*: the first is taken"):
+                    self.assertEqual(client.resume_node("twin"), 0)
+                self.assertEqual(client.close_node(info.location), 0)
+                self.assertIs((yield statuses.status(Scheduler.NodeClosed, task)), info)
+                yield client.close()
+            ClientTestCase.run_task(self, main)
 
     def test_names_of_nodes_of_a_client(self):
         """Client(nodes=['host:port']) contacts that node."""

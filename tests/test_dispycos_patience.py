@@ -374,19 +374,18 @@ class RealTest(ClientTestCase):
             statuses = Statuses()
             client = Client([], status_task=statuses.task, pulse_interval=0.05, zombie_period=0.5)
             yield client.schedule()
-            yield statuses.status(Scheduler.ServerInitialized, task, 2)
             (used, _, _) = yield client.run_result(jobs.place)
             yield statuses.status(Scheduler.NodeClosed, task)
             reasons = [message.reason for message in statuses.messages
                        if getattr(message, "status", 0) in (Scheduler.ServerClosed, Scheduler.NodeClosed)]
-            self.assertRegex(reasons[-1], r"^idle for 0\.\d+ s, zombie_period=0\.5$")
+            self.assertRegex(reasons[-1], r"^idle for \d\S* s, zombie_period=0\.5$")
             (again, _, _) = yield client.run_result(jobs.place)
             self.assertNotEqual(used, again)
-            with self.expect_log(r"ClientClosed: the client was idle for 1\S* s, zombie_period=0\.5; schedule it again "
+            with self.expect_log(r"ClientClosed: the client was idle for \d\S* s, zombie_period=0\.5; schedule it again "
                                  "when there is work, or make it with zombie_period=0"):
                 yield statuses.status(Scheduler.ClientClosed, task)
             self.assertRegex(statuses.messages[-1].reason, "^the client was idle")
-            with self.expect_log(r"job place was not started: the client was idle for 1\S* s, zombie_period=0\.5; .*: "
+            with self.expect_log(r"job place was not started: the client was idle for \d\S* s, zombie_period=0\.5; .*: "
                                  "'yield client.schedule\\(\\)' comes first", level=40):
                 self.assertIsNone((yield client.run_result(jobs.place)))
             self.assertEqual((yield client.schedule()), 0)
@@ -401,7 +400,6 @@ class RealTest(ClientTestCase):
             statuses = Statuses()
             client = Client([], status_task=statuses.task, pulse_interval=0.05, zombie_period=0.4)
             yield client.schedule()
-            yield statuses.status(Scheduler.ServerInitialized, task, 2)
             works = yield client.rtask(jobs.wait, task)
             yield task.receive()
             closed = yield statuses.status(Scheduler.ServerDisconnected, task)
@@ -431,7 +429,7 @@ class RealTest(ClientTestCase):
                 waits.send("go on")
                 self.assertEqual((yield waits()), "go on")
                 yield statuses.status(Scheduler.NodeClosed, task)
-                self.assertRegex(statuses.messages[-1].reason, r"its client was idle for 1\S* s, --zombie_period 1 "
+                self.assertRegex(statuses.messages[-1].reason, r"its client was idle for \d\S* s, --zombie_period 1 "
                                  "of the node; it may have it again when there is work")
                 self.assertEqual((yield client.run_result(jobs.square, 3)), 9)
                 yield client.close()
@@ -440,7 +438,7 @@ class RealTest(ClientTestCase):
     @unittest.skipUnless(hasattr(signal, "SIGSTOP"), "a process cannot be stopped for a while on this system")
     def test_a_node_that_is_silent_is_abandoned_and_reclaimed_when_it_is_heard(self) -> None:
         self.addCleanup(setattr, pycoslite.settings, "heartbeat_s", pycoslite.settings.heartbeat_s)
-        pycoslite.settings.heartbeat_s = 0.1
+        pycoslite.settings.heartbeat_s = 0.5         # a node that has no time for a moment is not silent yet
         folder = self.temp_dir()
         with running_node(1) as node:
             self.scheduler(nodes=["127.0.0.1:%d" % node.port])
@@ -474,7 +472,7 @@ class RealTest(ClientTestCase):
                 self.assertEqual(statuses.codes().count(Scheduler.NodeDiscovered), 2)
                 yield client.close()
             with self.expect_log(r"there is no such node|NodeAbandoned \(127\.0\.0\.1\): node \S+ could not be reached "
-                                 "for 0.*|cannot be reached"):
+                                 r"for \d.*|cannot be reached"):
                 self.run_task(main)
 
     def test_a_restart_that_the_node_refuses_is_no_loss_of_the_node(self) -> None:
@@ -497,7 +495,7 @@ class RealTest(ClientTestCase):
                 stack.enter_context(running([sys.executable, "-c", IDLE_PROGRAM, program.match.group(1), hold],
                                             ready="asks")) for hold in ("600", "0")]
             first.wait_for("has 9")
-            first.wait_for("ClientClosed: the client was idle for 1.* s, zombie_period=0.5 of the scheduler; schedule")
+            first.wait_for("ClientClosed: the client was idle for .* s, zombie_period=0.5 of the scheduler; schedule")
             second.wait_for("done")
             self.assertEqual(second.wait(), 0, second.output)
             self.assertNotIn("done", first.output)
@@ -533,7 +531,7 @@ class AcquaintanceTest(ClientTestCase):
         self.scheduler()
 
         def main(task: Any = None) -> Iterator:
-            for wanted, timeout in ((True, 10.0), (False, 0.3)):
+            for wanted, timeout in ((True, 60.0), (False, 0.3)):
                 statuses = Statuses()
                 client = Client([], status_task=statuses.task, peers_communicate=wanted)
                 yield client.schedule()
@@ -555,7 +553,7 @@ class AcquaintanceTest(ClientTestCase):
                 yield client.schedule()
                 yield statuses.status(Scheduler.ServerInitialized, task, 2)
                 servers = yield client.servers()
-                self.assertTrue((yield self.talk(client, *servers, 10.0, task)))
+                self.assertTrue((yield self.talk(client, *servers, 60.0, task)))
                 yield client.close()
             self.run_task(main)
 
@@ -598,7 +596,7 @@ class PulseTest(ClientTestCase):
                 yield client.schedule()
                 yield statuses.status(Scheduler.ServerInitialized, task)
                 link, = client._driver.nodes.values()
-                self.assertEqual(client._driver._pulse_of(link.peer), 0.5)
+                self.assertEqual(client._driver._pulse_of(link.peer, 0.05), 0.5)
                 yield client.close()
             with self.expect_log("is asked every 0.5 s what it has free, and not every 0.05 s: it was started with "
                                  "--min_pulse_interval 0.5 and --max_pulse_interval 7"):

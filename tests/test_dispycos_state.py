@@ -10,6 +10,7 @@ import concurrent.futures
 import functools
 import heapq
 import itertools
+import operator
 import pickle
 import random
 import re
@@ -21,8 +22,8 @@ import pycoslite
 from dispycos_lite import (CANCEL_JOB, ERROR, EXCEPTION, FUNCTION, IO, JOB_DONE, RECALL_JOBS, RELEASE_NODE,
                            RESTART_SERVER, SEND_JOB, STATUS, TASK, TERMINATED, VALUE, Cancelled, ClusterClosed,
                            ClusterState, DispycosNodeAllocate, DispycosNodeAvailInfo, DispycosNodeInfo,
-                           DispycosStatus, DispycosTaskInfo, Job, JobError, NodeLost, ResultError, SchedulerStatus,
-                           Server, Terms, TimedOut, WorkerDied)
+                           DispycosStatus, DispycosTaskInfo, Job, JobCounts, JobError, NodeLost, ResultError,
+                           SchedulerStatus, Server, Terms, TimedOut, WorkerDied)
 from tests.support import TestCase
 
 KEY = b"k" * 16
@@ -740,6 +741,107 @@ class StoppingTest(StateTest):
         self.assertLess(len(queue.fresh) + len(queue.ranked), 100)
 
 
+class CountsTest(StateTest):
+    """How many jobs there were, and where."""
+
+    def total(self, **others: int) -> None:
+        """The total has these figures, and no others but 0."""
+        self.assertEqual(self.state.counts().total, JobCounts(**others))
+
+    def test_from_waiting_to_the_end(self) -> None:
+        (one, two), = self.cluster(2)
+        jobs = [self.submit() for _ in range(7)]
+        self.total(submitted=7, pending=5, running=2)
+        self.submit(IO)
+        self.total(submitted=8, pending=5, running=3)
+        self.end(jobs[0])
+        self.end(jobs[1], outcome=EXCEPTION)
+        self.total(submitted=8, pending=3, running=3, done=2, failed=1)
+        counts = self.state.counts()
+        self.assertEqual(counts.node_of, {one.location: "a", two.location: "a"})
+        self.assertEqual(counts.nodes, {"a": JobCounts(5, 0, 3, 2, 1)})
+        self.assertEqual(sorted(counts.servers.values()), [JobCounts(2, 0, 1, 1, 1), JobCounts(3, 0, 2, 1)])
+
+    def test_what_is_cancelled_is_done_at_once(self) -> None:
+        """Also where its server is still busy with it."""
+        self.cluster(1)
+        jobs = [self.submit() for _ in range(3)]
+        for job in jobs[::-1]:
+            self.state.cancel(job.id, self.now)
+        self.total(submitted=3, running=1, done=2, terminated=2)            # the first one was asked to stop
+        self.now += dispycos_lite.settings.grace_s
+        self.state.tick(self.now)
+        self.total(submitted=3, done=3, terminated=3)
+        self.state.server_down("a", 0, "killed", self.now)
+        self.total(submitted=3, done=3, terminated=3)
+
+    def test_a_run_that_is_repeated_is_lost_where_it_was_and_not_in_the_total(self) -> None:
+        self.cluster(1, 1)
+        job = self.submit(retries=1)
+        (place, _), = self.sent()
+        self.state.server_down(place[0], 0, "killed", self.now)
+        self.total(submitted=1, running=1)
+        self.end(job)
+        self.total(submitted=1, done=1)
+        nodes = self.state.counts().nodes
+        self.assertEqual(sorted(nodes.values()), [JobCounts(1, 0, 0, 1), JobCounts(1, 0, 0, 1, abandoned=1)])
+
+    def test_what_did_not_run_anywhere_is_in_the_total_alone(self) -> None:
+        job = self.submit()
+        self.state.cancel(job.id, self.now)
+        self.assertEqual(self.state.counts(), (JobCounts(1, done=1, terminated=1), {}, {}, {}))
+
+    def test_io_at_a_close_is_abandoned_unless_all_is_terminated(self) -> None:
+        for terminate, figures in ((False, {"abandoned": 1}), (True, {"terminated": 1})):
+            self.setUp()
+            self.cluster(1)
+            job = self.submit(IO)
+            self.state.close(self.now, terminate=terminate)
+            self.end(job, outcome=TERMINATED)
+            self.total(submitted=1, done=1, **figures)
+
+    def test_the_next_turn_goes_on_counting(self) -> None:
+        self.cluster(1)
+        self.end(self.submit())
+        self.state.close(self.now)
+        ledger = self.state.ledger
+        self.state = ClusterState()
+        self.state.ledger = ledger
+        self.cluster(1)
+        self.end(self.submit())
+        self.total(submitted=2, done=2)
+        self.assertEqual(list(self.state.counts().servers.values()), [JobCounts(2, done=2)])
+
+    def test_servers_that_are_gone_for_long_are_counted_with_their_node(self) -> None:
+        self.addCleanup(setattr, dispycos_lite, "_KEPT_PLACES", dispycos_lite._KEPT_PLACES)
+        dispycos_lite._KEPT_PLACES = 3
+        self.state.node_up("a", DispycosNodeInfo("n", "x", 1), self.now)
+        for port in range(10):
+            self.state.server_up("a", 0, b"p", port, self.now)
+            self.end(self.submit())
+            self.state.server_down("a", 0, "killed", self.now)
+        counts = self.state.counts()
+        self.assertEqual((sorted(counts.servers), counts.nodes["a"].done, counts.total.done), ([7, 8, 9], 10, 10))
+        self.state.node_down("a", "lost", self.now)
+        for name in "bcd":
+            self.state.node_up(name, DispycosNodeInfo("n", "x", 1), self.now)
+            self.state.server_up(name, 0, b"p", name, self.now)
+            self.state.node_down(name, "lost", self.now)
+        self.assertEqual((sorted(self.state.counts().nodes), self.state.counts().total.done), (["b", "c", "d"], 10))
+
+    def test_what_was_told_of_the_places_there_are(self) -> None:
+        (one, two), (three,) = self.cluster(2, 1)
+        self.state.suspend(one, self.now)
+        self.submit(where=two.location)
+        self.state.close_server(two, self.now)
+        self.state.suspend(three.node, self.now)
+        self.assertEqual(["%s %s" % (CODE_NAMES[code], info) for code, info in self.state.told()], [
+            "NodeDiscovered addr-a", "NodeInitialized addr-a", "ServerDiscovered ('a', 0)",
+            "ServerInitialized ('a', 0)", "ServerSuspended ('a', 0)", "NodeDiscovered addr-b",
+            "NodeInitialized addr-b", "NodeSuspended addr-b", "ServerDiscovered ('b', 0)",
+            "ServerInitialized ('b', 0)"])
+
+
 class FleetTest(StateTest):
     def test_order_of_statuses(self) -> None:
         self.cluster(2)
@@ -879,7 +981,7 @@ class History:
     end. A job begins at most once more than its `retries` where it is known what each server began (no node is lost),
     and never more than `max_runs` times. A server gets the jobs that may run anywhere in the order of their ids, and
     never more than its limit. There is one RECALL at a time. Statuses of an entity come in their order, but that it is
-    abandoned may be told of it at any time.
+    abandoned may be told of it at any time. Counts say the same as what was told of each job, and never shrink.
     """
 
     ORDER = ["Discovered", "Initialized", "Closed", "Disconnected"]
@@ -891,6 +993,24 @@ class History:
         self.done: Dict[int, Any] = {}
         self.last_fresh: Dict[Server, int] = {}
         self.statuses: Dict[Any, List[str]] = collections.defaultdict(list)
+        self.kinds: collections.Counter = collections.Counter()         # of the outcomes in `done`
+        self.places: Dict[Any, tuple] = {}          # -> what had ended there
+
+    def counted(self, counts: dispycos_lite.ClusterCounts, submitted: int) -> None:
+        """What the state counts when so many jobs have been submitted."""
+        total, test = counts.total, self.test
+        test.assertEqual((total.submitted, total.done), (submitted, len(self.done)))
+        lost = sum(self.kinds[kind] for kind in ("Cancelled", "TimedOut", "WorkerDied", "NodeLost"))
+        test.assertEqual(total.terminated + total.abandoned, lost)
+        test.assertEqual(total.failed, len(self.done) - lost - self.kinds[VALUE])
+        test.assertGreaterEqual(min(total), 0)
+        for name, places in (("node", counts.nodes), ("server", counts.servers)):
+            for place, found in places.items():
+                ends = found[3:]                    # done and what it is made of
+                test.assertTrue(all(map(operator.ge, ends, self.places.get((name, place), (0,) * 4))), place)
+                self.places[name, place] = ends
+        sums = [tuple(map(sum, zip(*places.values()))) for places in (counts.nodes, counts.servers)]
+        test.assertEqual(*sums)
 
     def sent(self, server: Server, job: Job, attempt: int) -> None:
         self.test.assertNotIn(job.id, self.done)
@@ -901,6 +1021,7 @@ class History:
     def ended(self, job: Job, outcome: int, payload: Any) -> None:
         self.test.assertNotIn(job.id, self.done, "job %d ended twice" % job.id)
         self.done[job.id] = type(payload).__name__ if outcome == ERROR else outcome
+        self.kinds[self.done[job.id]] += 1
         if outcome == VALUE:
             self.test.assertEqual(payload, (job.id, job.attempt))
             self.test.assertIn(payload, self.finished)
@@ -1039,6 +1160,7 @@ class World:
             self.loads[server] = load
         for instruction in self.state.take():
             getattr(self, "do_" + instruction[0])(*instruction[1:])
+        self.history.counted(self.state.counts(), len(self.jobs))
         due = self.state.next_deadline()
         if due is not None and (self.tick_at is None or due < self.tick_at):
             self.tick_at = due

@@ -84,6 +84,24 @@ class ExamplesTest(TestCase):
                 if path.name != "word_count.py":
                     self.assertLess(text.count("\n"), LONGEST)
 
+    def test_arguments_that_are_wrong(self):
+        """Each that takes some, or goes on until it is ended, says what it takes, and does nothing."""
+        folder = self.temp_dir()
+        started = {}
+        for path in sorted(FOLDER.glob("*.py")):
+            if "sys.argv" in path.read_text(encoding="utf-8") or "argparse" in path.read_text(encoding="utf-8"):
+                started[path.name] = subprocess.Popen([sys.executable, str(path), "--no-such-option"], cwd=str(folder),
+                                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                                      stderr=subprocess.STDOUT, text=True)
+        self.assertGreater(len(started), 20)
+        for name, process in started.items():
+            with self.subTest(name):
+                said = process.communicate(timeout=100)[0]
+                self.assertNotEqual(process.returncode, 0, said)
+                self.assertRegex(said, "usage: %s|python3 examples/%s" % (name, name))
+                self.assertNotIn("Traceback", said)
+        self.assertEqual(list(folder.iterdir()), [])
+
     def test_each_is_run_by_a_test(self):
         tests = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_*.py")))
         for path in FOLDER.glob("*.py"):

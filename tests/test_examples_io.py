@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import signal
+import socket
 import sys
 import unittest
 import urllib.request
@@ -13,7 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.support import ROOT, TestCase, running
+from tests.support import ROOT, TestCase, free_port, running
 
 EXAMPLES = ROOT / "examples"
 NAMES = ("echo_server", "echo_client", "chat_server", "chat_client", "web_server", "udp", "pipes", "socket_as_file")
@@ -31,6 +32,22 @@ class ExampleTest(TestCase):
         with running(command(name, *args)) as process:
             self.assertEqual(process.wait(60), 0, process.output)
         return process.output.splitlines()
+
+    def test_nobody_listens(self):
+        port = free_port()
+        with running(command("chat_client", port, "ann")) as client:
+            self.assertEqual(client.wait(60), 0)
+            self.assertRegex(client.output, r"^there is no chat at 127.0.0.1, port %d: .*refused" % port)
+        with running(command("echo_client", port)) as client:
+            self.assertEqual(client.wait(60), 1)
+            self.assertRegex(client.output, r"^nobody echoes at 127.0.0.1, port %d: .*refused.*\n$" % port)
+
+    def test_a_port_that_is_in_use(self):
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            for name in "echo_server", "web_server":
+                with running(command(name, sock.getsockname()[1])) as server:
+                    self.assertEqual(server.wait(60), 1)
+                    self.assertRegex(server.output, r"^cannot listen at .*port.*: .*in use.*\n$")
 
     def interrupted(self, server: Any) -> None:
         """Ctrl-C ends a server, with nothing more to say."""

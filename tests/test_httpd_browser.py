@@ -55,8 +55,7 @@ class FakeCluster:
     """A client without a cluster: what happens is fed to the monitor (`feed`), what viewers do is done and reported."""
 
     def __init__(self) -> None:
-        self.status_task: Any = None
-        self.feed: Any = None
+        self.feed: Any = None                   # takes messages
         self.calls: List[tuple] = []            # (method, where) of what viewers did
         self.nodes: Dict[str, Feed] = {}        # by address
         self._numbers = itertools.count(1)
@@ -87,15 +86,20 @@ class FakeCluster:
         """A task ends."""
         self.feed(MonitorStatus(task, kind, value))
 
-    def suspend_node(self, addr: str) -> int:
-        """As a Client's."""
-        self.nodes[addr].node("Suspended")
-        return self._note("suspend_node", addr)
+    def watch(self, callback: Any) -> Any:
+        """As a Client's; nothing ends it."""
+        self.feed = callback
+        return lambda: None
 
-    def resume_node(self, addr: str) -> int:
+    def suspend_node(self, node: Location) -> int:
         """As a Client's."""
-        self.nodes[addr].node("Resumed")
-        return self._note("resume_node", addr)
+        self.nodes[node.addr].node("Suspended")
+        return self._note("suspend_node", node)
+
+    def resume_node(self, node: Location) -> int:
+        """As a Client's."""
+        self.nodes[node.addr].node("Resumed")
+        return self._note("resume_node", node)
 
     def suspend_server(self, location: Location) -> int:
         """As a Client's."""
@@ -158,7 +162,6 @@ class BrowserTestCase(MonitorTestCase):
         """A faked cluster with its monitor, `self.server`."""
         cluster = FakeCluster()
         self.server = self.monitor(cluster, **options)
-        cluster.feed = self.server.feed
         cluster.schedule()
         return cluster
 
@@ -212,7 +215,7 @@ class ClusterPageTest(BrowserTestCase):
         self.rows(1)
         self.shows(["10.0.0.1", "alpha", "Initialized", "2", "37 %", "1.0 GiB", "100 %", "1.0 TiB", "0", "0", "0"],
                    lambda: [self.column(number)[0] for number in range(2, 13)])
-        self.assertRegex(self.column(13)[0], r"^(now|\d+ s ago)$")
+        self.assertRegex(self.column(14)[0], r"^(now|\d+ s ago)$")
         self.assertTrue(self.browser.script("return document.querySelector('tbody time').title.includes(arguments[0])",
                                             str(time.localtime().tm_year)))
         with self.same_page():
@@ -291,8 +294,9 @@ class ClusterPageTest(BrowserTestCase):
         self.browser.click("#resume")
         self.wait("document.querySelectorAll('[data-status=Suspended]').length === 1")
         self.wait("document.querySelector('#notices').innerText.includes('node node1 resumed')")
-        self.assertEqual(sorted(cluster.calls[:2]), [("suspend_node", "10.0.0.1"), ("suspend_node", "10.0.0.3")])
-        self.assertEqual(cluster.calls[2:], [("resume_node", "10.0.0.1")])
+        self.assertEqual(sorted(cluster.calls[:2]),
+                         [("suspend_node", "10.0.0.1:9705"), ("suspend_node", "10.0.0.3:9705")])
+        self.assertEqual(cluster.calls[2:], [("resume_node", "10.0.0.1:9705")])
 
     def test_who_may_only_look_is_offered_no_action(self):
         cluster = self.cluster(read_only=True)
@@ -326,6 +330,20 @@ class ClusterPageTest(BrowserTestCase):
         self.wait_text("#status", "Running")
         cluster.schedule(Scheduler.ClientClosed)
         self.wait("!document.querySelector('#ended').hidden")
+
+    def test_nodes_at_one_address_show_their_ports(self):
+        cluster = self.cluster()
+        cluster.node("10.0.0.1", "twin")
+        self.open()
+        self.rows(1)
+        self.shows(["10.0.0.1"], self.column, 2)
+        Feed(cluster.feed, "10.0.0.1", 9805, "twin").up(0)
+        self.rows(2)
+        self.shows(["10.0.0.1:9805", "10.0.0.1:9705"], self.column, 2)
+        self.browser.click("tbody tr:nth-child(1) input")
+        self.browser.click("#suspend")
+        self.wait("document.querySelector('#notices').innerText.includes('node 10.0.0.1:9805 suspended')")
+        self.assertEqual(cluster.calls, [("suspend_node", "10.0.0.1:9805")])
 
     def test_a_node_that_has_not_reported_for_long_is_marked(self):
         cluster = self.cluster()
@@ -408,7 +426,7 @@ class NodeAndServerPageTest(BrowserTestCase):
         self.browser.click("#resume-node")
         self.wait_text("#status", "Initialized")
         self.assertEqual(cluster.calls, [("suspend_server", "10.0.0.1:9707"), ("resume_server", "10.0.0.1:9707"),
-                                         ("suspend_node", "10.0.0.1"), ("resume_node", "10.0.0.1")])
+                                         ("suspend_node", "10.0.0.1:9705"), ("resume_node", "10.0.0.1:9705")])
 
     def test_ticked_tasks_are_terminated_once_that_is_confirmed(self):
         cluster = self.cluster()
@@ -470,9 +488,9 @@ class NodeAndServerPageTest(BrowserTestCase):
     def test_what_the_monitor_does_not_know_is_said(self):
         self.cluster()
         self.open("node.html?host=10.9.9.9")
-        self.wait_text("#gone", "The monitor knows no node 10.9.9.9.")
+        self.wait_text("#gone", "The monitor knows no node “10.9.9.9”.")
         self.open("server.html?location=10.9.9.9:1")
-        self.wait_text("#gone", "The monitor knows no server 10.9.9.9:1.")
+        self.wait_text("#gone", "The monitor knows no server “10.9.9.9:1”.")
         for page in ("node.html", "server.html"):
             self.browser.open(self.origins[-1] + page)
             self.wait("document.querySelector('#gone').innerText.includes('address names no')")
@@ -512,7 +530,27 @@ class HistoryPageTest(BrowserTestCase):
         with self.same_page():
             cluster.end(cluster.start("10.0.0.1:9706", "more"), value=1)
             self.rows(2, "#tasks")
-        self.wait_until(lambda: "node alpha" in self.column(2, "#log"))
+        self.wait_until(lambda: "node alpha at 10.0.0.1:9705" in self.column(2, "#log"))
+
+    def test_jobs_of_plain_functions(self):
+        """How many run at a server is said there; the history has those that failed, whose start is not known."""
+        cluster = self.cluster()
+        cluster.node("10.0.0.1", "alpha", servers=1)
+        job = dispycos_lite.PlainJob(7, "resize", Location("10.0.0.1", 9706), ("a.png",), {})
+        cluster.feed(MonitorStatus(job, ValueError, "Traceback\nValueError: no image"))
+        found = dispycos_lite.JobCounts(9, 0, 2, 7, 1)
+        places = {Location("10.0.0.1", 9706): found}
+        self.server._site.view.take_counts(dispycos_lite.ClusterCounts(found, {}, places, {}), time.time())
+        self.open("server.html?location=10.0.0.1:9706")
+        self.wait_text("#running", "2")
+        self.wait("!document.querySelector('#plain').hidden")
+        self.wait("document.querySelector('#plain').innerText.startsWith('2 jobs that are no tasks run here')")
+        self.assertEqual(self.browser.text("#empty"), "")
+        self.open("history.html")
+        self.rows(1, "#tasks")
+        self.shows((["resize"], ["ValueError: no image"], ["–"]),
+                   lambda: tuple(self.column(number, "#tasks") for number in (1, 4, 7)))
+        self.wait("document.querySelector('#timeline').hidden")
 
     def test_the_timeline_has_a_bar_for_each_task(self):
         cluster = self.cluster()
@@ -760,7 +798,7 @@ class LayoutTest(BrowserTestCase):
         cluster = self.cluster()
         cluster.node("10.0.0.1", "alpha", servers=1)
         cluster.node("10.0.0.2", "beta", servers=1)
-        cluster.suspend_node("10.0.0.2")
+        cluster.nodes["10.0.0.2"].node("Suspended")
         cluster.end(cluster.start("10.0.0.1:9706"), ValueError, "why")
         grounds = set()
         for dark in (False, True):
@@ -854,6 +892,11 @@ class RealClusterTest(BrowserTestCase):
 class FilesTest(TestCase):
     """What can be seen of the pages without a browser."""
 
+    @staticmethod
+    def text(name: str) -> str:
+        """A file as browsers get it."""
+        return httpd_lite.built_in_pages()["/" + name].body.decode("utf-8")
+
     def test_they_need_nothing_from_elsewhere_and_make_no_html_of_texts(self):
         for path in STATIC.iterdir():
             if path.suffix in (".html", ".js", ".css"):
@@ -867,20 +910,19 @@ class FilesTest(TestCase):
                     self.assertEqual(script, "", path.name)
 
     def test_what_they_name_is_there(self):
-        names = {path.name for path in STATIC.iterdir()}
-        self.assertEqual(names, set(httpd_lite.STATIC_FILES))
+        names = set(httpd_lite.STATIC_FILES)
         for name in names:
             if name.endswith((".html", ".js")):
-                text = (STATIC / name).read_text(encoding="utf-8")
+                text = self.text(name)
                 named = re.findall(r'(?:href|src)="([\w.]+)[?"]', text) + re.findall(r'from "\./([\w.]+)"', text)
                 self.assertEqual([file for file in named if file not in names], [], name)
 
     def test_scripts_find_the_elements_they_ask_for(self):
-        shared = (STATIC / "page.js").read_text(encoding="utf-8")
+        shared = self.text("page.js")
         for page in ("cluster", "node", "server", "history"):
-            ids = re.findall(r'\bid="([\w-]+)"', (STATIC / (page + ".html")).read_text(encoding="utf-8"))
+            ids = re.findall(r'\bid="([\w-]+)"', self.text(page + ".html"))
             self.assertEqual(len(ids), len(set(ids)))
-            script = (STATIC / (page + ".js")).read_text(encoding="utf-8")
+            script = self.text(page + ".js")
             asked = re.findall(r'(?:\$|put)\("([\w-]+)"[,)]', script) + re.findall(r'\$\("([\w-]+)"\)', shared)
             missing = {name for name in asked if name not in ids}
             self.assertLessEqual(missing, {"gone"} if page in ("cluster", "history") else set(), page)
@@ -890,10 +932,10 @@ class FilesTest(TestCase):
             needed, new = set(), {page + ".html"}
             while new:
                 needed |= new
-                texts = [(STATIC / name).read_text(encoding="utf-8") for name in new]
+                texts = [self.text(name) for name in new]
                 new = {name for text in texts for name in re.findall(
                     r'(?:src=|href=|from )"(?:\./)?([\w.]+\.(?:js|css|svg))"', text)} - needed
-            self.assertLess(sum((STATIC / name).stat().st_size for name in needed), 70000, page)
+            self.assertLess(sum(len(self.text(name)) for name in needed), 70000, page)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from tests.httpd_support import HOSTILE, MonitorTestCase, Stream
 from tests.support import ROOT, TestCase, need_cpus, needs_threads_after_main, running
 
 
+MARKUP = "<b>broken</b>"
+
+
 def idle(*arguments, task=None):
     """Runs at a server until it is stopped."""
     yield task.receive()
@@ -164,11 +167,38 @@ class WatchTest(ClusterTestCase):
         self.get("/api/history")
         jobs_ = [pycoslite.Task(lambda task=None: (yield self.client.rtask(idle))) for _ in range(20)]
         self.wait_until(lambda: self.totals()["pending"])
-        self.assertGreater(max(count or 0 for count in self.get("/api/history?scope=run")["pending"]), 0)
+        self.wait_until(lambda: any(self.get("/api/history?scope=run")["pending"]))
         self.program(self.client.close, terminate=True)
         for job in jobs_:
             job.value(60)
-        self.wait_until(lambda: self.totals()["pending"] is None)
+        self.wait_until(lambda: self.totals()["pending"] == 0)
+        totals = self.totals()
+        self.assertEqual((totals["submitted"], totals["done"], totals["terminated"]), (20, 20, 20))
+
+    def test_plain_functions_are_counted_and_listed_when_they_fail(self):
+        """W20 to W22, W25 for jobs of which no message tells."""
+        client = self.scheduled()
+        for number in range(6):
+            self.assertEqual(self.program(client.run_result, jobs.double, number), 2 * number)
+        with Stream(self.http, "?interval=0.2") as stream:
+            seq = self.get("/api/changes")["seq"]
+            stream.follow(seq)
+            self.program(client.run_result, jobs.fail_plainly, MARKUP)
+            self.assertEqual(stream.follow(seq + 1), ["change"])
+            node, = stream.known.values()
+        totals = self.totals()
+        self.assertEqual([totals[name] for name in ("submitted", "pending", "running", "done", "failed")],
+                         [7, 0, 0, 7, 1])
+        self.assertEqual((node["tasks_submitted"], node["tasks_done"], node["tasks_failed"]), (7, 7, 1))
+        servers = self.post("/node_info", host=node["id"])["servers"]
+        self.assertEqual([sum(server["tasks_" + name] for server in servers) for name in ("done", "failed", "listed")],
+                         [7, 1, 0])
+        failed, = self.tasks("failed")
+        self.assertEqual((failed["name"], failed["error"], failed["args"], failed["start_time"]),
+                         ("fail_plainly", "ValueError", MARKUP, None))
+        self.assertIn("Traceback", failed["detail"])
+        self.assertIn(failed["location"], [server["location"] for server in servers if server["tasks_failed"]])
+        self.assertIn("tasks_ended_total{outcome=\"failed\"} 1", self.ask(self.http, "/metrics").text)
 
     def test_server_that_dies(self):
         self.scheduled([jobs.die])
@@ -204,6 +234,28 @@ class WatchTest(ClusterTestCase):
                 viewer.__exit__()
 
 
+class ExecutorTest(ClusterTestCase):
+    """A `Cluster` has a monitor, too."""
+
+    def test_its_jobs_are_counted_and_its_nodes_shown(self):
+        self.addCleanup(self.stop_all)
+        with dispycos_lite.Cluster(nodes=["127.0.0.1:%d" % self.node.port]) as cluster:
+            self.http = self.monitor(cluster)
+            self.assertEqual(list(cluster.map(jobs.double, range(100))), [2 * number for number in range(100)])
+            self.assertIsInstance(cluster.submit(jobs.fail_plainly, "broken").exception(), ValueError)
+            self.wait_until(lambda: self.tasks("failed"))
+            self.assertEqual([self.totals()[name] for name in ("submitted", "done", "failed")], [101, 101, 1])
+            self.wait_until(lambda: self.node_record()["avail_info"]["memory"])
+            self.wait_until(lambda: self.totals()["servers"] == self.cpus)
+            found = self.get("/api/changes")
+            self.assertEqual(found["status"], "Running")
+            self.assertEqual(found["nodes"][0]["tasks_done"], 101)
+            self.assertFalse(self.get("/api/session")["can_act"])
+            self.assertEqual(self.ask(self.http, "/suspend_node", {"nodes": '["127.0.0.1"]'}).status, 409)
+        self.wait_until(lambda: self.get("/api/changes")["status"] == "Closed")
+        self.assertEqual(self.totals()["done"], 101)
+
+
 class ChainTest(ClusterTestCase):
     """The status task that the program has goes on getting its messages."""
 
@@ -220,7 +272,7 @@ class ChainTest(ClusterTestCase):
                     seen.append(message.value)
         own = pycoslite.Task(status)
         client = self.scheduled(status_task=own)
-        self.assertIs(client.status_task, self.http.status_task)
+        self.assertIs(client.status_task, own)
         self.assertIs(self.http.status_coro, self.http.status_task)
         self.program(client.run_result, jobs.square, 5)
         self.wait_until(lambda: seen == [True, 25])

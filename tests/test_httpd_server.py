@@ -329,20 +329,20 @@ class SlowTest(ServerTestCase):
         """Both are seen at once, which is arranged by keeping the listener from looking until both are there."""
         self.limit(http_connections=1)
         monitor = self.monitor()
-        held, go_on, sample = threading.Event(), threading.Event(), monitor._site.sample
+        held, go_on, sample = threading.Event(), threading.Event(), monitor._site.look
 
         def hold():
             held.set()
             go_on.wait(60)
             sample()
         silent = [self.connect(monitor)]
-        monitor._site.sample = hold
+        monitor._site.look = hold
         try:
             self.assertTrue(held.wait(60))
             silent[0].sendall(b"GET / HTTP/1.1\r\n")
             silent.append(self.connect(monitor))
         finally:
-            monitor._site.sample = sample
+            monitor._site.look = sample
             go_on.set()
         self.assertEqual(self.rest(silent[0]), b"")
         self.alive(monitor)
@@ -508,7 +508,8 @@ class AnswerTest(ServerTestCase):
 
     def test_document_root(self):
         folder = self.folder({"cluster.html": "poll {{poll_sec}} args {{show_task_args}}", "my.css": "p {}",
-                              "my.js": "1", "my.ico": "i", "my.exe": "x", "my.svg": "<svg/>"})
+                              "my.js": "1", "my.ico": "i", "my.exe": "x", "my.svg": "<svg/>",
+                              "my.html": "<title>Mine</title>\n<main>{{poll_sec}}</main>"})
         monitor = self.monitor(DocumentRoot=str(folder), poll_sec=7)
         for path in ("/", "/index.html", "/cluster.html", "/cluster.html?x=1"):
             answer = self.ask(monitor, path, token=None)
@@ -521,6 +522,9 @@ class AnswerTest(ServerTestCase):
             self.assertIn(kind, self.ask(monitor, "/" + name, token=None).headers["content-type"])
         self.assertEqual(self.ask(monitor, "/my.exe").status, 404)
         self.assertEqual(self.ask(monitor, "/my.ico", token=None).headers["cache-control"], "max-age=86400")
+        page = self.ask(monitor, "/my.html", token=None).text           # the frame of the built-in ones around it
+        for part in ("<!doctype html>", "<title>Mine \u2013 pycoslite</title>", "<main>3</main>", 'src="my.js"'):
+            self.assertIn(part, page)
 
     def test_update(self):
         """W14: what is no number, or not 'true', and what is not said."""
@@ -562,7 +566,7 @@ class AnswerTest(ServerTestCase):
 
     def test_built_in_pages(self):
         listed = {"/" + name for name in httpd_lite.STATIC_FILES}
-        there = {"/" + path.name for path in (ROOT / "static").iterdir()}
+        there = {"/" + path.name for path in (ROOT / "static").iterdir()} - {"/frame.html"}
         self.assertEqual(listed, there)
         self.assertEqual(set(httpd_lite.built_in_pages()), listed)
         monitor = self.monitor()
@@ -572,6 +576,11 @@ class AnswerTest(ServerTestCase):
             page = self.ask(monitor, path, token=None)
             self.assertEqual(page.status, 200)
             self.assertNotRegex(page.body, rb"https?://(?!www\.w3\.org/)")       # nothing comes from elsewhere
+            if path.endswith(".html"):
+                for part in (b"<!doctype html>", b"<noscript>", b"</html>", b'src="%s.js"' % path[1:-5].encode()):
+                    self.assertEqual(page.body.count(part), 1, (path, part))
+                self.assertNotIn(b"{{", page.body)
+        self.assertEqual(self.ask(monitor, "/frame.html", token=None).status, 404)
 
     def test_pages_from_a_zip_file(self):
         """Where the modules are part of another package in it; that they can be imported so, test_structure shows."""
@@ -781,10 +790,11 @@ class ViewersTest(ServerTestCase):
 
 
 class FakeClient:
-    """What a monitor needs of a client; `calls` are those that viewers caused."""
+    """What a monitor needs of a client that counts no jobs; `calls` are those that viewers caused."""
 
     def __init__(self) -> None:
-        self.status_task, self.calls = None, []
+        self.calls = []
+        self.watch = lambda callback: lambda: None
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("suspend_node", "resume_node", "suspend_server", "resume_server"):
@@ -811,19 +821,22 @@ class ActTest(ServerTestCase):
         self.assertEqual(self.ask(monitor, "/suspend_node", {"nodes": '["fd00::1"]'}).json, ["fd00::1"])
         self.assertEqual(client.calls, [
             ("suspend_server", pycoslite.Location("fd00::1", 9707), True),
-            ("suspend_server", pycoslite.Location("fd00::1", 9708), True), ("suspend_node", "fd00::1", True)])
+            ("suspend_server", pycoslite.Location("fd00::1", 9708), True),
+            ("suspend_node", pycoslite.Location("fd00::1", 9706), True)])
         self.assertEqual(len(self.ask(monitor, "/node_info?host=[fd00::1]:9706").json["servers"]), 2)
 
     def test_nodes_at_one_address(self):
-        """By its name, as the address means both; where the name does, too, it is refused."""
+        """By its Location, as name and address may be several nodes'; those alone are refused then."""
         client = FakeClient()
         monitor = self.monitor(client)
         for port, name in ((9706, "a"), (9806, "b"), (9906, "b")):
             Feed(monitor.feed, port=port, name=name).up()
-        self.assertEqual(self.ask(monitor, "/suspend_node", {"nodes": '["10.0.0.1:9706"]'}).json, ["10.0.0.1:9706"])
-        self.assertEqual(client.calls, [("suspend_node", "a", True)])
-        answer = self.ask(monitor, "/suspend_node", {"nodes": '["10.0.0.1:9806"]'})
-        self.assertEqual((answer.status, len(client.calls)), (409, 1))
+        for who, port in (("10.0.0.1:9806", 9806), ("10.0.0.1:9906", 9906), ("a", 9706)):
+            self.assertEqual(self.ask(monitor, "/suspend_node", {"nodes": [who]}).json, [who])
+            self.assertEqual(client.calls.pop(), ("suspend_node", pycoslite.Location("10.0.0.1", port), True))
+        for who in ("b", "10.0.0.1"):
+            answer = self.ask(monitor, "/suspend_node", {"nodes": ["10.0.0.1:9806", who]})
+            self.assertEqual((answer.status, client.calls), (409, []), answer.text)
 
     def test_what_is_not_there_is_not_done(self):
         client = FakeClient()
@@ -841,7 +854,8 @@ class ActTest(ServerTestCase):
         Feed(monitor.feed).up()
         answer = self.ask(monitor, "/suspend_node", json.dumps({"nodes": ["n1"]}).encode(),
                           Content_Type="application/json")
-        self.assertEqual((answer.json, client.calls), (["n1"], [("suspend_node", "10.0.0.1", True)]))
+        self.assertEqual((answer.json, client.calls), (
+            ["n1"], [("suspend_node", pycoslite.Location("10.0.0.1", 9706), True)]))
 
 
 class OptionsTest(ServerTestCase):

@@ -6,7 +6,7 @@ import json
 import unittest
 
 import httpd_lite
-from dispycos_lite import DispycosNodeAvailInfo, DispycosStatus, Scheduler
+from dispycos_lite import ClusterCounts, DispycosNodeAvailInfo, DispycosStatus, JobCounts, PlainJob, Scheduler
 from httpd_lite import ClusterView, Histories, History, Refusal, Request
 from pycoslite import Location, MonitorStatus
 from tests.httpd_support import HOSTILE, Feed
@@ -41,6 +41,13 @@ class TextTest(TestCase):
                       [["x" * 10**6] * 1000] * 1000, nested, 1 << 10**5, Unfriendly(), [Unfriendly()]):
             with self.subTest(type(value)):
                 self.assertLessEqual(len(httpd_lite.shown(value)), httpd_lite.settings.text_chars)
+
+    def test_long_texts_keep_their_end(self):
+        text = "".join("line %d\n" % number for number in range(1000)) + "ValueError: why"
+        for limit in (100, 101, 4000):
+            found = httpd_lite.shortened(text, limit)
+            self.assertEqual((len(found), found[:6], found[-15:]), (limit, "line 0", "ValueError: why"))
+        self.assertEqual(httpd_lite.shortened("as it is", 8), "as it is")
 
     def test_str_that_fails_is_named(self):
         self.assertEqual(httpd_lite.shown(Unfriendly()), "<Unfriendly that cannot be shown: KeyError>")
@@ -139,6 +146,45 @@ class ViewTest(ViewTestCase):
         self.take(MonitorStatus(None, ValueError))
         self.assertEqual(self.view.summary()["done"], 1)
 
+    def test_figures_of_a_client_take_the_place_of_those_of_messages(self):
+        """For good; a server belongs to the node they say, and what is not known here is left out."""
+        feed = self.feed.up()
+        other = Feed(self.take, port=9806, name="n2").up(0)
+        feed.start(1)
+        here, there, unknown = feed.at(1), feed.at(2), Feed(None, addr="10.9.9.9").location
+        five, two = JobCounts(5, 0, 2, 3, 1), JobCounts(2, 0, 1, 1)
+        counts = ClusterCounts(JobCounts(9, 2, 3, 4, 1, 1, 1), {feed.location: five, other.location: two},
+                               {here: five, there: two, unknown: JobCounts(1)},
+                               {here: feed.location, there: other.location, unknown: unknown})
+        seq = self.view.seq
+        self.assertTrue(self.view.take_counts(counts, 6000))
+        self.assertFalse(self.view.take_counts(counts, 6001))
+        found = self.changes(seq)
+        self.assertEqual({name: found["totals"][name] for name in JobCounts._fields}, counts.total._asdict())
+        names = ("name", "tasks_running", "tasks_failed", "servers", "update_time")
+        self.assertEqual([tuple(node[name] for name in names) for node in found["nodes"]],
+                         [("n1", 2, 1, 1, 6000), ("n2", 1, 0, 1, 6000)])
+        self.assertEqual((self.server(1)["tasks_running"], self.server(1)["tasks_listed"]), (2, 1))
+        self.assertEqual(self.server(2)["node"], repr(other.location))
+        feed.start(2)
+        feed.end(feed.start(3), ValueError)
+        self.assertEqual((self.view.summary()["submitted"], self.node()["tasks_submitted"]), (9, 5))
+
+    def test_jobs_without_a_task_are_listed_when_they_fail(self):
+        feed = self.feed.up()
+        for number, where in ((7, feed.at(1)), (8, None)):
+            job = PlainJob(number, "resize", where, ("a.png",), {"width": 3})
+            self.take(MonitorStatus(job, ValueError, "Traceback\nValueError: no image"))
+        lost, failed = (task.record(True) for task in self.view.tasks("failed"))
+        self.assertEqual((failed["task"], failed["name"], failed["args"], failed["kwargs"], failed["start_time"]),
+                         ("resize#7@10.0.0.1:9707", "resize", "a.png", "width=3", None))
+        self.assertEqual((failed["node"], lost["task"], lost["location"], lost["node"]),
+                         (repr(feed.location), "resize#8", "", ""))
+        self.assertEqual([task.id for task in self.view.tasks(host="n1")], ["resize#7@10.0.0.1:9707"])
+        self.assertEqual([task.id for task in self.view.tasks(location=repr(feed.at(1)))], ["resize#7@10.0.0.1:9707"])
+        self.assertEqual(self.view.log[-1]["subject"], "job resize#8")
+        self.assertEqual(self.view.summary()["done"], 0)        # counted elsewhere, or nowhere
+
     def test_start_that_is_told_twice_counts_once(self):
         feed = self.feed.up()
         task = feed.start(1)
@@ -228,7 +274,8 @@ class ViewTest(ViewTestCase):
         feed.end(feed.start(1), ValueError, "Traceback")
         feed.server(1, "Disconnected")
         lines = [(line["level"], line["subject"], line["text"]) for line in self.view.log]
-        self.assertEqual(lines[:2], [("info", "node n1", "Discovered"), ("info", "node n1", "Initialized")])
+        self.assertEqual(lines[:2], [("info", "node n1 at 10.0.0.1:9706", word)
+                                     for word in ("Discovered", "Initialized")])
         self.assertEqual(lines[-2:], [("error", "task compute/1@10.0.0.1:9707", "failed: ValueError"),
                                       ("warning", "server 10.0.0.1:9707", "Disconnected")])
 

@@ -25,16 +25,20 @@ class AsyncioTest(SocketCase):
         return asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 
     def test_asyncio_waits_for_a_task(self):
-        def works(value, task=None):
-            yield task.sleep(0.001)
+        def works(task=None):
+            value = yield task.receive()        # its end must not come before somebody waits for it
             if value is None:
                 raise KeyError("the task's own")
             return value
 
         async def main():
-            self.assertEqual(await asyncio.wrap_future(Task(works, 5).future()), 5)
+            good, bad = Task(works), Task(works)
+            futures = [asyncio.wrap_future(task.future()) for task in (good, bad)]
+            good.send(5)
+            bad.send(None)
+            self.assertEqual(await futures[0], 5)
             with self.assertRaisesRegex(KeyError, "the task's own"):
-                await asyncio.wrap_future(Task(works, None).future())
+                await futures[1]
             waits = Task(lambda task=None: (yield task.receive()))
             future = asyncio.wrap_future(waits.future())
             waits.terminate()

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import unittest
-from typing import List
+from typing import Any, Iterator, List
 
 import pycoslite
 from pycoslite import Pycos, Task
@@ -62,6 +62,28 @@ class HandOverTest(NetworkTestCase):
                 Task(self.note, come, number)
                 self.wait_until(lambda: len(come) == number + 1 + number // 3 + 1)
         self.wait_until(lambda: len(come) == 4000)
+
+    def test_waits_that_are_longer_than_pollers_can_count(self):
+        """Of the engine and of the kernel that it sleeps for; while the agent starts nothing else is waited for."""
+        for seconds in 3e6, 1e12, float("inf"):
+            for wait in (lambda task=None: (yield Task.locate("nobody", timeout=seconds)),
+                         lambda task=None: (yield task.sleep(seconds))):
+                node = self.node()
+                waiting = Task(wait)
+                with self.subTest(seconds), self.agent() as process:
+                    self.assertEqual(self.ask(self.find(process), "echo", 5), 5)
+                    self.assertEqual(self.do(self.hogs, process), 1)
+                    waiting.terminate()
+                    waiting.value(COME_S)
+                    node.terminate()
+
+    def hogs(self, process: Any) -> Iterator:
+        """A task that computes until the watcher drives the network, then asks for something."""
+        agent = yield Task.locate("agent", process.at, COME_S)
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            pass
+        return (yield agent.deliver(("number", 0), float("inf")))
 
     def test_a_task_that_is_ended_while_its_answer_comes_ends_once(self):
         network, inside = self.node().network, []

@@ -12,6 +12,7 @@ import sys
 import threading
 import unittest
 from typing import Any
+from unittest import mock
 
 import pycoslite
 from pycoslite import MisuseError, MonitorStatus, Pycos, SysTask, Task
@@ -305,6 +306,34 @@ class NamesTest(FacadeTestCase):
             yield other.finish()
             return statuses, found, [task.register(), other.unregister()], [name for name in pycoslite.NAMES]
         self.assertEqual(self.do(main), ([0, 0, -1, -1, -1, -1, -1, -1, 0, 0], [True, True], [-1, -1], []))
+
+
+class SettingsTest(TestCase):
+    """What the environment may say."""
+
+    def setting(self, name, text):
+        """Value of that setting."""
+        with mock.patch.dict(os.environ, {"PYCOSLITE_" + name.upper(): text}):
+            return getattr(pycoslite.Settings(), name)
+
+    def test_values(self):
+        for name, text, wanted in (("heartbeat_s", "1", 1.0), ("give_up_s", "0", 0.0), ("lanes", "0", 0),
+                                   ("net_port", "65535", 65535), ("sync_files", "1", 1), ("encrypt", "never", "never"),
+                                   ("ipv6_group", "ff02::1", "ff02::1"), ("ipv4_group", "239.1.2.3", "239.1.2.3")):
+            self.assertEqual(self.setting(name, text), wanted)
+
+    def test_values_that_make_no_sense(self):
+        for name, text, sentence in (
+                ("heartbeat_s", "soon", "'soon' is not a float .its default is 5.0"), ("sync_files", "yes", "not a int"),
+                ("heartbeat_s", "0", "must be 0.001 or more"), ("heartbeat_s", "nan", "must be 0.001 or more"),
+                ("give_up_s", "inf", "4000000.0 at most"), ("give_up_s", "-1", "must be 0 or more"),
+                ("record_bytes", "2000000", "1024 or more, 1048576 at most"), ("frame_bytes", "0", "65536 or more"),
+                ("missed_heartbeats", "0", "1 or more"), ("net_port", "70000", "65535 at most"),
+                ("lanes_loss", "5", "1 at most"), ("ipv4_group", "10.0.0.1", "is not a group address"),
+                ("ipv6_group", "everybody", "is not a group address")):
+            with self.subTest(name, text=text), self.assertRaisesRegex(
+                    ValueError, "PYCOSLITE_%s=.*%s" % (name.upper(), sentence)):
+                self.setting(name, text)
 
 
 class ConstantsTest(FacadeTestCase):

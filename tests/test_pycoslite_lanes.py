@@ -12,29 +12,39 @@ from typing import Any, Callable, Dict, List, Optional
 from unittest import mock
 
 import pycoslite
-from pycoslite import (READ, WRITE, Assembly, ChunkReader, PycosError, ProtocolError, RecordOpener, RecordSealer,
-                       settings)
+from pycoslite import (READ, WRITE, Assembly, ChunkReader, ChunkWriter, PycosError, ProtocolError, RecordOpener,
+                       RecordSealer, settings)
+from tests.figures import SOAK
 from tests.support import FakeClock, TestCase
 
-HEAD = pycoslite.CHUNK_HEAD
 KEY = b"k" * 32
+HEAD_BYTES = 20
+
+
+def chunks(*pieces: tuple, key: Any = KEY) -> bytes:
+    """What a lane carries that begins with these (position, bytes)."""
+    writer, data = ChunkWriter(key), b""
+    for position, body in pieces:
+        data += writer.chunk(position, body)
+        writer.sent()
+    return data
 
 
 def dealt(data: bytes, chance: random.Random, count: int, longest: int = 300) -> List[bytes]:
     """What `count` lanes carry of `data`, dealt out by chance."""
-    lanes, position = [b""] * count, 0
+    lanes, position = [[] for _ in range(count)], 0     # type: List[list], int
     while position < len(data):
         piece = data[position:position + chance.randint(1, longest)]
-        lanes[chance.randrange(count)] += HEAD.pack(position, len(piece)) + piece
+        chance.choice(lanes).append((position, piece))
         position += len(piece)
-    return lanes
+    return [chunks(*lane) for lane in lanes]
 
 
 class Receiver:
     """Readers of several lanes and what they make together."""
 
     def __init__(self, count: int) -> None:
-        self.readers = [ChunkReader() for _ in range(count)]
+        self.readers = [ChunkReader(KEY) for _ in range(count)]
         self.assembly = Assembly()
 
     def feed(self, lane: int, data: bytes) -> None:
@@ -83,10 +93,10 @@ class ChunkTest(TestCase):
 
     def test_what_is_held_is_counted(self) -> None:
         there = Receiver(2)
-        there.feed(0, HEAD.pack(1, 10) + bytes(10))
+        there.feed(0, chunks((1, bytes(10))))
         self.assertFalse(there.assembly.ready)
         self.assertEqual(there.assembly.held, 10 + pycoslite._PIECE_COSTS)
-        there.feed(1, HEAD.pack(0, 1) + b"1")
+        there.feed(1, chunks((0, b"1")))
         self.assertEqual(there.assembly.held, 11 + 2 * pycoslite._PIECE_COSTS)      # in order, and not taken
         self.assertEqual(there.take(4), b"1\0\0\0")
         self.assertEqual(there.take(), bytes(7))
@@ -94,30 +104,69 @@ class ChunkTest(TestCase):
 
     def test_an_empty_chunk_says_nothing(self) -> None:
         there = Receiver(1)
-        there.feed(0, HEAD.pack(0, 0) + HEAD.pack(0, 2) + b"ab" + HEAD.pack(0, 0))
+        there.feed(0, chunks((0, b""), (0, b"ab"), (0, b"")))
         self.assertEqual(there.take(), b"ab")
 
     def test_what_comes_twice_is_refused(self) -> None:
-        first = HEAD.pack(0, 4) + b"abcd"
-        for again in (first, HEAD.pack(3, 2) + b"de", HEAD.pack(1, 1) + b"b"):
+        first = chunks((0, b"abcd"))
+        for again in (first, chunks((3, b"de")), chunks((1, b"b"))):
             there = Receiver(2)
             there.feed(0, first)
             with self.assertRaisesRegex(ProtocolError, "came twice"):
                 there.feed(1, again)
         there = Receiver(2)                         # also of what waits
-        there.feed(0, HEAD.pack(2, 4) + b"cdef")
+        there.feed(0, chunks((2, b"cdef")))
         with self.assertRaisesRegex(ProtocolError, "came twice"):
-            there.feed(1, HEAD.pack(0, 3) + b"abc")
+            there.feed(1, chunks((0, b"abc")))
 
     def test_a_lane_does_not_go_back(self) -> None:
-        reader = ChunkReader()
-        reader.feed(HEAD.pack(100, 2) + b"ab")
-        with self.assertRaisesRegex(ProtocolError, "came behind"):
-            reader.feed(HEAD.pack(101, 1) + b"b")
+        with self.assertRaisesRegex(ProtocolError, "came behind what ends at 102"):
+            ChunkReader(KEY).feed(chunks((100, b"ab"), (101, b"b")))
 
     def test_a_chunk_that_is_too_long_is_refused_at_once(self) -> None:
         with self.assertRaisesRegex(ProtocolError, "more than the"):
-            ChunkReader().feed(HEAD.pack(0, pycoslite.RECORD_CAP + 1))
+            ChunkReader(KEY).feed(chunks((0, bytes(pycoslite.RECORD_CAP + 1)))[:HEAD_BYTES])
+
+    def test_the_end_of_a_lane(self) -> None:
+        writer, reader = ChunkWriter(KEY), ChunkReader(KEY)
+        data = writer.chunk(5, b"ab")
+        writer.sent()
+        for at, byte in enumerate(data + writer.end()):
+            self.assertFalse(reader.ended, at)
+            reader.feed(bytes((byte,)))
+        self.assertTrue(reader.ended)
+        for late in (writer.end(), writer.chunk(7, b"c"), writer.chunk(7, b"")):
+            again = ChunkReader(KEY)
+            again.feed(data)
+            with self.assertRaisesRegex(ProtocolError, "wrong check|behind the last one"):
+                again.feed(chunks((5, b"ab"), (pycoslite._LANE_ENDS, b""))[len(data):] + late)
+
+    def test_a_changed_head_is_noticed_at_once(self) -> None:
+        """Whatever bit of it is changed, with a key and without one; likewise a chunk that is left out, comes again, or
+        is another lane's."""
+        for key in (KEY, None):
+            first, second, third = (chunks(*[(at, b"abc") for at in range(0, 3 * count, 3)], key=key)
+                                    for count in (1, 2, 3))
+            second, third = second[len(first):], third[len(second):]
+            for bit in range(8 * HEAD_BYTES):
+                changed = bytearray(second)
+                changed[bit // 8] ^= 1 << bit % 8
+                reader = ChunkReader(key)
+                reader.feed(first)
+                with self.assertRaisesRegex(ProtocolError, "wrong check"):
+                    reader.feed(bytes(changed[:HEAD_BYTES]))
+            for wrong in (first + third, second, first + first):
+                with self.assertRaisesRegex(ProtocolError, "wrong check"):
+                    ChunkReader(key).feed(wrong)
+        with self.assertRaisesRegex(ProtocolError, "wrong check"):
+            ChunkReader(b"x" * 32).feed(chunks((0, b"abc")))
+
+    def test_a_chunk_that_was_not_sent_can_be_made_anew(self) -> None:
+        writer = ChunkWriter(KEY)
+        writer.chunk(0, b"no room for this")
+        data = writer.chunk(0, b"but for this")
+        writer.sent()
+        self.assertEqual(ChunkReader(KEY).feed(data + writer.chunk(12, b".")), [(0, b"but for this"), (12, b".")])
 
     def test_nothing_changed_on_the_way_is_believed(self) -> None:
         """The records inside are what proves: whatever bit of a lane is changed, what comes out is a part of what was
@@ -140,7 +189,7 @@ class ChunkTest(TestCase):
                 pass
             self.assertEqual(got, bodies[:len(got)])
             complete += len(got) == len(bodies)
-        self.assertLess(complete, 10)           # the length of a lane's last chunk: nothing comes behind it
+        self.assertEqual(complete, 0)
 
 
 def line(sent: int, resent: int, rtt_s: float = 0.05, confirmed: int = 0) -> Any:
@@ -357,19 +406,23 @@ class LanesTest(TestCase):
         super().setUp()
         self.poller = pycoslite.Poller()
         self.addCleanup(self.poller.close)
+        self.begin(9705)
+
+    def begin(self, seed: int) -> None:
+        """A link, and a chance of its own."""
         near, far = connected()
         self.a = FakeLink(FakeEngine(self.poller), near, "dial")
         self.b = FakeLink(FakeEngine(self.poller), far, "accept")
         for link in (self.a, self.b):
             self.addCleanup(link.fail, ConnectionError("the test is over"))
-        self.chance = random.Random(9705)
+        self.chance = random.Random(seed)
 
     def lane(self) -> tuple:
         """One more lane; its two sockets."""
         near, far = connected()
-        for sock, link in ((near, self.a), (far, self.b)):
+        for sock, link, keys in ((near, self.a, (KEY, b"2" * 32)), (far, self.b, (b"2" * 32, KEY))):
             sock.setblocking(False)
-            self.assertTrue(link.lanes.join(sock, link is self.a))
+            self.assertTrue(link.lanes.join(sock, link is self.a, keys))
         return near, far
 
     def turns(self, until: Callable[[], Any]) -> None:
@@ -416,7 +469,7 @@ class LanesTest(TestCase):
         for _ in range(2):
             self.lane()
         self.a.lanes.supply.reason = "the test says so"
-        self.a.sock._first.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.a.sock._first.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         body = bytes(3_000_000)
         for at in range(0, len(body), 100_000):
             self.a.send(self.a.sealer.seal([body[at:at + 100_000]]))
@@ -436,19 +489,19 @@ class LanesTest(TestCase):
             self.widen(self.a)
             self.turns(lambda: self.b.got == b"-")
             first = self.b.lanes._assembly.position
-            owing, *others = (lane.sock for lane in self.a.lanes.lanes)
-            others[0].setblocking(True)
-            others[0].settimeout(0.5)
-            filler = HEAD.pack(first + 1000, 1 << 20) + bytes(1 << 20)
+            owing, other = self.a.lanes.lanes[:2]
+            other.sock.setblocking(True)
+            other.sock.settimeout(0.5)
+            filler = other.writer.chunk(first + 1000, bytes(1 << 20))
             position, held = 0, self.b.lanes._assembly
             while position < len(filler):
                 try:
-                    position += others[0].send(filler[position:position + 65536])
+                    position += other.sock.send(filler[position:position + 65536])
                 except socket.timeout:
                     break                               # TCP's own buffers are full
                 self.poller.handle(self.poller.poll(0))
             self.turns(lambda: self.b.lanes._crowded)
-            others[0].setblocking(False)
+            other.sock.setblocking(False)
             for _ in range(20):
                 self.poller.handle(self.poller.poll(0))
             self.assertLessEqual(held.held, 100_000 + 2 * 65536 + 1000 * pycoslite._PIECE_COSTS)
@@ -457,7 +510,7 @@ class LanesTest(TestCase):
             body = self.chance.getrandbits(8000).to_bytes(1000, "big")
             taken = []
             with mock.patch.object(self.b, "read", lambda: taken.append(self.take_all())):
-                owing.send(HEAD.pack(first, 1000) + body)
+                owing.sock.send(owing.writer.chunk(first, body))
                 self.turns(lambda: sum(map(len, taken)) >= 1000 + 65536)
             self.assertEqual(b"".join(taken)[:1000], body)
             self.assertFalse(self.b.lanes._crowded)
@@ -478,7 +531,7 @@ class LanesTest(TestCase):
     def test_what_comes_behind_the_end_of_the_first_connection(self) -> None:
         self.widen(self.a)
         self.turns(lambda: self.b.got == b"-")
-        self.a.sock._first.shutdown(socket.SHUT_WR)
+        self.a.sock._first.sock.shutdown(socket.SHUT_WR)
         self.turns(lambda: self.b.engine.timers)
         self.a.send(self.a.sealer.seal([b"it goes on"]))
         self.turns(lambda: self.b.got == b"-it goes on")
@@ -515,7 +568,7 @@ class LanesTest(TestCase):
         self.widen(self.a)
         near, far = connected()
         far.setblocking(False)
-        self.b.lanes.join(far, False)
+        self.b.lanes.join(far, False, (KEY, KEY))
         near.close()                                    # it has said nothing
         self.turns(lambda: len(self.b.lanes.lanes) == 4)
         self.assertEqual([timer.call for timer in self.b.engine.timers], [])
@@ -533,7 +586,7 @@ class LanesTest(TestCase):
     def test_nonsense_in_a_lane_ends_the_link(self) -> None:
         self.widen(self.a)
         self.turns(lambda: self.b.got == b"-")
-        self.a.lanes.lanes[2].sock.send(b"GET / HTTP/1.1\r\n\r\n")
+        self.a.lanes.lanes[2].sock.send(b"GET / HTTP/1.1\r\nHost: there\r\n\r\n")
         self.turns(lambda: self.b.errors)
         self.assertIsInstance(self.b.errors[0], ProtocolError)
         self.assertIsNone(self.b.sock)
@@ -541,16 +594,16 @@ class LanesTest(TestCase):
     def test_the_first_connection_stays_silent(self) -> None:
         self.widen(self.a)
         self.turns(lambda: self.b.got == b"-")
-        self.a.sock._first.send(b"more")
+        self.a.sock._first.sock.send(b"more")
         self.turns(lambda: self.b.errors)
         self.assertIn("nothing follows", str(self.b.errors[0]))
 
     def test_no_more_than_both_want(self) -> None:
         self.a.lanes.most = 3
         for _ in range(3):
-            self.assertTrue(self.a.lanes.join(self.new(), True))
+            self.assertTrue(self.a.lanes.join(self.new(), True, (KEY, KEY)))
         spare = self.new()
-        self.assertFalse(self.a.lanes.join(spare, True))
+        self.assertFalse(self.a.lanes.join(spare, True, (KEY, KEY)))
         spare.close()
 
     def new(self) -> socket.socket:
@@ -569,6 +622,126 @@ class LanesTest(TestCase):
         self.turns(lambda: self.b.got == b"-")
         with self.assertRaisesRegex(ProtocolError, "twice"):
             self.b.lanes.turn()
+
+    # -- fewer ---------------------------------------------------------------------------------------------------------
+
+    def connect_supplies(self) -> None:
+        """What the accepting end has to say about lanes reaches the other one, which dials none."""
+        def say(frame: bytes) -> None:
+            self.assertEqual(frame[4], pycoslite.Code.LANES)
+            self.a.lanes.supply.told(frame[5])
+        self.b.peer.session.control = say
+        dials = mock.patch.object(pycoslite, "_Dial")
+        self.dials = dials.start()
+        self.addCleanup(dials.stop)
+
+    @staticmethod
+    def rest(link: FakeLink) -> None:
+        """The time of an end's `lanes_idle_s` is up."""
+        supply = link.lanes.supply
+        timer, = (timer for timer in link.engine.timers if timer.call and timer.call[0] == supply._rest)
+        timer.call = ()
+        supply._rest()
+
+    def counts(self) -> tuple:
+        """How many lanes there are at both ends."""
+        return len(self.a.lanes.lanes), len(self.b.lanes.lanes)
+
+    def test_half_of_the_lanes_end_when_both_ends_have_been_idle(self) -> None:
+        self.connect_supplies()
+        self.widen(self.a, self.b, count=8)
+        self.b.lanes.supply._want(8)
+        self.a.lanes.supply._want(4)
+        for idle, wanted in ((self.a, 8), (self.b, 4), (self.b, 2)):
+            self.rest(idle)
+            self.turns(lambda wanted=wanted: self.counts() == (wanted, wanted))
+        for link in (self.a, self.b):           # no fewer, and nobody looks any more
+            self.assertEqual([timer.call for timer in link.engine.timers], [()] * len(link.engine.timers))
+            link.send(link.sealer.seal([b"still here"]))
+            self.assertEqual(link.errors, [])
+        self.turns(lambda: self.a.got == self.b.got == b"-still here")
+        self.dials.assert_not_called()
+        self.a.lanes.supply._want(4)            # more again
+        self.assertEqual(self.dials.call_count, 2)
+
+    def test_an_end_that_was_held_up_keeps_its_lanes(self) -> None:
+        self.connect_supplies()
+        self.widen(self.a, count=8)
+        supply = self.a.lanes.supply
+        supply._want(8)
+        for hold_up in (supply.strained, lambda: self.a.unsent.append(b"waits")):
+            hold_up()
+            self.rest(self.a)
+            self.assertEqual((supply.wanted, len(self.a.lanes.used())), (8, 8))
+        self.a.unsent.clear()
+        self.rest(self.a)
+        self.assertEqual((supply.wanted, len(self.a.lanes.used())), (4, 4))
+
+    def test_nothing_is_lost_when_lanes_end(self) -> None:
+        """Lanes end, full as they are, while both ends send; one by one, by chance, or told by the other end."""
+        for seed in range(200 if SOAK else 3):
+            with self.subTest(seed):
+                self.begin(seed)
+                self.lanes_end()
+                self.a.fail(ConnectionError("enough"))
+                self.b.fail(ConnectionError("enough"))
+
+    def lanes_end(self) -> None:
+        """The same with one link."""
+        self.connect_supplies()
+        self.widen(self.a, self.b, count=16)
+        self.a.lanes.most = self.b.lanes.most = 16
+        sent: Dict[FakeLink, List[bytes]] = {self.a: [b"-"], self.b: [b"-"]}
+        for lane in self.a.lanes.lanes + self.b.lanes.lanes:
+            lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for turn in range(400):
+            link = self.chance.choice((self.a, self.b))
+            body = bytes((self.chance.randrange(256),)) * self.chance.choice((1, 100, 3000, 30_000, 200_000))
+            sent[link].append(body)
+            link.send(link.sealer.seal([body]))
+            if self.chance.random() < 0.5:
+                self.poller.handle(self.poller.poll(0))
+            used = self.a.lanes.used()
+            if turn % 40 == 0 and len(used) > 4:
+                self.a.lanes.let_go(self.chance.choice(used))
+            elif turn == 300:
+                self.b.lanes.supply._want(3)
+        self.turns(lambda: all(map(self.all_came, sent.items())) and self.counts() == (3, 3))
+        self.assertEqual(self.a.got + self.b.got, b"".join(sent[self.b] + sent[self.a]))
+        self.assertEqual(self.a.errors + self.b.errors, [])
+
+    def all_came(self, sent: tuple) -> bool:
+        """Whether the other end of `sent[0]` has as many bytes as it was sent."""
+        return len((self.b if sent[0] is self.a else self.a).got) == sum(map(len, sent[1]))
+
+    def test_half_a_chunk_and_the_end(self) -> None:
+        self.widen(self.a)
+        for lane in self.a.lanes.lanes:
+            lane.sock = HalfSocket(lane.sock)
+        self.a.send(self.a.sealer.seal([b"these are two halves"]))
+        lane, = (lane for lane in self.a.lanes.lanes if lane.unsent)
+        self.a.lanes.let_go(lane)
+        self.turns(lambda: self.counts() == (3, 3))
+        self.assertEqual(self.b.got, b"-these are two halves")
+        self.assertEqual(self.a.errors + self.b.errors, [])
+
+    def test_either_end_may_begin(self) -> None:
+        self.widen(self.a)
+        self.b.lanes.let_go(self.b.lanes.lanes[1])
+        self.turns(lambda: self.counts() == (3, 3))
+        self.assertEqual(self.a.errors + self.b.errors, [])
+
+    def test_a_lane_that_breaks_before_its_end_ends_the_link(self) -> None:
+        self.widen(self.a)
+        self.turns(lambda: self.b.got == b"-")
+        for lane in self.a.lanes.lanes:
+            lane.leave()
+        lane = self.b.lanes.lanes[0].sock
+        lane.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.poller.unregister(lane.fileno())
+        lane.close()
+        self.turns(lambda: self.a.errors)
+        self.assertIsInstance(self.a.errors[0], ConnectionError)
 
     def test_lanes_are_used_in_turn_when_little_is_sent(self) -> None:
         self.widen(self.a)

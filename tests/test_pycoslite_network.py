@@ -594,6 +594,27 @@ class FaultsTest(NetworkTestCase):
             self.assertEqual(self.ask(agent, "report"), (500, True))
             self.assertEqual([event for event, _ in events], ["offline", "online"])
 
+    def test_a_link_has_as_many_lanes_as_it_needs(self):
+        """Some as soon as something has to wait, as the settings say here; few of them later; more again (which takes a
+        bad line, or somebody who says so); and what is sent meanwhile arrives."""
+        forced = {"lanes_loss": 0.0, "lanes_after_s": 0.0, "lanes_idle_s": 0.3}
+        self.setting(**forced)
+        self.node()
+        with self.agent(env={"PYCOSLITE_" + name.upper(): str(value) for name, value in forced.items()}) as process:
+            agent = self.find(process)
+            peer, sent = agent.peer, 0
+            for most in (5, 9):
+                if most == 9:
+                    peer.engine.post(peer.link.lanes.supply._want, 8)
+                while peer.connections < most:
+                    for _ in range(20):
+                        agent.send(("number", sent, bytes(1_000_000)))
+                        sent += 1
+                    self.assertEqual(self.ask(agent, "report"), (sent, True))
+                self.wait_until(lambda: peer.connections == 3, what="the first connection and two lanes")
+                self.wait_until(lambda: self.ask(agent, "connections") == 3)
+            self.assertEqual(self.ask(agent, "echo", "it works"), "it works")
+
     def test_an_unreachable_process_is_given_up_and_what_it_missed_is_reported(self):
         self.setting(heartbeat_s=0.1, give_up_s=0.5)
         self.hidden_node()

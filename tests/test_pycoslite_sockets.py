@@ -529,7 +529,7 @@ class ApiTest(SocketCase):
             client = self.client()
             result = yield client.create_connection(listener.getsockname(), timeout=60, source_address=("127.0.0.2", 0))
             self.assertIsNone(result)
-            self.assertEqual(client.gettimeout(), 3)
+            self.assertEqual(client.gettimeout(), 60)
             conn, address = yield listener.accept()
             conn.close()
             self.assertEqual(address[0], "127.0.0.2")

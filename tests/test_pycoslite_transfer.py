@@ -330,6 +330,40 @@ class WaysTest(TransferTestCase):
             self.arrives()
         self.assertEqual(len(self.dialled), 1)
 
+    def with_lanes(self) -> Any:
+        """As `begin`, but the link may have lanes; the peer."""
+        self.setting(lanes_loss=0.0)
+        self.enter(mock.patch.dict(os.environ, PYCOSLITE_LANES_LOSS="0"))
+        self.begin(8_000_000)
+        return self.process.agent.peer
+
+    def test_the_link_takes_over_from_a_connection_when_the_line_is_bad(self):
+        self.with_lanes()
+        looks = iter((None, None, pycoslite._BadLine("for the test")))
+        with mock.patch.object(pycoslite._LineWatch, "look", side_effect=looks) as look:
+            self.arrives()
+        self.assertEqual((self.dialled, look.call_count), ([True], 3))
+
+    def test_the_link_when_it_goes_over_lanes(self):
+        peer = self.with_lanes()
+        supply = peer.link.lanes.supply
+        peer.engine.post(supply._want, 4)
+        self.wait_until(lambda: peer.connections == 5)
+        supply.reason = "the test says so"
+        self.assertEqual(self.ask(self.process.agent, "echo", 1), 1)
+        self.assertTrue(peer.link.lanes.wide)
+        self.arrives()
+        self.assertEqual(self.dialled, [])
+
+    def test_what_a_bad_line_is(self):
+        lines = iter([pycoslite._Line(0.05, 0, 0, 0), pycoslite._Line(0.05, 0, 100, 0), pycoslite._Line(0.05, 9, 200, 0)])
+        with mock.patch.object(pycoslite, "_line_of", lambda _socks: next(lines)):
+            watch = pycoslite._LineWatch(mock.Mock(), 0.0)
+            for now in (0.0, pycoslite._LOOK_S / 2, pycoslite.settings.lanes_after_s):      # the second: too early
+                watch.look(now)
+            with self.assertRaisesRegex(pycoslite._BadLine, "4 % had to be sent again"):
+                watch.look(2 * pycoslite.settings.lanes_after_s)
+
     def test_a_connection_that_nobody_expects(self):
         self.begin()
         peer, = Pycos().network.peers.values()

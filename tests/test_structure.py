@@ -256,6 +256,16 @@ class SourceTest(TestCase):
                         and (module.name, module.section(node.lineno).title) not in PRINTING
                         and not any(f.lineno <= node.lineno <= f.end_lineno for f in allowed)])
 
+    def test_no_name_is_defined_twice(self):
+        """Sections are many, names short, and the second one would be used in the place of the first."""
+        for module in self.each():
+            seen: Dict[str, ast.AST] = {}
+            for name, node in definitions(module.tree):
+                first = seen.setdefault(name, node)
+                with self.subTest(name):
+                    self.assertTrue(first is node or node not in module.tree.body,
+                                    "%s defines %s, and so does line %d" % (module.where(node), name, first.lineno))
+
     def test_no_builtin_is_replaced(self):
         self.check(["%s defines %s" % (module.where(node), name) for module in self.each()
                     for name, node in definitions(module.tree) if hasattr(builtins, name)])
