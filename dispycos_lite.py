@@ -26,7 +26,8 @@ Where code of a client process runs:
 
     engine         drivers and the cluster state. Never blocks, never runs code of the user
     user kernel    tasks of the program, methods of `Client`, results being unpickled, futures being settled
-    any thread     `Cluster`, `ClusterFuture`, `Packer`; they reach the engine by `network.post` and `network.spawn`
+    any thread     `Cluster`, `ClusterFuture`, `Packer`, `Watched` (what a `Client` lets others see); they reach the
+                   engine by `network.post` and `network.spawn`
 
 A *system task* is a generator that the engine runs (`network.spawn`); where a docstring says so, it is to be yielded
 from another one, or spawned, and does nothing when it is merely called.
@@ -2664,13 +2665,12 @@ class Node:
 
 
 class Tally:
-    """How many jobs have ended at a place: `done` are all, of these some otherwise than with a result. `running` is for
-    sums of tallies alone; see `Ledger.counts`."""
+    """How many jobs have ended at a place: `done` are all, of these some otherwise than with a result."""
 
-    __slots__ = ("running", "done", "failed", "terminated", "abandoned")
+    __slots__ = ("done", "failed", "terminated", "abandoned")
 
     def __init__(self) -> None:
-        self.running = self.done = self.failed = self.terminated = self.abandoned = 0
+        self.done = self.failed = self.terminated = self.abandoned = 0
 
     def note(self, ending: str) -> None:
         """One more has ended: 'failed', 'terminated' or 'abandoned'."""
@@ -2683,13 +2683,15 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Add the figures of another one."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.done += other.done
+        self.failed += other.failed
+        self.terminated += other.terminated
+        self.abandoned += other.abandoned
 
-    def counts(self, pending: int = 0) -> JobCounts:
-        """These figures as programs see them."""
-        return JobCounts(pending + self.running + self.done, pending, self.running, self.done, self.failed,
-                         self.terminated, self.abandoned)
+    def counts(self, running: int = 0, pending: int = 0) -> JobCounts:
+        """These figures as programs see them, where so many have not ended."""
+        done = self.done
+        return JobCounts(pending + running + done, pending, running, done, self.failed, self.terminated, self.abandoned)
 
 
 class Ledger:
@@ -2728,25 +2730,30 @@ class Ledger:
 
     def counts(self, running: Dict[Tuple[Any, Any], int], unfinished: int) -> ClusterCounts:
         """All figures, where so many run at servers (by key) and so many jobs have not ended."""
-        total, node_of = Tally(), {}
+        total, node_of, runs = Tally(), {}, collections.Counter()
         nodes: Dict[Any, Tally] = collections.defaultdict(Tally)
-        servers: Dict[Any, Tally] = collections.defaultdict(Tally)
+        servers: Dict[Any, Tally] = {}
         for (node, server), tally in list(self.servers.items()):
             node_of[server] = node
             nodes[node].add(tally)
-            servers[server].add(tally)
+            other = servers.setdefault(server, tally)
+            if other is not tally:                  # its port was another node's before
+                servers[server] = both = Tally()
+                both.add(tally)
+                both.add(other)
         for node, tally in list(self.nodes.items()):
             nodes[node].add(tally)
         for tally in (self.nowhere, *nodes.values()):
             total.add(tally)
-        for (node, server), count in running.items():
-            for tally in (nodes[node], servers[server], total):
-                tally.running += count
+        for key, count in running.items():
+            for place in key:
+                runs[place] += count
         total.done -= self.repeats
         total.abandoned -= self.repeats
-        return ClusterCounts(total.counts(max(unfinished - total.running, 0)),
-                             {place: tally.counts() for place, tally in nodes.items()},
-                             {place: tally.counts() for place, tally in servers.items()}, node_of)
+        begun = sum(running.values())
+        return ClusterCounts(total.counts(begun, max(unfinished - begun, 0)),
+                             {place: tally.counts(runs[place]) for place, tally in nodes.items()},
+                             {place: tally.counts(runs[place]) for place, tally in servers.items()}, node_of)
 
 
 def _ending(outcome: int, payload: Any) -> str:
@@ -4638,6 +4645,17 @@ def _availability(peer: Any, facts: dict) -> DispycosNodeAvailInfo:
     return DispycosNodeAvailInfo(peer.location, *(facts.get(name) for name in ("cpu", "memory", "disk", "swap")))
 
 
+def _pulse_of(link: _NodeLink, wanted_s: float) -> float:
+    """How often to ask a node, which may not be asked so often, or so seldom, as the client wants."""
+    least_s, most_s = link.pulses
+    pulse_s = max(least_s, min(wanted_s, most_s), _LEAST_PULSE_S)
+    if pulse_s != wanted_s:
+        pycoslite.log.warning(
+            "node %s is asked every %g s what it has free, and not every %g s: it was started with "
+            "--min_pulse_interval %g and --max_pulse_interval %g", link.peer, pulse_s, wanted_s, least_s, most_s)
+    return pulse_s
+
+
 class SchedulerDriver(_ServerDriver):
     """One client's scheduler. `status(code, info[, reason])` is called for each change in the cluster and `settle(job,
     outcome, payload)` for each job that has ended, both in the user kernel and in the order of events. Methods are for
@@ -4832,20 +4850,11 @@ class SchedulerDriver(_ServerDriver):
         elif process_id in self.state.nodes:
             self._event(self.state.node_silent if event == "offline" else self.state.node_heard, process_id)
 
-    def _pulse_of(self, peer: Any, wanted_s: float) -> float:
-        """How often to ask a node, which may not be asked so often, or so seldom, as the client wants."""
-        least_s, most_s = self.nodes[peer.process_id].pulses
-        pulse_s = max(least_s, min(wanted_s, most_s), _LEAST_PULSE_S)
-        if pulse_s != wanted_s:
-            pycoslite.log.warning(
-                "node %s is asked every %g s what it has free, and not every %g s: it was started with "
-                "--min_pulse_interval %g and --max_pulse_interval %g", peer, pulse_s, wanted_s, least_s, most_s)
-        return pulse_s
-
     def watch_availability(self, peer: Any, node: Node, wanted_s: float) -> Iterator:
         """Tell the client what a node has free, about every `wanted_s` seconds, as long as it has the node. A system
         task."""
-        pulse_s = self._pulse_of(peer, wanted_s) if peer.process_id in self.nodes else 0.0
+        link = self.nodes.get(peer.process_id)
+        pulse_s = 0.0 if link is None else _pulse_of(link, wanted_s)
         while self.state.nodes.get(node.id) is node:
             try:
                 facts, _ = yield peer.request("node.avail", {}, timeout=pulse_s)
@@ -6330,7 +6339,7 @@ class Client(_Control):
 
     Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot
     travel. Methods are for tasks of this process; those described as "use with yield" work with ``yield``,
-    ``yield from`` and ``await``.
+    ``yield from`` and ``await``. `counts` and `watch`, which show what happens (see `Watched`), are for any thread.
     """
 
     def __init__(self, components: Any = (), *args: Any, **options: Any) -> None:

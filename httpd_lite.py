@@ -383,6 +383,12 @@ class _Task:
         self.end_time: Optional[float] = None
         self.error = self.detail = self.result = ""
 
+    def is_at(self, node: Optional[_Node], location: str) -> bool:
+        """Whether it is or was at that node (None: any) and at the server there ('': any)."""
+        if self.server is None:
+            return node is None and not location
+        return node in (None, self.server.node) and location in ("", self.server.location)
+
     def prepare(self, status: Any, show: bool) -> None:
         """It is about to end as the MonitorStatus says: make texts of that and, if these may be shown, of arguments and
         result. Runs `__str__` of the user's objects: not to be called with a lock."""
@@ -420,26 +426,120 @@ def _id_of(task: Any) -> str:
     return repr(task) if hasattr(task, "location") else ""
 
 
-class ClusterView:
-    """What viewers can know; see above. `instance` tells this view from others, whose seqs mean nothing here."""
+class _Places:
+    """The nodes and servers of a `ClusterView`, the log, and what has been dropped of them."""
 
-    def __init__(self, instance: str) -> None:
-        self.instance = instance
+    def __init__(self) -> None:
         self.seq = 0
-        self.status = "Waiting"
-        self.totals = _Counts()
-        self.outcomes: Counter = Counter()
-        self.counted: Any = None                    # a client's JobCounts of the whole, where it counts
-        self.show_args = True
         self.nodes: Dict[str, _Node] = {}           # by id
         self.servers: Dict[str, _Server] = {}       # by location
-        self.running: Dict[str, _Task] = {}         # by id, in order of their start
-        self.ended: Any = deque(maxlen=settings.kept_tasks)
         self.log: Any = deque(maxlen=settings.kept_lines)
         self._nodes_out: Any = OrderedDict()        # ids of nodes that are not in use, longest first
         self._servers_out: Any = OrderedDict()
         self._gone: Any = deque()                   # (seq, id) of nodes that were dropped
         self._floor = 0                             # seq of the last one that is not even in there any more
+
+    def note(self, now: float, level: str, subject: str, text: str, reason: str = "") -> None:
+        """Add a LINE to the log: what (`text`) became of what (`subject`), and why, if that is known."""
+        self._touch(now)
+        text = "%s: %s" % (text, reason) if reason else text
+        self.log.append({"seq": self.seq, "time": now, "level": level, "subject": cut(subject, settings.text_chars),
+                         "text": cut(text, settings.texts_chars)})
+
+    def touch(self) -> None:
+        """Something that is part of every answer has changed: a setting, what waits."""
+        self.seq += 1
+
+    def find_node(self, name: str) -> Optional[_Node]:
+        """The node with that id, or name or address; of several with that name or address the first in use."""
+        found = [node for node in self.nodes.values() if name in (node.name, node.addr)]
+        return self.nodes.get(name) or min(found, key=lambda node: node.status in _OUT, default=None)
+
+    def is_shared(self, name: str) -> bool:
+        """Whether it is no id, but a name or address of several nodes in use."""
+        return name not in self.nodes and 1 < sum(
+            name in (node.name, node.addr) and node.status not in _OUT for node in self.nodes.values())
+
+    def _touch(self, now: float, *changed: _Counts) -> None:
+        self.seq += 1
+        for counts in changed:
+            counts.seq, counts.time = self.seq, now
+
+    def _node(self, addr: str, port: int, name: str) -> _Node:
+        """The node of that place; a new one if there is none."""
+        id = repr(pycoslite.Location(addr, port)) if port else addr
+        return self.nodes.get(id) or self.nodes.setdefault(id, _Node(id, name, addr, port))
+
+    def _at(self, addr: str) -> Optional[_Node]:
+        """The node in use at an address, if it is the only one."""
+        found = [node for node in self.nodes.values() if node.addr == addr and node.status not in _OUT]
+        return found[0] if len(found) == 1 else None
+
+    def _server(self, location: Any) -> _Server:
+        """The server at a location, also by another address of its host if only one server in use has that port."""
+        server = self.servers.get(repr(location))
+        if server is None:
+            same = [other for other in self.servers.values()
+                    if other.port == location.port and other.status not in _OUT and other.node.addr != location.addr]
+            if len(same) == 1 and self._at(location.addr) is None:
+                return same[0]
+            node = self._home(location)
+            server = self.servers[repr(location)] = _Server(repr(location), location.port, node)
+            node.servers[server.location] = server
+        return server
+
+    def _home(self, location: Any) -> _Node:
+        """The node that a new server belongs to; see above. Without any it is a node of which only the address is
+        known."""
+        def fit(node: _Node) -> tuple:
+            used = sum(server.status not in _OUT for server in node.servers.values())
+            return node.cpus is not None and used >= node.cpus, node.port > location.port, -node.port
+        found = [node for node in self.nodes.values() if node.addr == location.addr and node.status not in _OUT]
+        return min(found, key=fit) if found else self._node(location.addr, 0, location.addr)
+
+    def _move(self, server: _Server, node: _Node, now: float) -> None:
+        """A server turns out to be another node's."""
+        self._touch(now, server, server.node, node)
+        server.node.servers.pop(server.location, None)
+        server.node = node
+        node.servers[server.location] = server
+
+    @staticmethod
+    def _sort_out(out: Any, id: str, word: str) -> None:
+        """Keep the list of what is not in use."""
+        out.pop(id, None)
+        if word in _OUT:
+            out[id] = None
+
+    def _drop_server(self, location: str) -> None:
+        """Forget a server that is not in use; its tasks that still run, if any, keep it for themselves."""
+        server = self.servers.pop(location)
+        server.node.servers.pop(location, None)
+
+    def _drop_node(self, id: str) -> None:
+        """Forget a node that is not in use, and its servers, and remember that it was dropped."""
+        for location in list(self.nodes.pop(id).servers):
+            self._servers_out.pop(location, None)
+            self._drop_server(location)
+        self.seq += 1
+        self._gone.append((self.seq, id))
+        if len(self._gone) > settings.kept_nodes:
+            self._floor = self._gone.popleft()[0]
+
+
+class ClusterView(_Places):
+    """What viewers can know; see above. `instance` tells this view from others, whose seqs mean nothing here."""
+
+    def __init__(self, instance: str) -> None:
+        super().__init__()
+        self.instance = instance
+        self.status = "Waiting"
+        self.totals = _Counts()
+        self.outcomes: Counter = Counter()
+        self.counted: Any = None                    # a client's JobCounts of the whole, where it counts
+        self.show_args = True
+        self.running: Dict[str, _Task] = {}         # by id, in order of their start
+        self.ended: Any = deque(maxlen=settings.kept_tasks)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -568,96 +668,7 @@ class ClusterView:
                 node.avail = avail
                 self._touch(now, node)
 
-    def note(self, now: float, level: str, subject: str, text: str, reason: str = "") -> None:
-        """Add a LINE to the log: what (`text`) became of what (`subject`), and why, if that is known."""
-        self._touch(now)
-        text = "%s: %s" % (text, reason) if reason else text
-        self.log.append({"seq": self.seq, "time": now, "level": level, "subject": cut(subject, settings.text_chars),
-                         "text": cut(text, settings.texts_chars)})
-
-    def touch(self) -> None:
-        """Something that is part of every answer has changed: a setting, what waits."""
-        self.seq += 1
-
-    # -- records -------------------------------------------------------------------------------------------------------
-
-    def _touch(self, now: float, *changed: _Counts) -> None:
-        self.seq += 1
-        for counts in changed:
-            counts.seq, counts.time = self.seq, now
-
-    def _node(self, addr: str, port: int, name: str) -> _Node:
-        """The node of that place; a new one if there is none."""
-        id = repr(pycoslite.Location(addr, port)) if port else addr
-        return self.nodes.get(id) or self.nodes.setdefault(id, _Node(id, name, addr, port))
-
-    def _at(self, addr: str) -> Optional[_Node]:
-        """The node in use at an address, if it is the only one."""
-        found = [node for node in self.nodes.values() if node.addr == addr and node.status not in _OUT]
-        return found[0] if len(found) == 1 else None
-
-    def _server(self, location: Any) -> _Server:
-        """The server at a location, also by another address of its host if only one server in use has that port."""
-        server = self.servers.get(repr(location))
-        if server is None:
-            same = [other for other in self.servers.values()
-                    if other.port == location.port and other.status not in _OUT and other.node.addr != location.addr]
-            if len(same) == 1 and self._at(location.addr) is None:
-                return same[0]
-            node = self._home(location)
-            server = self.servers[repr(location)] = _Server(repr(location), location.port, node)
-            node.servers[server.location] = server
-        return server
-
-    def _home(self, location: Any) -> _Node:
-        """The node that a new server belongs to; see above. Without any it is a node of which only the address is
-        known."""
-        def fit(node: _Node) -> tuple:
-            used = sum(server.status not in _OUT for server in node.servers.values())
-            return node.cpus is not None and used >= node.cpus, node.port > location.port, -node.port
-        found = [node for node in self.nodes.values() if node.addr == location.addr and node.status not in _OUT]
-        return min(found, key=fit) if found else self._node(location.addr, 0, location.addr)
-
-    def _move(self, server: _Server, node: _Node, now: float) -> None:
-        """A server turns out to be another node's."""
-        self._touch(now, server, server.node, node)
-        server.node.servers.pop(server.location, None)
-        server.node = node
-        node.servers[server.location] = server
-
-    @staticmethod
-    def _sort_out(out: Any, id: str, word: str) -> None:
-        """Keep the list of what is not in use."""
-        out.pop(id, None)
-        if word in _OUT:
-            out[id] = None
-
-    def _drop_server(self, location: str) -> None:
-        """Forget a server that is not in use; its tasks that still run, if any, keep it for themselves."""
-        server = self.servers.pop(location)
-        server.node.servers.pop(location, None)
-
-    def _drop_node(self, id: str) -> None:
-        """Forget a node that is not in use, and its servers, and remember that it was dropped."""
-        for location in list(self.nodes.pop(id).servers):
-            self._servers_out.pop(location, None)
-            self._drop_server(location)
-        self.seq += 1
-        self._gone.append((self.seq, id))
-        if len(self._gone) > settings.kept_nodes:
-            self._floor = self._gone.popleft()[0]
-
     # -- answers -------------------------------------------------------------------------------------------------------
-
-    def find_node(self, name: str) -> Optional[_Node]:
-        """The node with that id, or name or address; of several with that name or address the first in use."""
-        found = [node for node in self.nodes.values() if name in (node.name, node.addr)]
-        return self.nodes.get(name) or min(found, key=lambda node: node.status in _OUT, default=None)
-
-    def is_shared(self, name: str) -> bool:
-        """Whether it is no id, but a name or address of several nodes in use."""
-        return name not in self.nodes and 1 < sum(
-            name in (node.name, node.addr) and node.status not in _OUT for node in self.nodes.values())
 
     def changed_nodes(self, seq: int) -> List[_Node]:
         """The nodes that changed after seq."""
@@ -693,9 +704,7 @@ class ClusterView:
         states = {"": OUTCOMES, "ended": OUTCOMES, "running": ()}.get(state, (state,))
         running = reversed(list(self.running.values())) if state in ("", "running") else ()
         for task in itertools.chain(running, (task for task in reversed(self.ended) if task.state in states)):
-            at = task.server
-            if text in task.id and (at is None and not host and not location or at is not None and (
-                    not host or at.node is node) and (not location or at.location == location)):
+            if text in task.id and task.is_at(node, location) and (node is not None or not host):
                 yield task
 
     def sample(self) -> Dict[str, Any]:
@@ -1034,10 +1043,15 @@ class Site:
 
     def refresh(self) -> None:
         """Ask the client how many jobs there were; who waits for changes is told if that is news."""
-        if self._counts is None:
-            return
         with self._asking:
-            counts = self._counts()
+            if self._counts is None:
+                return
+            try:
+                counts = self._counts()
+            except Exception as error:              # the client's fault: what the listener does besides must go on
+                pycoslite.log.error("monitor: no more figures of jobs from now on: %r", error, exc_info=True)
+                self._counts = None
+                return
             with self.changed:
                 if self.view.take_counts(counts, time.time()):
                     self.changed.notify_all()

@@ -3842,7 +3842,10 @@ class Kernel:
             for task in list(self.tasks.values()):
                 task.terminate()
             self.run_inbox()
-            self.run_ready()
+            left = math.inf
+            while self.ready and len(self.tasks) < left:        # each may wait for another's end, as for a lock
+                left = len(self.tasks)
+                self.run_ready()
             if not self.tasks:
                 return
         log.warning("these tasks did not end: %s", ", ".join(map(repr, self.tasks.values())))
@@ -9060,7 +9063,10 @@ def _on_each_link(location: Location) -> Any:
 
 
 def _explained(error: Exception, location: Optional[Location]) -> Exception:
-    """The error of an attempt to reach `location`, as a sentence."""
+    """The error of an attempt to reach `location`, as a sentence. Who was turned away by a crowd, again and again, has
+    not heard that it does not belong there: that is no AuthenticationError, after which some do not try again."""
+    if isinstance(error, PeerBusy):
+        return PeerLost("cannot reach %s: %s" % (location, error))
     if isinstance(error, PycosError):
         return type(error)("%s: %s" % (location, error))
     number = getattr(error, "errno", None)
@@ -9795,8 +9801,8 @@ def _join(network: "Network", link: Link, result: HandshakeResult) -> None:
 # new session. One that only references lead to, and to which nothing was sent, is not in `peers`, and goes with the
 # last of them. `peers` may be read by any thread (single dict operations), all else belongs to the engine.
 #
-# The life of a connection as seen from here: `_accept` or a dial makes a Link; that ends (`refused`) or proves who is
-# there (`authenticated`); then it is handed to the file or the link that it is for, or to its peer (`Peer.adopt`),
+# The life of a connection as seen from here: a `_Listener` or a dial makes a Link; that ends (`refused`) or proves who
+# is there (`authenticated`); then it is handed to the file or the link that it is for, or to its peer (`Peer.adopt`),
 # which picks one where there are several. When both ends have agreed on where their session stands, watchers hear
 # 'online', and those who wait for the connection go on (`came_online`). What ends a peer for good comes by `forget`,
 # its undelivered messages by `account`.
@@ -9891,7 +9897,7 @@ class Network:
         names = told + self.hosts[len(told):] if named else told or own_addresses(self.hosts)
         self.locations = [Location(host, self.port) for host in dict.fromkeys(names)]
         for listener in self.sockets:
-            self.engine.poller.register(listener.fileno(), READ, functools.partial(self._accept, listener))
+            _Listener(self, listener)
 
     def begin(self) -> None:
         """Start the traffic: the engine is driven from here on. Once, after `listen`. Any thread."""
@@ -9987,37 +9993,6 @@ class Network:
                 "hosts": [host.partition("%")[0] for host in self.hosts[:_MOST_SAID]],
                 "release": __version__}
         return Handshake(role, self.key, self.process_id, info, os.urandom(32), self.cluster)
-
-    def _accept(self, listener: socket.socket, _events: int) -> None:
-        """Handler of a listening socket: take the connections that wait, a few at a time, and make room for each among
-        those that have not proved the secret yet."""
-        for _ in range(_ACCEPT_AT_ONCE):
-            try:
-                sock, address = listener.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause_accepting(listener, error)
-                return
-            try:
-                _tune(sock)
-            except OSError:                     # reset before it was taken (macOS)
-                sock.close()
-                continue
-            pending = [link for link in self.links if link.peer is None and link.role == "accept"]
-            if len(pending) >= settings.pending_handshakes:
-                _most_crowding(pending).give_way()
-            Link(self, sock, "accept", repr(Location(address_text(address), address[1])))
-
-    def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
-        """Out of descriptors: trying again at once would only burn the processor."""
-        self.complain(logging.ERROR, "no connection can be accepted for now: %s", error.strerror)
-        self.engine.poller.modify(listener.fileno(), 0)
-        self.call_later(_ACCEPT_AGAIN_S, self._accept_again, listener)
-
-    def _accept_again(self, listener: socket.socket) -> None:
-        """The pause is over; what came meanwhile waits in the system's queue."""
-        if not self.closing:
-            self.engine.poller.modify(listener.fileno(), READ)
 
     def refused(self, link: Link, error: Exception) -> None:
         """A connection made to us ended before it was authenticated. A wrong secret is a warning, as somebody should do
@@ -10149,6 +10124,49 @@ class Network:
         self.sockets.remove(sock)
         self.engine.poller.unregister(sock.fileno())
         sock.close()
+
+
+class _Listener:
+    """A listening socket of a network: takes the connections that come there. Engine only."""
+
+    __slots__ = ("network", "sock")
+
+    def __init__(self, network: Network, sock: socket.socket) -> None:
+        """`sock` listens; it stays the network's, which closes it."""
+        self.network, self.sock = network, sock
+        network.engine.poller.register(sock.fileno(), READ, self._accept)
+
+    def _accept(self, _events: int) -> None:
+        """Take the connections that wait, a few at a time, and make room for each among those that have not proved the
+        secret yet."""
+        network = self.network
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                sock, address = self.sock.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(error)
+                return
+            try:
+                _tune(sock)
+            except OSError:                     # reset before it was taken (macOS)
+                sock.close()
+                continue
+            pending = [link for link in network.links if link.peer is None and link.role == "accept"]
+            if len(pending) >= settings.pending_handshakes:
+                _most_crowding(pending).give_way()
+            Link(network, sock, "accept", repr(Location(address_text(address), address[1])))
+
+    def _pause(self, error: OSError) -> None:
+        """Out of descriptors: trying again at once would only burn the processor."""
+        self.network.complain(logging.ERROR, "no connection can be accepted for now: %s", error.strerror)
+        self.network.engine.poller.modify(self.sock.fileno(), 0)
+        self.network.call_later(_ACCEPT_AGAIN_S, self._go_on)
+
+    def _go_on(self) -> None:
+        """The pause is over; what came meanwhile waits in the system's queue."""
+        if not self.network.closing:
+            self.network.engine.poller.modify(self.sock.fileno(), READ)
 
 
 def _most_crowding(pending: List[Link]) -> Link:
@@ -12789,6 +12807,7 @@ copyreg.pickle(ServiceTask, _reduce_remote_task)                                
 _RELAY_S = PING_TIMES_S[-1] + 1.0       # peers found within this time after a relay was asked for are told, too
 _NAMED_AGAIN_S = 0.5                    # a peer named as an option that is not there yet: pauses double from here ...
 _NAMED_AGAIN_MOST_S = 10.0              # ... to here
+_REFUSED_AGAIN_S = 30.0, 600.0          # likewise, where one is that has another secret
 
 
 class PeerStatus:
@@ -12988,21 +13007,23 @@ class PeerCalls:
 
     def _contact_later(self, location: Location) -> Generator:
         """Contact a peer that was named as an option and may be started later; a system task. Ends with the first
-        connection, or when the peer has another secret: that will not change by itself. The log has one line when the
-        peer is not there yet, and not one for each attempt."""
-        pause_s = _NAMED_AGAIN_S
+        connection. Where a process has another secret, what is there later may have the right one: that is tried
+        seldom, as the process there logs it each time. The log here has one line for either case, and not one for each
+        attempt."""
+        pauses = {PycosError: (_NAMED_AGAIN_S, _NAMED_AGAIN_MOST_S), AuthenticationError: _REFUSED_AGAIN_S}
+        pause_s, said = 0.0, set()
         while not self.network.closing:
             try:
                 yield self.network.connect([location], timeout=settings.message_timeout_s)
                 return
-            except AuthenticationError as error:
-                log.warning("no peer: %s", error)
-                return
             except PycosError as error:
-                log.log(logging.WARNING if pause_s == _NAMED_AGAIN_S else logging.DEBUG,
-                        "no peer yet: %s; trying again", error)
+                kind = AuthenticationError if isinstance(error, AuthenticationError) else PycosError
+                log.log(logging.DEBUG if kind in said else logging.WARNING, "no peer%s: %s; trying again",
+                        "" if kind is AuthenticationError else " yet", error)
+            said.add(kind)
+            least_s, most_s = pauses[kind]
+            pause_s = min(max(2 * pause_s, least_s), most_s)
             yield Suspend(pause_s)
-            pause_s = min(2 * pause_s, _NAMED_AGAIN_MOST_S)
 
     def _ask_host(self, host: str, udp_port: int) -> Generator:
         """Ask the processes at `host` to show themselves; a system task."""
@@ -14462,7 +14483,7 @@ class _Files(_Sending):
     def __init__(self, network: Network) -> None:
         """Serve the requests about files."""
         super().__init__(network)
-        self.default = self.prefix = os.path.join(tempfile.gettempdir(), "pycoslite")
+        self.default = self.prefix = _default_folder()
         self.dest_path = self.prefix
         self.max_file_size: Optional[int] = None
         self.places: Dict[str, Callable] = {"": self._dest}
@@ -14697,6 +14718,16 @@ def _look_at(path: str, most: int) -> Tuple[os.stat_result, Optional[bytes], str
 def _reason(error: Exception) -> str:
     """What went wrong, without the path on this machine that an OSError names."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def _default_folder() -> str:
+    """Where received files go unless the program says otherwise. Many programs receive none: where nothing can be
+    written, as in some containers, they go on, and who sends a file there hears why that fails."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:
+        folder = os.environ.get("TMPDIR") or os.path.join(os.sep, "tmp")
+    return os.path.join(folder, "pycoslite")
 
 
 class _Progress:
@@ -15544,6 +15575,13 @@ def _split(status: str, sentence: str, **details: Any) -> Finding:
     return Finding(status, seen, advice, details)
 
 
+def _unless_out_of_files(error: OSError, advice: str) -> str:
+    """What to change after `error`: `advice`, unless it is only that too many files and connections are open."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "let programs open more files and connections: ulimit -n, or LimitNOFILE= of a systemd service"
+    return advice
+
+
 class _Survey(Discovery):
     """A search that connects to nobody, and notes who answers from any cluster; engine only, but what it has noted may
     be read by any thread.
@@ -15674,22 +15712,21 @@ class _Case:
                                      role="doctor", tls=self.tls)
         self.survey = _Survey(self.network, self.udp_port)
 
-    def call(self, function: Callable, *args: Any) -> None:
-        """Call a function in the engine and wait for its end; raises what it raises. For what is quick: the engine does
-        nothing else meanwhile."""
+    def call(self, function: Callable, *args: Any) -> Any:
+        """Call a function in the engine and wait for its result; raises what it raises. For what is quick: the engine
+        does nothing else meanwhile."""
         answers: Any = queue.SimpleQueue()
 
         def calling() -> None:
             try:
-                function(*args)
+                answers.put((function(*args), None))
             except Exception as error:              # whatever it is, it belongs to the caller
-                answers.put(error)
-            else:
-                answers.put(None)
+                answers.put((None, error))
         self.network.post(calling)
-        error = answers.get()
+        result, error = answers.get()
         if error is not None:
             raise error
+        return result
 
     def meet(self, processes: Iterable[List[Location]]) -> None:
         """Connect to processes, each at one of its locations, all at once, and describe them in `processes`. Takes as
@@ -15826,7 +15863,8 @@ def _see_addresses(case: _Case) -> Finding:
     except MisuseError as error:
         return _split(_FAILED, str(error))
     except OSError as error:
-        return _split(_FAILED, error.strerror or str(error))
+        advice = _unless_out_of_files(error, "")
+        return Finding(_FAILED, error.strerror, advice) if advice else _split(_FAILED, error.strerror or str(error))
     preferred = source_address("192.0.2.1")
     reasons = {preferred: "packets to other networks leave with it", "127.0.0.1": "this machine has no other"}
     names = {interface.address: interface.name for interface in interfaces()}
@@ -15861,8 +15899,8 @@ def _taken_port(case: _Case, port: int, error: OSError) -> Finding:
     """What to say of a port that cannot be had: whoever has it is dialled, and how far that comes tells who it is."""
     details = {"port": port, "free": False}
     if error.errno != errno.EADDRINUSE:
-        return Finding(_FAILED, "%d cannot be used: %s" % (port, error.strerror), "choose another one: "
-                       "PYCOSLITE_NET_PORT on all machines", details)
+        return Finding(_FAILED, "%d cannot be used: %s" % (port, error.strerror), _unless_out_of_files(
+            error, "choose another one: PYCOSLITE_NET_PORT on all machines"), details)
     hosts = dict.fromkeys(["127.0.0.1", "::1"] + [at.addr for at in case.network.locations])    # it may be at one only
     probe = _Probe(case.network, [Location(host, port) for host in hosts]).run()
     seen = "%d is in use by " % port
@@ -15885,11 +15923,12 @@ def _see_broadcast(case: _Case) -> Finding:
     survey, port = case.survey, case.udp_port
     try:
         case.call(survey.listen)
-        case.call(survey.search, sum(ROLES.values()))
+        if not case.call(survey.search, sum(ROLES.values())):
+            raise OSError(errno.ENFILE, "no more sockets can be had")
     except OSError as error:
-        return Finding(_FAILED, "UDP port %d cannot be used: %s" % (port, error.strerror),
-                       "end the program that holds it alone, or set PYCOSLITE_NET_PORT on all machines; without "
-                       "discovery, name addresses", {"port": port})
+        return Finding(_FAILED, "UDP port %d cannot be used: %s" % (port, error.strerror), _unless_out_of_files(
+            error, "end the program that holds it alone, or set PYCOSLITE_NET_PORT on all machines; without discovery, "
+            "name addresses"), {"port": port})
     networks: Dict[Optional[str], List[str]] = {}       # broadcast address -> own addresses there; one is sent from
     for interface in interfaces():
         if interface.broadcast or interface.address == "127.0.0.1" and sys.platform.startswith("linux"):

@@ -7,6 +7,7 @@
 Printed: `listening on port N`, and everything that is said. Each message is a text of one line, framed by
 `send_msg`: on the wire its length comes first, in four bytes, so it does not matter how the network cuts it up.
 """
+import argparse
 import socket
 import sys
 from pathlib import Path
@@ -45,9 +46,9 @@ def read(conn):
         say("%s left" % name)
 
 
-def serve(port):
+def serve(sock):
     """Accept clients for ever."""
-    with AsyncSocket(socket.create_server(("127.0.0.1", port))) as listener:
+    with AsyncSocket(sock) as listener:
         print("listening on port %d" % listener.getsockname()[1], flush=True)
         while True:
             conn, _ = yield listener.accept()
@@ -55,5 +56,11 @@ def serve(port):
 
 
 if __name__ == "__main__":
-    port = (sys.argv[1:] or ["8008"])[0]
-    Task(serve, int(port)) if port.isdigit() else sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", nargs="?", type=int, default=8008, help="0: any that is free (default: %(default)s)")
+    port = parser.parse_args().port
+    try:
+        sock = socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        sys.exit("cannot listen at port %d: %s" % (port, error))
+    Task(serve, sock)

@@ -57,15 +57,29 @@ def _own_net_port() -> int:
             return port
 
 
-# Test modules that talk to nodes and peers of whole machines, which must not meet those of another test.
-ON_THE_NETWORK = ("node_program", "node_server", "dispycos_cluster", "dispycos_client", "dispycos_patience",
-                  "pycoslite_discovery", "pycoslite_network", "pycoslite_networks", "node_announcement",
-                  "pycoslite_rps", "pycoslite_doctor", "pycoslite_mixed", "pycoslite_undelivered",
-                  "example_word_count", "readme", "examples_network", "upstream_examples",
-                  "httpd_browser", "httpd_cluster")
-# Test modules that wait for real heartbeats and real partitions, for more than a minute, and do little else.
-WAITING = ("pycoslite_partitions",)
-APART = ON_THE_NETWORK, WAITING         # each of these lists has a process of its own, all other modules have the first
+def _move_net_port() -> None:
+    """Have this process use another usual port from now on than the one with which the modules were imported."""
+    import dispycos_lite
+    import dispycosnode_lite
+    import pycoslite
+    port = _own_net_port()
+    os.environ["PYCOSLITE_NET_PORT"] = str(port)
+    pycoslite.settings.net_port = port
+    dispycos_lite.NODE_PORT = dispycosnode_lite.DEFAULT_PORT = port + 1
+
+
+# Test modules that use nodes, and that talk to peers of whole machines. Tests of one list do not meet those of another,
+# as each has discovery ports of its own.
+NODES = ("node_program", "node_server", "node_announcement", "dispycos_cluster", "dispycos_client", "dispycos_patience",
+         "example_word_count", "readme", "examples_network", "upstream_examples", "httpd_browser", "httpd_cluster")
+PEERS = ("pycoslite_discovery", "pycoslite_network", "pycoslite_networks", "pycoslite_rps", "pycoslite_doctor",
+         "pycoslite_mixed", "pycoslite_undelivered")
+# Test modules that wait for heartbeats, partitions, and limits of time, most of the while.
+WAITING = ("pycoslite_partitions", "pycoslite_reliability", "pycoslite_lan", "node_lan", "pycoslite_hostile")
+# As many of the others as make this process end when the rest of them does.
+OTHERS = ("pycoslite_simulation", "pycoslite_tls", "pycoslite_kernel", "node_processes", "pycoslite_transfer",
+          "structure", "pycoslite_command", "dispycos_shipping")
+APART = NODES, PEERS, WAITING, OTHERS   # each of these lists has a process of its own, all other modules have the first
 
 
 class _Told:
@@ -138,6 +152,7 @@ def _run_apart(suite: unittest.TestSuite, writing: int) -> None:
     try:
         from tests import support
         support.adopt_orphans()         # is not inherited
+        _move_net_port()
         result = unittest.TestResult()
         suite.run(result)
         lists = {kind: [(str(test), text) for test, text in getattr(result, kind)]

@@ -579,6 +579,8 @@ def running(command: Sequence[Any], ready: Ready = None, *, timeout_s: float = P
     try:
         process.wait_ready(ready, timeout_s)
         yield process
+    except unittest.SkipTest:
+        raise
     except BaseException:
         print("\n--- output of %r\n%s\n---" % (process, process.output), file=sys.stderr)
         raise
@@ -626,6 +628,14 @@ class Interpreter(NamedTuple):
     path: str
 
 
+def _pythons_in(place: Path) -> List[Path]:
+    """What is called python3.N there; nothing where this user may not look."""
+    try:
+        return sorted(place.glob("python3.*")) if os.path.isdir(str(place)) else []
+    except OSError:
+        return []
+
+
 @functools.lru_cache(maxsize=None)
 def interpreters() -> Tuple[Interpreter, ...]:
     """CPythons from 3.8 up found in PATH and among pyenv's, one per minor version, not the one that runs; ordered."""
@@ -634,7 +644,7 @@ def interpreters() -> Tuple[Interpreter, ...]:
     places = [Path(d) for d in os.environ.get("PATH", "").split(os.pathsep) if d]
     places += sorted(Path(REAL_HOME, ".pyenv", "versions").glob("3.*/bin"))
     found: Dict[Tuple[int, int], Interpreter] = {}
-    for path in itertools.chain.from_iterable(sorted(place.glob("python3.*")) for place in places if place.is_dir()):
+    for path in itertools.chain.from_iterable(map(_pythons_in, places)):
         version = (3, int(path.name[8:])) if path.name[8:].isdigit() else (0, 0)
         if version < (3, 8) or version in found or version == sys.version_info[:2]:
             continue

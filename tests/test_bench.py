@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 import unittest
-from typing import Dict, Tuple
+from typing import Any, Dict, List, Tuple
+from unittest import mock
 
 from tests import support
 from tests.bench import __main__ as program
@@ -82,6 +83,27 @@ class Programs(support.TestCase):
             self.assertEqual(helper.wait(60), 1)
 
 
+class Rounds(support.TestCase):
+    """Which runs a plan has."""
+
+    def names(self, contestants: Tuple[str, ...], **plan: Any) -> str:
+        """First letters of those that ran, in order; "open" fails."""
+        def run(command: List[str], *_rest: Any) -> Dict:
+            return {"error": "x"} if command[-2] == "open" else {}
+        whole = runner.Plan(catalogue.WORKLOADS["L1"], contestants, 2, 1.0, 1, lambda workload: None, **plan)
+        with mock.patch.object(runner, "run_one", run):
+            return "".join(result["contestant"][0] for result in runner.run_plan(whole))
+
+    def test_every_other_round_goes_backwards(self) -> None:
+        self.assertEqual(self.names(("limit", "asyncio")), "laal")
+
+    def test_those_that_goals_compare_run_in_more_rounds(self) -> None:
+        self.assertEqual(self.names(("limit", "asyncio"), repeat=2), "laal" + "ll")
+
+    def test_who_fails_is_left_out(self) -> None:
+        self.assertEqual(self.names(("limit", "open")), "lol")
+
+
 class Table(support.TestCase):
     """Every workload can be measured and judged."""
 
@@ -116,7 +138,15 @@ class Sums(support.TestCase):
     def test_summary_is_the_median_of_good_runs(self) -> None:
         runs = [run_record("ours", rate, p50_us=rate) for rate in (3.0, 1.0, 20.0)]
         runs.append({"contestant": "ours", "error": "killed"})
-        self.assertEqual(report.summarise(runs)["ours"], catalogue.Summary(3.0, 1.0, 20.0, 3, 10, {"p50_us": 3.0}))
+        self.assertEqual(report.summarise(runs)["ours"], catalogue.Summary(
+            3.0, 1.0, 20.0, 3, 10, {"p50_us": 3.0}, (3.0, 1.0, 20.0)))
+
+    def test_ratios_are_of_runs_side_by_side(self) -> None:
+        runs = [run_record(name, rate * slow) for slow in (1.0, 0.1, 0.5) for name, rate in (
+            ("limit", 100.0), ("ours", 40.0))]
+        runs.append(run_record("ours", 0.4))            # the limit has no run beside it: medians, then
+        self.assertEqual(tuple(catalogue.Share(0.4).judge(report.summarise(runs[:-1]))), (True, "0.40 of limit: 0.400"))
+        self.assertEqual(tuple(catalogue.Share(0.4).judge(report.summarise(runs))), (False, "0.40 of limit: 0.240"))
 
     def test_share_of_the_limit(self) -> None:
         self.assertEqual(self.judge(catalogue.Share(0.40)), (True, "0.40 of limit: 0.400"))

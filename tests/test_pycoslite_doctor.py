@@ -73,10 +73,11 @@ class DoctorTestCase(TestCase):
         path.chmod(0o600)
         return path
 
-    def run_doctor(self, *words: Any, python: str = sys.executable, host: Any = None,
+    def run_doctor(self, *words: Any, python: str = sys.executable, host: Any = None, before: Any = (),
                    **env: str) -> subprocess.CompletedProcess:
-        """A call of the command line, on another host if one is given."""
-        command = [python, "-W", "error", "-X", "dev", "-m", "pycoslite", "doctor", "--wait", "0.6", *map(str, words)]
+        """A call of the command line, on another host if one is given; `before` are words of what starts it."""
+        command = [*before, python, "-W", "error", "-X", "dev", "-m", "pycoslite", "doctor", "--wait", "0.6",
+                   *map(str, words)]
         with subprocess.Popen(host.command(command) if host else command, cwd=str(ROOT), text=True,
                               env=dict(os.environ, **dict(self.environment, **env)), stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -187,6 +188,18 @@ class HereTest(DoctorTestCase):
         self.assertIn("compare the fingerprints", step["advice"])
         self.assertTrue(step["details"]["other_secret"])
 
+    @unittest.skipUnless(shutil.which("bash"), "needs a shell that limits descriptors")
+    def test_too_few_files_may_be_open(self):
+        """Whichever step is the first that cannot have one, the port is not to blame."""
+        for most in range(8, 18, 2):
+            with self.subTest(most):
+                done = self.run_doctor("--json", before=["bash", "-c", "ulimit -n %d; exec \"$@\"" % most, "doctor"])
+                failed = [step for step in json.loads(done.stdout)["steps"] if step["status"] == "failed"]
+                for step in failed:
+                    self.assertRegex(step["seen"], "Too many open files|no more sockets")
+                    self.assertIn("ulimit -n", step["advice"])
+                self.assertTrue(failed or most > 12)
+
     def test_the_usual_port_is_in_use(self):
         with self.agent("name=first", "tcp_port=%d" % self.port):
             report = self.report()
@@ -212,7 +225,7 @@ class HereTest(DoctorTestCase):
         self.assertEqual((done.returncode, done.stderr), (int(ALONE), ""))
         lines = done.stdout.splitlines()
         self.assertLess(max(map(len, lines)), 100)
-        self.assertRegex(done.stdout, r"(?m)^ok      secret      in .*\(mode 0600\),\s+fingerprint [0-9a-f]{4}$")
+        self.assertRegex(done.stdout, r"(?ms)^ok      secret      in .*?\(mode 0600\),\s+fingerprint [0-9a-f]{4}$")
         self.assertRegex(done.stdout, r'(?m)^  one +127.0.0.1:\d+ +peer +3\.\d+\.\d+ +\S+ ms +pycoslite$')
         self.assertEqual(lines[-1], "WARNING: addresses" if ALONE else "Nothing is wrong.")
 

@@ -27,7 +27,7 @@ LINUX = unittest.skipUnless(hostile_parsers.memory(), "needs /proc to see what a
 class GoalsTest(TestCase):
     """Each row, at the size of every run."""
 
-    timeout_s = 120
+    timeout_s = 240
 
     def test_no_row_is_forgotten(self) -> None:
         tested = {name.split("_")[1].upper() for name in dir(self) if name[:6] in ("test_s", "test_i")}
@@ -226,11 +226,28 @@ class CrowdTest(NetworkTestCase):
 
     def test_who_is_turned_away_as_too_many_wait_tries_again(self) -> None:
         self.node()
+        with self.crowded(2) as at:
+            def contact() -> Iterator:
+                return (yield Pycos().peer(at))
+            with self.expect_log("no peer: .*(refused|too many connections)"):
+                self.assertEqual(self.do(contact), -1)
+
+    def test_a_crowd_does_not_turn_away_for_ever(self) -> None:
+        """A peer that was named is tried again when it is over, like one that was not there."""
+        with self.crowded(5) as at:
+            with self.expect_log("no peer yet: cannot reach .*too many connections wait.*; trying again"):
+                node = self.node(peers=[at])
+        with self.agent("tcp_port=%d" % at.port):
+            self.wait_until(lambda: node.peers() == [at])
+
+    @contextlib.contextmanager
+    def crowded(self, times: int) -> Iterator[Location]:
+        """Where so many connections are turned away by others' number, all there must be; and nobody is after that."""
         listener = socket.create_server((HOST, 0))
         self.addCleanup(listener.close)
 
         def turn_away() -> None:
-            for _ in range(2):
+            for _ in range(times):
                 with listener.accept()[0] as sock:
                     end = pycoslite.Handshake("accept", bytes(32), bytes(16), {}, bytes(32), "pycoslite")
                     sock.sendall(end.data_to_send())
@@ -240,11 +257,7 @@ class CrowdTest(NetworkTestCase):
             listener.close()                    # whoever comes now is refused by the system
         thread = threading.Thread(target=turn_away)
         thread.start()
-
-        def contact() -> Iterator:
-            return (yield Pycos().peer(Location(*listener.getsockname())))
-        with self.expect_log("no peer: .*(refused|too many connections)"):
-            self.assertEqual(self.do(contact), -1)
+        yield Location(*listener.getsockname())
         thread.join(COME_S)
         self.assertFalse(thread.is_alive(), "it was not tried again")
 

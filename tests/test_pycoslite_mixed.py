@@ -21,7 +21,7 @@ def pythons() -> Dict[Tuple[int, int], str]:
 
 
 class MixedTest(TestCase):
-    timeout_s = 120.0
+    timeout_s = 240
 
     def check(self, serving: str, trying: str, *options: str) -> None:
         """All kinds, from `trying` to `serving`."""

@@ -518,6 +518,32 @@ class FaultsTest(NetworkTestCase):
             self.assertEqual(self.do(main), (100, True))
             self.assertEqual([event for event, _ in events], ["online", "offline", "online"])
 
+    def test_a_reference_that_has_found_its_process_again(self):
+        """What waits for the process that was lost ends, though the reference leads to the new one already; and it can
+        be asked to monitor at once."""
+        node = self.node()
+        with self.agent() as process:
+            agent = self.find(process)
+            self.stop(process)
+
+            def deliver():
+                return (yield agent.deliver(("number", 1)))
+            task, peer = Task(deliver), agent.peer
+            self.wait_until(lambda: peer.session.unconfirmed_frames)
+            agent.peer = other = pycoslite.Peer(node.network, b"p" * 16)
+            node.network.post(peer.lost, "for the test", True)
+            self.assertEqual(task.value(COME_S), 0)
+            self.assertEqual(pycoslite._deliveries, {})
+
+            agent.peer, other.state = other, "lost"
+            other.process_id = peer.process_id
+            process.signal(signal.SIGCONT)
+
+            def monitor(task=None):
+                yield node.peer(process.at)
+                return (yield task.monitor(agent))
+            self.assertEqual(self.do(monitor), 0)
+
     def test_a_killed_process_is_soon_known_to_be_lost(self):
         self.node()
         with self.agent() as process:

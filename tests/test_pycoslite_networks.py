@@ -4,6 +4,7 @@ from __future__ import annotations
 import socket
 import unittest
 from typing import Any, List
+from unittest import mock
 
 import pycoslite
 from pycoslite import Location, MisuseError, Pycos, Task
@@ -240,11 +241,25 @@ class PeersTest(NetworkTestCase):
         with self.agent("tcp_port=%d" % port) as process:
             self.wait_until(lambda: node.peers() == [process.at])
 
-    def test_a_peer_with_another_secret_is_not_tried_again(self):
-        with self.agent("secret=another") as process:
-            with self.expect_log("no peer: .*another secret"):
-                node = self.node(peers=[process.at])
-            self.assertEqual(node.peers(), [])
+    def test_a_peer_with_another_secret_is_seldom_tried_again(self):
+        """Who starts it anew with the right one need not start all others anew."""
+        self.assertGreaterEqual(pycoslite._REFUSED_AGAIN_S[0], 30)
+        self.log.allowed.append("no peer yet")          # between the two
+        with mock.patch.object(pycoslite, "_REFUSED_AGAIN_S", (0.1, 0.2)):
+            with self.agent("secret=another") as process:
+                with self.expect_log("no peer: .*another secret.*; trying again") as lines:
+                    node = self.node(peers=[process.at])
+                    process.wait_for("refused a connection")
+                self.assertEqual((node.peers(), len(lines)), ([], 1))
+            with self.agent("tcp_port=%d" % process.at.port):
+                self.wait_until(lambda: node.peers() == [process.at])
+
+    def test_one_peer_that_is_no_list(self):
+        with self.agent() as process:
+            for peer in process.at, repr(process.at):
+                node = self.node(peers=peer)
+                self.wait_until(lambda: node.peers() == [process.at])
+                node.terminate()
 
     def test_itself_is_no_peer(self):
         node = self.node()

@@ -100,7 +100,7 @@ class Parted:
 
 
 class PartitionTest(TestCase):
-    timeout_s = 170
+    timeout_s = 400
 
     def test_partitions(self) -> None:
         """All at once: they only wait."""

@@ -16,7 +16,7 @@ def measured(name: str) -> List[Figure]:
 
 
 class ReliabilityTest(TestCase):
-    timeout_s = 7200 if SOAK else 170
+    timeout_s = 7200 if SOAK else 400
 
     def test_rows(self) -> None:
         """All at once: nearly all of the time they wait for something to be noticed."""

@@ -250,6 +250,25 @@ class CallTest(ServiceTestCase):
         self.assertEqual([status.value for status in got], [(1, "enough")])
         self.assertEqual(self.ask(self.process.agent, "watched"), 0)
 
+    def test_a_name_that_was_taken_back_at_once_is_told_when_it_is_registered_again(self):
+        network, told = self.node().network, []
+        asker = mock.Mock(process_id=b"p" * 16, network=network, notify=lambda *said: told.append(said[:2]))
+        rps, wanted = RPS(answer, "ghost"), {"kind": "rps", "name": "ghost", "id": 7}
+        self.addCleanup(rps.unregister)
+
+        def briefly():
+            """In the engine, which makes the calls that are posted meanwhile after this one."""
+            pycoslite._on_seek(asker, wanted, b"")
+            rps.register()
+            rps.unregister()
+        network.post(briefly)
+        self.wait_until(lambda: network.tasks.seekers)
+        network.spawn(lambda: iter(())).value(COME_S)       # what was posted has been done
+        self.assertEqual(told, [])
+        rps.register()
+        self.wait_until(lambda: told)
+        self.assertEqual(told, [("task.found", {"id": 7})])
+
     def test_a_refusal_that_comes_after_its_caller_has_ended_leaves_nothing(self):
         rps = self.service()
         rps.name = "never"

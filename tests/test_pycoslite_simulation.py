@@ -450,7 +450,7 @@ class World:
 
 class SimulationTest(TestCase):
     SEEDS = 100_000 if SOAK else 1000
-    timeout_s = 7200 if SOAK else 120
+    timeout_s = 7200 if SOAK else 240
 
     def test_whatever_the_network_does(self) -> None:
         lost = interfered = crashed = 0

@@ -422,6 +422,15 @@ class ConditionTest(SyncTestCase):
         self.assertEqual(self.seen, [((1,), False), ((2,), False)])
         self.assertFalse(any(task.is_alive() for task in waiters))
 
+    def test_all_get_the_lock_again_also_at_the_end_of_the_program(self):
+        condition, other = Condition(), Condition()
+        for _ in range(400):
+            self.careful(condition, "careful")
+            self.waiter(other, "careless")
+        self.kernel._end_all()
+        self.assertEqual(self.kernel.tasks, {})
+        self.assertEqual(self.seen, [("careful", 1)] * 400)
+
     def test_a_notification_is_not_lost_with_who_got_it(self):
         for stop in (Task.terminate, lambda task: task.throw(KeyError(1))):
             condition, self.seen = Condition(), []

@@ -115,7 +115,7 @@ class SendTest(TransferTestCase):
         self.begin()
         for what, args, line in (("send_file", (None, self.file), "was not sent to None: None is no address"),
                                  ("send_file", ("::1:x]", self.file), "was not sent to .* is neither a host name nor"),
-                                 ("send_file", (self.process.at, "a\0b"), "was not sent to .*: embedded null byte"),
+                                 ("send_file", (self.process.at, "a\0b"), "was not sent to .*embedded null"),
                                  ("del_file", (None, self.file), "was not deleted at None: None is no address"),
                                  ("close_peer", (None,), "close_peer: None is no address")):
             def run(what=what, args=args):
@@ -639,6 +639,15 @@ class ReceivedHereTest(TransferTestCase):
         with mock.patch.object(pycoslite._Folder, "mark", with_trouble):
             return self.ask(self.process.agent, "send_file", Pycos().location, str(self.file))
 
+    def test_a_mistake_in_this_program_ends_the_transfer(self):
+        self.write(os.urandom(pycoslite._SMALL_FILE + 1))
+        with self.expect_log("what was not foreseen"):
+            with mock.patch.object(pycoslite._Incoming, "_next_bytes", side_effect=ValueError("what was not foreseen")):
+                sent = self.ask(self.process.agent, "send_file", Pycos().location, str(self.file))
+        self.assertEqual(sent, -1)
+        self.wait_until(lambda: not Pycos().network.files.incoming)
+        self.assertEqual(os.listdir(self.here), [])
+
     def test_a_slow_disk_delays_nobody_else(self):
         entered, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
@@ -1117,6 +1126,18 @@ class DestPathTest(TestCase):
         node.max_file_size = node.max_total_size = None
         self.assertIsNone(node.max_file_size)
         self.assertIsNone(node.max_total_size)
+
+    def test_nothing_can_be_written_for_a_while(self):
+        """As in some containers: no reason not to start."""
+        nowhere = str(self.temp_dir() / "file" / "below")
+        Path(nowhere).parent.touch()
+        missing = FileNotFoundError(2, "No usable temporary directory found")
+        with mock.patch.object(pycoslite.tempfile, "gettempdir", side_effect=missing), \
+                mock.patch.dict(os.environ, TMPDIR=nowhere):
+            node = Pycos(host="127.0.0.1", tcp_port=0, secret=SECRET, discover_peers=False)
+            self.addCleanup(node.terminate)
+        with self.assertRaises(NotADirectoryError):
+            self.fail(node.dest_path)
 
 
 if __name__ == "__main__":

@@ -310,6 +310,31 @@ class RelayTest(ServiceTestCase):
         self.assertLessEqual(max(timers), before + 1)
         self.assertEqual((network.passing, target.held), ({}, []))
 
+    def test_who_was_not_waited_for_any_longer_does_not_end_another_wait(self):
+        """A target that confirms nothing for a while is given up; when it has room after all, others may be waited for
+        again."""
+        network = self.node().network
+        source, stuck, slow = [pycoslite.Peer(network, bytes((n,)) * 16) for n in (1, 2, 3)]
+        done = threading.Event()
+
+        def waits() -> None:
+            stuck.session.below_window = slow.session.below_window = False
+            pycoslite._Passing.wait(source, stuck)
+            network.passing[source]._go_on(stuck)           # as its timer has it
+            self.assertFalse(source.session._withheld)
+            pycoslite._Passing.wait(source, slow)
+            stuck.go_on()
+            self.assertTrue(source.session._withheld)
+            self.assertIn(source, network.passing)
+            slow.go_on()
+            self.assertFalse(source.session._withheld)
+            self.assertEqual(network.passing, {})
+            done.set()
+        for peer in (source, stuck, slow):
+            peer.flush = mock.Mock()                        # it would be dialled
+        network.post(waits)
+        self.assertTrue(done.wait(COME_S))
+
     def chain(self, window: int) -> tuple:
         """This process sends to a channel of `middle`, which passes on to one of `far`."""
         self.node()

@@ -11,8 +11,9 @@ checks that its work was really done before it tells a rate. Judge by the ratio 
 absolute figures follow the machine. `limit` is code written by hand for just that workload.
 
 Shares also follow the interpreter: the limits spend their time in the system and in C, ours in the interpreter's loop,
-which is up to twice as slow in a Python that was built without --enable-optimizations (many that pyenv builds are). The
-goals are for an optimised one, as distributions ship it.
+which takes longer in a Python that was built without --enable-optimizations (many that pyenv builds are). In round
+trips with both ends on one core where the interpreter lies in memory counts for more than how it was built; so both
+are put at the same addresses (`runner.aligned`; --randomised leaves them where they are).
 
     catalogue.py       the workloads: sizes, units, goals (the only table of them)
     harness.py         what a measured process needs: the registry of contestants, child processes, checks

@@ -26,12 +26,15 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m tests.bench", description=(
         "Run ours beside hand-written limits and the means of the standard library."))
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all; see --list")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each contestant (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help=(
+        "runs of each contestant (default 3; three times as many of ours and its limit where little is at stake)"))
     parser.add_argument("--only", default="", metavar="NAMES", help="contestants, comma-separated: limit,ours")
     parser.add_argument("--sizes", type=_numbers, metavar="N,N,...", help="rate by size instead of goals")
     parser.add_argument("--pin", type=_core, default=-1, metavar="CORE", help=(
         "run everything on this core, 'none': nothing (default: only workloads that ask for it, on the first; our J "
         "workloads refuse, as a node lends no more cores than it may use)"))
+    parser.add_argument("--randomised", action="store_true", help=(
+        "leave the two ends of a pinned workload at addresses of their own, see runner.aligned"))
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="kill a run after this (default 60)")
     parser.add_argument("--smoke", action="store_true", help="one round of tiny sizes: does it still run?")
     parser.add_argument("--json", action="store_true", help="one line per run on standard output, no tables")
@@ -62,8 +65,10 @@ def _plans(workload: Workload, options: argparse.Namespace) -> Iterable[Plan]:
     """One plan, or one for each size asked for."""
     sizes: List[Optional[int]] = [workload.smoke] if options.smoke else (options.sizes or [None])
     rounds = 1 if options.smoke else options.rounds
+    repeat = 1 if options.smoke or options.sizes else workload.repeat
     for size in sizes:
-        yield Plan(workload, _chosen(workload, options.only), rounds, options.timeout, size, _pinning(options))
+        yield Plan(workload, _chosen(workload, options.only), rounds, options.timeout, size, _pinning(options), repeat,
+                   options.randomised)
 
 
 def _tell(run: Dict, as_json: bool) -> None:

@@ -26,18 +26,20 @@ def summarise(runs: Iterable[Mapping]) -> Dict[str, Summary]:
 def _summary(runs: Sequence[Mapping]) -> Summary:
     rates = [run["rate"] for run in runs]
     notes = {key: statistics.median(run["notes"][key] for run in runs) for key in runs[0]["notes"]}
-    return Summary(statistics.median(rates), min(rates), max(rates), len(runs), runs[0]["n"], notes)
+    return Summary(statistics.median(rates), min(rates), max(rates), len(runs), runs[0]["n"], notes, tuple(rates))
 
 
 def table(workload: Workload, runs: Sequence[Mapping]) -> str:
     """All there is to say about one workload, as text."""
     summaries = summarise(runs)
     pinned = " - pinned to one core" if runs and runs[0]["pinned"] is not None else ""
+    if runs and runs[0].get("same_addresses"):
+        pinned += ", both ends at the same addresses"
     lines = ["", "%s  %s (%s)%s" % (workload.name, workload.title, workload.unit, pinned), ""]
     lines.append("  %-10s %12s   %-25s %8s  %11s  %s" % ("", "median", "lowest - highest", "of limit", "n x runs", ""))
     limit = summaries.get("limit")
     for name, summary in sorted(summaries.items(), key=lambda item: -item[1].rate):
-        share = "%.3f" % (summary.rate / limit.rate) if limit else "-"
+        share = "%.3f" % summary.times(limit) if limit else "-"
         notes = "  ".join("%s=%g" % note for note in summary.notes.items())
         spread = "%s - %s" % (_significant(summary.low), _significant(summary.high))
         size = "%d x %d" % (summary.size, summary.runs)
