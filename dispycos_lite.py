@@ -57,6 +57,7 @@ import json
 import linecache
 import logging
 import marshal
+import operator
 import os
 import pickle
 import re
@@ -2688,10 +2689,9 @@ class Tally:
         self.terminated += other.terminated
         self.abandoned += other.abandoned
 
-    def counts(self, running: int = 0, pending: int = 0) -> JobCounts:
-        """These figures as programs see them, where so many have not ended."""
-        done = self.done
-        return JobCounts(pending + running + done, pending, running, done, self.failed, self.terminated, self.abandoned)
+    def figures(self) -> Tuple[int, int, int, int]:
+        """All of them, in the order of the fields of `JobCounts`."""
+        return self.done, self.failed, self.terminated, self.abandoned
 
 
 class Ledger:
@@ -2728,32 +2728,32 @@ class Ledger:
             if not any(key[0] == node for key in self.servers):
                 self.nowhere.add(self.nodes.pop(node))
 
-    def counts(self, running: Dict[Tuple[Any, Any], int], unfinished: int) -> ClusterCounts:
-        """All figures, where so many run at servers (by key) and so many jobs have not ended."""
-        total, node_of, runs = Tally(), {}, collections.Counter()
-        nodes: Dict[Any, Tally] = collections.defaultdict(Tally)
-        servers: Dict[Any, Tally] = {}
-        for (node, server), tally in list(self.servers.items()):
-            node_of[server] = node
-            nodes[node].add(tally)
-            other = servers.setdefault(server, tally)
-            if other is not tally:                  # its port was another node's before
-                servers[server] = both = Tally()
-                both.add(tally)
-                both.add(other)
-        for node, tally in list(self.nodes.items()):
-            nodes[node].add(tally)
-        for tally in (self.nowhere, *nodes.values()):
-            total.add(tally)
-        for key, count in running.items():
-            for place in key:
-                runs[place] += count
-        total.done -= self.repeats
-        total.abandoned -= self.repeats
-        begun = sum(running.values())
-        return ClusterCounts(total.counts(begun, max(unfinished - begun, 0)),
-                             {place: tally.counts(runs[place]) for place, tally in nodes.items()},
-                             {place: tally.counts(runs[place]) for place, tally in servers.items()}, node_of)
+    def rows(self) -> List[tuple]:
+        """The figures of all but the servers that are there, for `_summed`: (node, server, running, done, failed,
+        terminated, abandoned), None for no place."""
+        rows: List[tuple] = [(*key, 0, *self.servers[key].figures()) for key in list(self._gone)]
+        rows += [(node, None, 0, *tally.figures()) for node, tally in list(self.nodes.items())]
+        return rows + [(None, None, 0, *self.nowhere.figures())]
+
+
+def _summed(rows: List[tuple], repeats: int, unfinished: int) -> ClusterCounts:
+    """The counts that rows of figures give, when so many jobs have not ended. Pure, and not for the engine: with
+    hundreds of servers it takes milliseconds."""
+    tables: Tuple[Dict[Any, tuple], Dict[Any, tuple]] = {}, {}
+    node_of = {}
+    for node, server, *figures in rows:
+        for table, place in zip(tables, (node, server)):
+            before = table.get(place)
+            table[place] = figures if before is None else tuple(map(operator.add, before, figures))
+        node_of[server] = node
+    total = tuple(map(sum, zip(*tables[0].values(), (0, -repeats, 0, 0, -repeats))))
+
+    def _counts(running: int, done: int, *ends: int, pending: int = 0) -> JobCounts:
+        return JobCounts(pending + running + done, pending, running, done, *ends)
+    for table in (*tables, node_of):
+        table.pop(None, None)
+    nodes, servers = ({place: _counts(*figures) for place, figures in table.items()} for table in tables)
+    return ClusterCounts(_counts(*total, pending=max(unfinished - total[0], 0)), nodes, servers, node_of)
 
 
 def _ending(outcome: int, payload: Any) -> str:
@@ -3895,8 +3895,8 @@ class ClusterState(_Patience):
 
     Events: node_up, node_ready, node_silent, node_heard, node_down; server_up, server_ready, server_down; submit,
     started, ended, returned, cancel; suspend, resume, restart_server, close_server, close_node, close; limit, abandon,
-    setting_up, rest_node; tick. Questions: next_deadline, why, counts, told, servers_at, sleeps, validate. One thread
-    at a time.
+    setting_up, rest_node; tick. Questions: next_deadline, why, running, counts, figures, told, servers_at, sleeps,
+    validate. One thread at a time.
 
     `now` is in seconds of any monotonic clock, the same for all events. Ids of nodes and servers may be anything that
     can be a key; the driver takes process ids. An event about a server or node that is not there (any more) raises
@@ -4029,18 +4029,26 @@ class ClusterState(_Patience):
                     found += [(code, server.location) for code in _TOLD.get(server.state, ())]
         return found
 
+    def running(self, where: Any) -> List[Job]:
+        """Return the jobs that the servers of that name have begun, as far as is known here; None: all servers."""
+        return [job for server in self.servers_at(where)
+                for job in (*islice(server.held.values(), 1), *server.io.values()) if job.state != _GHOST]
+
     def counts(self) -> ClusterCounts:
-        """Return how many jobs there were so far, and where; it looks at each server, and at jobs only where ghosts are
-        among them."""
-        running: Dict[Tuple[Any, Any], int] = {}
+        """Return how many jobs there were so far, and where."""
+        return _summed(*self.figures())
+
+    def figures(self) -> Tuple[List[tuple], int, int]:
+        """Return what `_summed` makes the counts of; it looks at each server, and at jobs only where ghosts are among
+        them."""
+        rows = self.ledger.rows()
         for server in self.anywhere.servers:
             first = next(iter(server.held.values()), None)
             count = int(first is not None and first.state != _GHOST) + len(server.io)
             if self.ghosts:
                 count -= sum(job.state == _GHOST for job in server.io.values())
-            if count:
-                running[server.node.location, server.location] = count
-        return self.ledger.counts(running, len(self.jobs) - self.ghosts)
+            rows.append((server.node.location, server.location, count, *server.tally.figures()))
+        return rows, self.ledger.repeats, len(self.jobs) - self.ghosts
 
     def validate(self) -> None:
         """Raise AssertionError if anything contradicts anything else. For tests: it looks at everything."""
@@ -4332,7 +4340,11 @@ class _JobDriver:
 
     def counts(self) -> ClusterCounts:
         """How many jobs there were so far, and where. Any thread but the engine's."""
-        return self._ask(self.state.counts)
+        return _summed(*self._ask(self.state.figures))
+
+    def running(self, where: Any) -> List[Job]:
+        """The jobs that run there (None: anywhere). Any thread but the engine's."""
+        return self._ask(self.state.running, where)
 
     def introduce(self, begin: Callable) -> None:
         """Have ``begin(changes)`` called in the user kernel, with what was told of the places there are: whatever
@@ -5754,6 +5766,11 @@ def _ended(subject: Any, value: Any, error: Optional[BaseException], outcome: in
     return _failed(subject, type(error), getattr(error.__cause__, "text", None) or str(error), error)
 
 
+def _location_of(job: Job) -> Any:
+    """Where the server is that has a job, or had it last."""
+    return None if job.server is None else job.server.location
+
+
 def _message(code: Optional[int], info: Any, reason: str) -> Any:
     """A change as status tasks are told; without a code it is what a node has free."""
     message = info if code is None else DispycosStatus(code, info)
@@ -5763,7 +5780,8 @@ def _message(code: Optional[int], info: Any, reason: str) -> Any:
 
 
 class Watched:
-    """What `Client` and `Cluster` let others see of them: `counts` to ask, `watch` to be told. Any thread."""
+    """What `Client` and `Cluster` let others see of them: `counts` and `plain_jobs` to ask, `watch` to be told. Any
+    thread."""
 
     def __init__(self) -> None:
         self._packer = Packer()
@@ -5773,10 +5791,24 @@ class Watched:
 
     def counts(self) -> ClusterCounts:
         """How many jobs of every kind there were since this was made, of all and by node and server; see `JobCounts`.
-        Takes some microseconds for each server, and jobs next to nothing. Any thread, also in a task, but not in what
-        was given to `watch`."""
+        Takes some microseconds for each server, most of them in the calling thread, and jobs next to nothing. Any
+        thread, also in a task, but not in what was given to `watch`."""
         driver = self._driver
-        return self._ledger.counts({}, 0) if driver is None else driver.counts()
+        return _summed(self._ledger.rows(), self._ledger.repeats, 0) if driver is None else driver.counts()
+
+    def plain_jobs(self, location: Any = None) -> List[PlainJob]:
+        """The jobs without a task that run now, at the server of that Location or (None) everywhere. For any thread, as
+        `counts`."""
+        jobs = [] if self._driver is None else self._driver.running(location)
+        return [self._plain(job) for job in jobs if self._is_plain(job)]
+
+    def _plain(self, job: Job) -> PlainJob:
+        """The record of a job that has no task, or not yet. Any thread."""
+        raise NotImplementedError
+
+    def _is_plain(self, job: Job) -> bool:
+        """Whether a job will never have a task here."""
+        raise NotImplementedError
 
     def watch(self, callback: Callable[[Any], Any]) -> Callable[[], None]:
         """Have ``callback(message)`` called for whatever changes, before the status task hears of it; at first for the
@@ -6186,10 +6218,16 @@ class _Jobs(_Places):
             if job.kind != FUNCTION:
                 pycoslite.log.log(logging.INFO if isinstance(error, (Cancelled, ClusterClosed)) else logging.ERROR,
                                   "job %s was not started: %s", run.name, status.value)
-            location = None if job.server is None else job.server.location
-            self._inform_of_end(PlainJob(job.id, run.name, location, run.args, run.kwargs), error, outcome)
+            self._inform_of_end(self._plain(job), error, outcome)
         run.begun.set()
         run.ended.set()
+
+    def _plain(self, job: Job) -> PlainJob:
+        run: _Run = job.load.future
+        return PlainJob(job.id, run.name, _location_of(job), run.args, run.kwargs)
+
+    def _is_plain(self, job: Job) -> bool:
+        return job.kind == FUNCTION
 
 
 class _Control(_Jobs):
@@ -6339,7 +6377,8 @@ class Client(_Control):
 
     Raises MisuseError, or TypeError, with a sentence when something does not fit; CannotShip for code that cannot
     travel. Methods are for tasks of this process; those described as "use with yield" work with ``yield``,
-    ``yield from`` and ``await``. `counts` and `watch`, which show what happens (see `Watched`), are for any thread.
+    ``yield from`` and ``await``. `counts`, `plain_jobs` and `watch`, which show what happens (see `Watched`), are
+    for any thread.
     """
 
     def __init__(self, components: Any = (), *args: Any, **options: Any) -> None:
@@ -7028,8 +7067,7 @@ class Cluster(Watched, concurrent.futures.Executor):
         try:
             value, error = self._outcome_of(job, outcome, payload)
             if error is not None:
-                location = None if job.server is None else job.server.location
-                self._inform_of_end(PlainJob(job.id, self._names[job.key], location, (), {}), error, outcome)
+                self._inform_of_end(self._plain(job), error, outcome)
             if error is None:
                 future.set_result(value)
             elif outcome == ERROR and isinstance(error, Cancelled):
@@ -7044,6 +7082,12 @@ class Cluster(Watched, concurrent.futures.Executor):
             if self._closed and not self._open:
                 with self._settled:
                     self._settled.notify_all()
+
+    def _plain(self, job: Job) -> PlainJob:
+        return PlainJob(job.id, self._names[job.key], _location_of(job), (), {})
+
+    def _is_plain(self, job: Job) -> bool:
+        return True
 
     def _on_status(self, code: Optional[int], info: Any, reason: str = "") -> None:
         """A change in the cluster; without a code it is what a node has free. User kernel, as `_settle`."""

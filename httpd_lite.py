@@ -53,8 +53,9 @@ and the documented ones, with the names, fields and methods of older programs:
     GET   cluster_updates       ?reader=    [the same, of nodes that changed since this reader's last call]: each cookie
                                 is a reader of its own, and each name that is given as `reader`
     POST  node_info             host=id, name or address                NODE with "servers": [SERVER]; {} if unknown
-    POST  server_info           location= limit=                        SERVER with "tasks": [TASK, oldest first]; {} if
-                                unknown. limit <= 0: all. These two may be read with GET, too
+    POST  server_info           location= limit=                        SERVER with "tasks": [TASK, oldest first] and
+                                "jobs": ["name#number" of what else runs]; {} if unknown. limit <= 0: all. These two may
+                                be read with GET, too
     POST  update                timeout= show_task_args=                nothing: sets poll_sec and whether arguments are
                                 shown ("true"), for all viewers; timeout below 1 is 0, no refresh by itself
     POST  terminate_tasks       task=id, repeated                       [ids accepted]; as terminate_coros, coro=, too
@@ -73,7 +74,7 @@ Anything else is a 404 (GET) or 400 (POST).
              id (unique), cpus, platform, tasks_running, tasks_failed, servers_up (that take tasks). tasks_* are
              figures of jobs of all kinds, here and below; submitted is running + done, as what waits has no place yet
     SERVER   location, node (id), name (of the node), status, tasks_submitted, tasks_done, tasks_failed, tasks_running,
-             tasks_listed (of these; the others are plain functions), update_time
+             tasks_listed (of these; the others have no task: plain functions, say), update_time
     TASK     task (id: name/number@address:port; of a job without a task, which is listed when it failed, name#number or
              name#number@address:port), name, args, kwargs (texts; "" when hidden), start_time (null: unknown), state,
              location, node ("": none), and once ended: end_time, error (type of the exception), detail (traceback, or
@@ -1056,6 +1057,13 @@ class Site:
                 if self.view.take_counts(counts, time.time()):
                     self.changed.notify_all()
 
+    def plain_jobs(self, location: str) -> List[str]:
+        """What runs at a server without a task, as far as anybody here knows."""
+        if self._counts is None:
+            return []
+        jobs = self.computation.plain_jobs(pycoslite.Location.parse(location))
+        return ["%s#%d" % (cut(job.name, settings.text_chars), job.job_id) for job in jobs]
+
     def look(self) -> None:
         """See what is new, for those who wait for that; add to the history, if it is time to."""
         now = time.time()
@@ -1499,6 +1507,7 @@ def _server_info(site: Site, request: Request) -> Response:
         tasks = [] if server is None else list(itertools.islice(server.tasks.values(), limit if limit > 0 else None))
     if found:
         found["tasks"] = site.texts(tasks)
+        found["jobs"] = site.plain_jobs(server.location)[:limit if limit > 0 else None]
     return answer(found)
 
 
@@ -1550,7 +1559,7 @@ _NODE_METRICS = (
     ("disk_free_bytes", "Free disk space where tasks write.", lambda node: node["avail_info"]["disk"]),
     ("swap_free_percent", "Free swap.", lambda node: node["avail_info"]["swap"]),
     ("servers", "Server processes in use.", lambda node: node["servers"]),
-    ("tasks_running", "Tasks that run.", lambda node: node["tasks_running"]),
+    ("tasks_running", "Jobs that run.", lambda node: node["tasks_running"]),
     ("update_time_seconds", "When the node was last heard of.", lambda node: node["update_time"]))
 """Gauges per node: name, help, how its NODE has it."""
 
@@ -1563,12 +1572,12 @@ def _metrics(site: Site, request: Request) -> Response:
         statuses, streams, connections = sorted(site.statuses.items()), site.streams, site.connections
     words = Counter(node["status"] for node in nodes)
     lines = [
-        _metric("tasks_submitted_total", "counter", "Tasks that have started.", [({}, totals["submitted"])]),
-        _metric("tasks_ended_total", "counter", "Tasks that have ended, by outcome.",
+        _metric("tasks_submitted_total", "counter", "Jobs that were handed in.", [({}, totals["submitted"])]),
+        _metric("tasks_ended_total", "counter", "Jobs that have ended, by outcome.",
                 [({"outcome": "done"}, totals["done"] - sum(totals[name] for name in OUTCOMES[1:]))]
                 + [({"outcome": name}, totals[name]) for name in OUTCOMES[1:]]),
-        _metric("tasks_running", "gauge", "Tasks that run.", [({}, totals["running"])]),
-        _metric("tasks_pending", "gauge", "CPU jobs that wait.", [({}, totals["pending"])]),
+        _metric("tasks_running", "gauge", "Jobs that run.", [({}, totals["running"])]),
+        _metric("tasks_pending", "gauge", "Jobs that have not begun.", [({}, totals["pending"])]),
         _metric("servers", "gauge", "Server processes in use.", [({}, totals["servers"])]),
         _metric("nodes", "gauge", "Nodes, by status.", [({"status": word}, words[word]) for word in sorted(words)]),
         *(_metric("node_" + name, "gauge", text, [({"node": node["name"], "id": node["id"]}, value(node))

@@ -156,6 +156,8 @@ class Settings:
                 setattr(self, field.name, _setting(field.name, field.default, text))
 
 
+# A number out of range may do anything later on: a window of no bytes lets nobody send, a heartbeat of 0 seconds takes
+# the processor, a record that is longer than others take is refused by them, as an attack, again and again.
 _LONGEST_S = 4e6                                # less than what the waits of all systems take
 _NOT_0_S = (0.001, _LONGEST_S)
 _RANGES: Dict[str, Tuple[float, float]] = {     # field -> (least, most) of it; of others see `_setting`
@@ -3322,7 +3324,8 @@ class Task(_Steps):
         """Raise an exception at the task's current yield: throw(exc), throw(type, exc[, tb]) or throw((type, exc)).
 
         A task that is about to go on with a result (a message, a lock) gets that first and the exception at its next
-        yield. Any thread. Returns 0, or -1 without an exception, for an ended task and for the running one itself.
+        yield; one that waits for a `Condition` gets its lock first. Any thread. Returns 0, or -1 without an exception,
+        for an ended task and for the running one itself.
         """
         if len(args) == 1 and isinstance(args[0], tuple):
             args = args[0]
@@ -3344,7 +3347,8 @@ class Task(_Steps):
 
         The ``finally`` blocks cannot wait for anything: a task that yields there, or swallows the exception, is dropped
         where it is. The running task ends at its next yield, and so does one to which a message or a lock has just been
-        handed; one that has not begun never does. Returns 0, or -1 when it has ended already. (Row T19.)
+        handed; one that waits for a `Condition` when it has its lock again; one that has not begun never does. Returns
+        0, or -1 when it has ended already. (Row T19.)
         """
         if self.generator is None:
             return -1
@@ -4566,6 +4570,10 @@ class Channel:
         else:
             near = isinstance(subscriber, Task) and subscriber.kernel is self._kernel
             (self._tasks if near else self._others)[subscriber] = None
+            if is_time_to_look(len(self._tasks) + len(self._others)):       # nothing may be sent for long
+                for task in [*self._tasks, *self._others]:
+                    if isinstance(task, Task) and not task.reachable():
+                        self._unsubscribe(task)
         count = self.count()
         for task, request in list(self._line.items()):
             if count >= request.n:
@@ -7008,7 +7016,7 @@ def pipe(bufsize: int = 8192) -> Tuple[int, int]:
 #
 # Who has the key may do everything in the cluster: run code in each process of it, read and write what its users may.
 # There are no lesser rights. So the file is for its owner alone. One that others can read brings a warning only, as
-# there are disks where permissions cannot be set.
+# there are disks where permissions cannot be set; so does one that is somebody else's, as containers have such.
 #
 # Everything here is read and checked before a port is open, in the thread that starts the network. Nothing changes
 # afterwards: a new secret or certificate counts from the next start on.
@@ -7108,9 +7116,16 @@ def _key_of_file(path: str) -> bytes:
 
 
 def _warn_if_open(name: str, descriptor: int) -> None:
-    """Complain about an open file, called `name`, that is to be secret and other users can read."""
-    if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
+    """Complain about an open file, called `name`, that is to be secret and other users can read, or have made: as with
+    sudo, which may leave HOME as it is."""
+    if os.name != "posix":
+        return
+    found = os.fstat(descriptor)
+    if found.st_mode & 0o077:
         log.warning("the %s can be read by other users of this machine: run chmod 600 on it", name)
+    if found.st_uid not in (0, os.geteuid()):
+        log.warning("the %s belongs to another user of this machine (number %d), who can do by it whatever this "
+                    "process may: use a file of your own", name, found.st_uid)
 
 
 def _make_secret(path: str) -> None:
@@ -7418,10 +7433,13 @@ class Secrecy:
 # Where pollers do not nest (Windows) the watcher drives it all the time.
 #
 # A round trip between two tasks is three system calls at each end: send, epoll_wait, recv; with both ends on one core
-# it may be two and a half, see `Engine._peek`. What is left, 45 to 80 us of one core for a request and its answer, is
+# it may be two and a half, see `Engine._peek`. What is left, 40 to 65 us of one core for a request and its answer, is
 # three quarters interpreter. So the way of one short message that finds nothing else to be sent is written out in a few
-# places (`Session.pass_on`, `RecordSealer.seal_short`, `RecordOpener.lone_frame`, `Link.take`), each of which does
-# exactly what the general way beside it does: 1,730 bytecodes at each end of a round trip became 1,200.
+# places (`Session.pass_on`, `RecordSealer.seal_short`, `RecordOpener.lone_frame`, `Link.take`, `Link.write_short`),
+# each of which does what the general way beside it does: 1,730 bytecodes at each end of a round trip became 1,280. Not
+# all cost the same: those that CPython cannot specialise (a function called as a method that lies in a slot, a number
+# beyond 30 bits compared, & and ~) go through code that nothing else in a round trip needs, and that the processor has
+# forgotten by the next one. Without a handful of these it takes a sixth less.
 #
 # Order: what the watcher or another thread has read for user tasks waits in the host's inbox; the host empties that
 # each time it takes the lock, so nothing it reads itself can overtake it.
@@ -7510,11 +7528,17 @@ class Engine(Kernel):
         self._awake.set()
         self.waker.wake()
         if self._nests:
-            while self.host.owner not in (None, get_ident()) and not self._left.wait(settings.takeover_s):
+            while self._visiting() and not self._left.wait(settings.takeover_s):
                 self.waker.wake()
         self.host.guest = None
         self._watcher.join()
         self.close()
+
+    def _visiting(self) -> bool:
+        """Whether another thread is in `visit`, with the lock or asleep. Once it is to stop, none begins; and a user
+        task that computes for ever must not keep it from ending."""
+        with self.lock:
+            return self._visited and self.host.owner not in (None, get_ident())
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
@@ -7581,13 +7605,14 @@ class Engine(Kernel):
 
     def visit(self) -> None:
         """The host's loop has come round: work, then sleep until something happens. Host's thread."""
-        if self.stopping:
-            self.host.guest = None
-            self._left.set()
-            return
         host = self.host
         if not self.lock.acquire(False):
             self._claim()
+        if self.stopping:                   # with the lock: `end` looks whether this is under way
+            host.guest = None
+            self.lock.release()
+            self._left.set()
+            return
         self.owner = host.owner
         try:
             self._visited = True            # and the watcher keeps away, also while the lock is given back below
@@ -8000,7 +8025,8 @@ class Link:
         try:
             if self.brief:
                 data = self.sock.recv(_BRIEF)
-                self.brief = len(data) < _BRIEF
+                if len(data) == _BRIEF:
+                    self.brief = False
             elif self.peer is None:
                 data = self.sock.recv(settings.handshake_bytes)
             else:
@@ -9542,18 +9568,23 @@ class _Lanes:
         self._first.flush()
         if self.engine.now - self.link.last_out >= _TURN_S:
             self._current += 1
-        taken, view = 0, memoryview(data)
+        taken = self._deal(memoryview(data))
+        if not taken:
+            raise BlockingIOError
+        return taken
+
+    def _deal(self, data: memoryview) -> int:
+        """Put bytes into lanes, first into the one that was used last; how many there was room for. Raises OSError."""
+        taken = 0
         for _ in self.lanes:
             lane = self.lanes[self._current % len(self.lanes)]
-            while taken < len(data) and lane.send(self._position, view[taken:taken + _LANE_CHUNK]):
+            while taken < len(data) and lane.send(self._position, data[taken:taken + _LANE_CHUNK]):
                 size = min(_LANE_CHUNK, len(data) - taken)
                 taken += size
                 self._position += size
             if taken == len(data):
                 break
             self._current += 1
-        if not taken:
-            raise BlockingIOError
         return taken
 
     def recv(self, size: int) -> bytes:
@@ -9828,6 +9859,15 @@ def _frame_code(frame: Any) -> int:
     return frame[4] if type(frame) is bytes else frame[0][4]
 
 
+def add_listener(listeners: Dict[Task, None], task: Task) -> None:
+    """Add one to the tasks that are told of something. Those that have ended go: there may be nothing to tell for long.
+    Engine."""
+    for other in list(listeners):
+        if not other.reachable():
+            del listeners[other]
+    listeners[task] = None
+
+
 def _no_reports(_peer: Peer, _item: Unconfirmed) -> tuple:
     """Accountant of frames that no user has sent."""
     return ()
@@ -9996,7 +10036,11 @@ class Network:
 
     def refused(self, link: Link, error: Exception) -> None:
         """A connection made to us ended before it was authenticated. A wrong secret is a warning, as somebody should do
-        something about it; a port scanner's noise is not."""
+        something about it; a port scanner's noise is not. A crowd is one warning, from however many hosts it comes."""
+        if isinstance(error, PeerBusy):
+            self.complain(logging.WARNING, "too many connections wait to be authenticated: the oldest are turned away, "
+                          "those from where most come first; is somebody flooding this port?")
+            return
         host = link.where.rpartition(":")[0]
         level = logging.WARNING if isinstance(error, AuthenticationError) else logging.DEBUG
         self.complain(level, "refused a connection from %s: %s", host, str(error))
@@ -10174,26 +10218,24 @@ def _most_crowding(pending: List[Link]) -> Link:
     of the host that has the most. So who opens many takes his own places, and those of others only when each has one.
     Who has an IPv6 network has more addresses than there are places: all of it is to have half of them at most.
     """
-    sizes: Dict[str, int] = {}
-    for link in pending:
-        for place in {_dialling_host(link), _dialling_site(link)}:
-            sizes[place] = sizes.get(place, 0) + 1
+    counts: Dict[Any, int] = {}
+    places = [_places_of(link.where) for link in pending]
+    for place in itertools.chain.from_iterable(places):
+        counts[place] = counts.get(place, 0) + 1
     most = settings.pending_handshakes // 2
-    return min(pending, key=lambda link: (sizes[_dialling_site(link)] <= most, -sizes[_dialling_host(link)],
-                                          link.timer))
+    ranks = [(counts[site] <= most, -counts[host]) for host, site in places]
+    first = min(ranks)
+    return min((link for link, rank in zip(pending, ranks) if rank == first), key=lambda link: link.timer)
 
 
-def _dialling_host(link: Link) -> str:
-    """Where a connection comes from, without the port."""
-    return link.where.rpartition(":")[0]
-
-
-def _dialling_site(link: Link) -> str:
-    """The network of 64 bits that an IPv6 address is in, what one customer has at least (RFC 6177); else the host."""
-    host = _dialling_host(link)
-    if "[" not in host:
-        return host
-    return socket.inet_pton(socket.AF_INET6, host.strip("[]").partition("%")[0])[:8].hex()
+@functools.lru_cache(maxsize=256)
+def _places_of(where: str) -> Tuple[str, bytes]:
+    """The host that a connection comes from, and its site: of an IPv6 address the network of 64 bits that it is in,
+    what one customer has at least (RFC 6177)."""
+    host = where.rpartition(":")[0]
+    if host[0] != "[":
+        return host, host.encode()
+    return host, socket.inet_pton(socket.AF_INET6, host[1:-1].partition("%")[0])[:8]
 
 
 def _on_request(peer: Peer, body: bytes) -> None:
@@ -11353,6 +11395,7 @@ class RemoteTask(Task):
     def _monitor(self, monitor: Task) -> Generator:
         """Ask the task's process to tell its end; a system task. The number is known here before the question leaves,
         so that an end which is told at once finds it."""
+        self.reachable()                # known again, perhaps
         monitored, number = self.peer.network.tasks.monitored, next(_numbers)
         if is_time_to_look(len(monitored)):
             self.peer.network.tasks.forget_monitors()
@@ -11466,7 +11509,7 @@ class _Deliver(_Timed):
     """A task waits until a mailbox of another process has its message. The answer finds it by `number`; 0 when none
     came in time, when the peer is lost, and at once when it is lost already."""
 
-    __slots__ = ("target", "message", "number", "task")
+    __slots__ = ("target", "peer", "message", "number", "task")
 
     def __init__(self, target: RemoteTask, message: Any, timeout: Optional[float]) -> None:
         self.target = target
@@ -11479,7 +11522,7 @@ class _Deliver(_Timed):
         if target.peer.state == "lost" and not target._found_again():
             task.carried = 0 if target.peer is not target.peer.network.itself else -1
             return True
-        peer = target.peer
+        self.peer = peer = target.peer          # which `target` may replace by another one
         try:
             message, kind = self.message, type(self.message)
             data = _serialize_again(peer, message) if peer.bulky or kind is bytes or kind is bytearray else serialize(
@@ -11879,9 +11922,11 @@ def _announce(kind: str, name: str, thing: Any) -> None:
 
 
 def _tell_seekers(network: Network, wanted: Tuple[str, str], thing: Any) -> None:
-    """Answer all peers that have asked for a name. Engine."""
-    for (_, number), peer in network.tasks.seekers.pop(wanted, {}).items():
-        peer.notify("task.found", {"id": number}, serialize(thing))
+    """Answer all peers that have asked for a name, unless it was taken back by now. Engine."""
+    if NAMES.get(wanted) is thing:
+        data = serialize(thing)
+        for (_, number), peer in network.tasks.seekers.pop(wanted, {}).items():
+            peer.notify("task.found", {"id": number}, data)
 
 
 NAME_WATCHERS.append(_announce)
@@ -11924,7 +11969,7 @@ def _on_peer_event(peer: Peer, event: str, reason: str) -> None:
         for task, watcher in list(tasks.watched.pop(peer, {}).values()):
             task.kernel.call(task.unwatch, watcher)
         for number, waiting in list(_deliveries.items()):
-            if waiting.target.peer is peer and _deliveries.pop(number, None):
+            if waiting.peer is peer and _deliveries.pop(number, None):
                 waiting.done(0)
         for number, (task, monitor) in list(tasks.monitored.items()):
             if task.peer is peer:
@@ -12146,8 +12191,8 @@ class _Passing:
         timer = self.targets.pop(target, None)
         if timer is not None:
             timer.cancel()
-        if not self.targets:
-            self.source.network.passing.pop(self.source, None)
+        if not self.targets and self.source.network.passing.get(self.source) is self:   # else it has done this before
+            del self.source.network.passing[self.source]
             self.source.session.withhold(False)
             self.source.flush()
 
@@ -12207,10 +12252,14 @@ def _spread(channel: Channel, far: Iterable[Any], message: Any, answers: Optiona
         return gone
     try:
         data = serialize(message)
-        for peer, addressees in channel.routes:
-            _send_spread(peer, addressees, data, answers)
     except Exception as error:          # pickling runs code of the user's
         log.error("channel %r: a message was not sent to other processes: %s", channel, _unsendable(error))
+        return gone
+    for peer, addressees in channel.routes:
+        try:
+            _send_spread(peer, addressees, data, answers)
+        except MisuseError as error:    # too long for that one
+            log.error("channel %r: a message was not sent to %s: %s", channel, peer, error)
     return gone
 
 
@@ -12798,6 +12847,10 @@ copyreg.pickle(ServiceTask, _reduce_remote_task)                                
 # Peers are told from each other by their process ids. A name is a label that several processes may have: `locate` gives
 # any of them. An address is where a process was reached, and may change.
 #
+# A peer that is named as an option is tried until it answers. Its secret may be another one because somebody has not
+# copied the file yet, or because another program has taken its port for a while: neither is for ever, so who was
+# refused comes again, too, only seldom. Nobody can keep two processes apart longer than he goes on doing so.
+#
 # A relay tells both ends, and each of them dials: where one alone has a way to the other, that one gets through, and
 # the other says once that it could not. A dial that was started by an introduction goes to that process id alone, and
 # is forgotten when it has ended (`_meeting`). Who asked to be announced is remembered for `_RELAY_S`, no longer than a
@@ -12880,7 +12933,7 @@ class _Roster:
         if task is None:
             self.watchers.clear()
         elif task not in self.watchers:
-            self.watchers[task] = None
+            add_listener(self.watchers, task)
             for peer in self.online:
                 task.send(PeerStatus(peer.location, peer.name, PeerStatus.Online))
 
@@ -13063,7 +13116,7 @@ class PeerCalls:
         if task is not None and not isinstance(task, Task):
             return -1
         listeners = self.network.undelivered
-        self.network.post(listeners.clear) if task is None else self.network.post(listeners.setdefault, task)
+        self.network.post(listeners.clear) if task is None else self.network.post(add_listener, listeners, task)
         return 0
 
     def close_peer(self, location: Any, timeout: Optional[float] = None) -> Any:
@@ -14122,7 +14175,9 @@ class _Incoming(_Carried):
                     self._drain(item)
                 elif item is not None:
                     self._take(item)
-        except (OSError, PycosError) as failure:
+        except Exception as failure:        # whatever it is, somebody waits for the end of this
+            if not isinstance(failure, (OSError, PycosError)):
+                log_failure(failure, "a file of %s, %s, was not received", self.peer, self.args["name"])
             error = failure
             self._discard()
         self.folder.close()
@@ -14852,6 +14907,14 @@ class FileCalls:
 # kernel's tasks, then AFTERWARDS (`_part`: the calls that `Pycos.atexit` was told of). Sections further down do not
 # know this one: they reach it through the lists at its end.
 #
+# Options are looked at before anything starts (`_RULES`, and what each needs for itself: files, names, addresses): what
+# is wrong with one would otherwise show later, in a thread of ours, as an exception that its user cannot place, or as
+# nothing at all. None asks for nothing, whatever the option.
+#
+# References are numbers and addresses, and those of a network that has ended lead to nothing: what is sent by them is
+# -1, not lost in silence. When the same process is met by the network that was started after it, they work again. So
+# it is in a forked child, with those of its parent.
+#
 # Locks, in the order in which they are taken: Singleton's (making the object, later options), `Pycos._lock` (the start
 # of its network), `_network_lock` (that there is one). The kernel's and the engine's threads must not wait for the end
 # of what they drive: `_outside` refuses that.
@@ -15135,18 +15198,22 @@ def _listed(places: Any) -> list:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0        # True is an int otherwise
+    """A number of bytes, for one. True is an int otherwise, and would be taken for 1."""
+    return type(value) is int and value >= 0
 
 
 def _is_port(value: Any) -> bool:
+    """0 is for any that is free."""
     return _is_count(value) and value < 1 << 16
 
 
 def _are_ports(value: Any) -> bool:
+    """One, or some to be tried in their order: an iterator could be looked at only once."""
     return all(map(_is_port, value)) if isinstance(value, (list, tuple, range)) else _is_port(value)
 
 
 def _are_hosts(value: Any) -> bool:
+    """Whether they are there is found when they are listened at."""
     return isinstance(value, str) or isinstance(value, (list, tuple, set)) and all(
         isinstance(host, str) for host in value)
 

@@ -4,10 +4,8 @@
     python3 examples/chat_server.py [PORT]          port 8008 if none is given, 0: any that is free; Ctrl-C ends it
     python3 examples/chat_client.py 8008 ann        in other terminals, once for each person
 
-Printed: `listening on port N`, and everything that is said. Each message is a text of one line, framed by
-`send_msg`: on the wire its length comes first, in four bytes, so it does not matter how the network cuts it up.
+Printed: `listening on port N`, and everything that is said. `send_msg` frames it: on the wire its length comes first.
 """
-import argparse
 import socket
 import sys
 from pathlib import Path
@@ -51,16 +49,11 @@ def serve(sock):
     with AsyncSocket(sock) as listener:
         print("listening on port %d" % listener.getsockname()[1], flush=True)
         while True:
-            conn, _ = yield listener.accept()
-            Task(read, conn)
+            Task(read, (yield listener.accept())[0])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("port", nargs="?", type=int, default=8008, help="0: any that is free (default: %(default)s)")
-    port = parser.parse_args().port
     try:
-        sock = socket.create_server(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        sys.exit("cannot listen at port %d: %s" % (port, error))
-    Task(serve, sock)
+        Task(serve, socket.create_server(("127.0.0.1", int((sys.argv[1:] or ["8008"])[0]))))
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit("cannot listen at that port: %s\n\n%s" % (error, __doc__))

@@ -6,7 +6,7 @@ import {$, act, actsOn, countTicked, follow, link, loading, notice, offerActions
         timeColumn} from "./page.js";
 import {LiveTable} from "./table.js";
 
-const NAMED = 5;                                // so many tasks are named in the question before they are terminated
+const NAMED = 5;                                // so many tasks or jobs are named in a sentence
 
 const COLUMNS = {
   name: {show: (task) => task.name},
@@ -46,8 +46,9 @@ function showServer(info) {
   put("shown", shown < info.tasks_listed ? count(shown) + " of " + count(info.tasks_listed) : count(shown));
   plain = Math.max(0, info.tasks_running - info.tasks_listed);
   $("plain").hidden = plain === 0;
-  put("plain", plural(plain, "job") + (plain === 1 ? " that is no task runs" : " that are no tasks run") +
-      " here, of a plain function, say. Such jobs are counted; the history lists those that fail.");
+  const names = info.jobs.slice(0, NAMED).join(", ") + (info.jobs.length > NAMED ? ", …" : "");
+  put("plain", plural(plain, "job") + " without a task" + (names ? ": " + names : "") +
+      ". What has no task, as a plain function, cannot be terminated here; the history lists it when it fails.");
   $("hidden-arguments").hidden = session.show_task_args;
   table.replace(info.tasks);
 }

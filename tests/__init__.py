@@ -75,10 +75,11 @@ NODES = ("node_program", "node_server", "node_announcement", "dispycos_cluster",
 PEERS = ("pycoslite_discovery", "pycoslite_network", "pycoslite_networks", "pycoslite_rps", "pycoslite_doctor",
          "pycoslite_mixed", "pycoslite_undelivered")
 # Test modules that wait for heartbeats, partitions, and limits of time, most of the while.
-WAITING = ("pycoslite_partitions", "pycoslite_reliability", "pycoslite_lan", "node_lan", "pycoslite_hostile")
+WAITING = ("pycoslite_partitions", "pycoslite_reliability", "pycoslite_lan", "node_lan", "pycoslite_hostile",
+           "pycoslite_command")
 # As many of the others as make this process end when the rest of them does.
 OTHERS = ("pycoslite_simulation", "pycoslite_tls", "pycoslite_kernel", "node_processes", "pycoslite_transfer",
-          "structure", "pycoslite_command", "dispycos_shipping")
+          "structure", "dispycos_shipping")
 APART = NODES, PEERS, WAITING, OTHERS   # each of these lists has a process of its own, all other modules have the first
 
 

@@ -94,6 +94,8 @@ def unpickles(soak: bool) -> Iterator[Figure]:
                          victim.lines("UNPICKLED") + victim.lines("CANARY LOADED"), "", "==", 0)
             insider.say(pycoslite.encode_frame(pycoslite.MESSAGE, struct.pack(">Q", 1), CANARY))
             insider.ping()
+        with contextlib.suppress(AssertionError):       # what it has printed may be read here a moment later
+            victim.process.wait_for("(?s)UNPICKLED.*CANARY LOADED|CANARY LOADED.*UNPICKLED")
         yield Figure("unpickled for one who has (the canary can sing)", victim.lines("CANARY LOADED"), "", "==", 1)
         yield Figure("uses of pickle noticed then", victim.lines("UNPICKLED"), "", "==", 1)
     if shutil.which("openssl"):

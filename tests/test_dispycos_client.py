@@ -754,6 +754,33 @@ class WatchedTest(ClientTestCase):
             for places in (counts.nodes, counts.servers):
                 self.assertEqual(sum(found.done for found in places.values()), 13 * turn)
 
+    def test_what_runs_without_a_task(self):
+        self.scheduler()
+        folder = self.temp_dir()
+
+        def main(task=None):
+            client = Client([])
+            self.assertEqual(client.plain_jobs(), [])
+            yield client.schedule()
+            waits = yield client.io_rtask(jobs.wait, task)
+            yield task.receive()
+            held = [pycoslite.Task(lambda task=None: (yield client.run_result(
+                cluster_jobs.hold, str(folder / "began"), str(folder / "go on")))) for _ in range(3)]
+            while not list(folder.glob("began*")):
+                yield task.sleep(0.01)
+            found = client.plain_jobs()
+            self.assertEqual({job.name for job in found}, {"hold"})
+            self.assertEqual(found[0].args[1], str(folder / "go on"))
+            for job in found:
+                self.assertEqual(client.plain_jobs(job.location), [job])
+            (folder / "go on").write_text("")
+            for one in held:
+                yield one()
+            self.assertEqual(client.plain_jobs(), [])
+            waits.send("end")
+            yield client.close()
+        self.run_task(main)
+
     def test_a_result_that_cannot_be_unpickled_here_has_failed(self):
         self.scheduler()
 
@@ -805,7 +832,8 @@ class WatchedTest(ClientTestCase):
                     end()
             codes = [message.status for message in seen if isinstance(message, DispycosStatus)]
             servers = 2 * [Scheduler.ServerDiscovered, Scheduler.ServerInitialized]         # set up by then, or not
-            self.assertEqual(codes[:3], [Scheduler.ClientScheduled, Scheduler.NodeDiscovered, Scheduler.NodeInitialized])
+            self.assertEqual(codes[:3],
+                             [Scheduler.ClientScheduled, Scheduler.NodeDiscovered, Scheduler.NodeInitialized])
             self.assertEqual(sorted(codes[3:]), sorted(servers))
         self.with_client(self.when_up(body, 2))
 

@@ -596,7 +596,7 @@ class PulseTest(ClientTestCase):
                 yield client.schedule()
                 yield statuses.status(Scheduler.ServerInitialized, task)
                 link, = client._driver.nodes.values()
-                self.assertEqual(client._driver._pulse_of(link.peer, 0.05), 0.5)
+                self.assertEqual(dispycos_lite._pulse_of(link, 0.05), 0.5)
                 yield client.close()
             with self.expect_log("is asked every 0.5 s what it has free, and not every 0.05 s: it was started with "
                                  "--min_pulse_interval 0.5 and --max_pulse_interval 7"):

@@ -544,7 +544,7 @@ class HistoryPageTest(BrowserTestCase):
         self.open("server.html?location=10.0.0.1:9706")
         self.wait_text("#running", "2")
         self.wait("!document.querySelector('#plain').hidden")
-        self.wait("document.querySelector('#plain').innerText.startsWith('2 jobs that are no tasks run here')")
+        self.wait("document.querySelector('#plain').innerText.startsWith('2 jobs without a task.')")
         self.assertEqual(self.browser.text("#empty"), "")
         self.open("history.html")
         self.rows(1, "#tasks")
@@ -757,10 +757,15 @@ class LayoutTest(BrowserTestCase):
         cluster = self.cluster()
         cluster.node("10.0.0.1", "a-name-that-is-longer-than-what-most-people-would-call-a-machine", servers=2)
         cluster.start("10.0.0.1:9706", "task_with_a_long_name_" * 4, "argument" * 40)
+        cluster.end(cluster.start("10.0.0.1:9706"), ValueError, "Traceback\n" + "a long line of it " * 9)
         self.browser.size(390, 800)
         for page in (*PAGES, "signin.html"):
             self.open(page)
             self.wait("document.querySelector('tbody tr') || document.querySelector('#token')")
+            if page == "history.html":
+                self.rows(2, "#tasks")
+                self.browser.click("summary")
+                self.wait("document.querySelector('.open')")
             for expected, code in (
                     (390, "document.documentElement.scrollWidth"),
                     (0, "[...document.querySelectorAll('.scroll')].filter((part) => part.scrollWidth > "

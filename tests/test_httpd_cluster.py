@@ -11,6 +11,7 @@ import httpd_lite
 import pycoslite
 from dispycos_lite import Client, DispycosStatus, Scheduler
 from tests import client_jobs as jobs
+from tests import cluster_jobs
 from tests.client_support import ClientTestCase
 from tests.httpd_support import HOSTILE, MonitorTestCase, Stream
 from tests.support import ROOT, TestCase, need_cpus, needs_threads_after_main, running
@@ -255,10 +256,18 @@ class ExecutorTest(ClusterTestCase):
             found = self.get("/api/changes")
             self.assertEqual(found["status"], "Running")
             self.assertEqual(found["nodes"][0]["tasks_done"], 101)
+            folder = self.temp_dir()
+            held = cluster.submit(cluster_jobs.hold, str(folder / "began"), str(folder / "go on"))
+            self.wait_until((folder / "began").exists)
+            servers = [self.post("/server_info", location=place) for place in self.places()]
+            self.assertEqual([job for server in servers for job in server["jobs"]], ["hold#%d" % held.job_id])
+            self.assertEqual(sorted(server["tasks_running"] for server in servers), [0, 1])
+            (folder / "go on").write_text("")
+            held.result(60)
             self.assertFalse(self.get("/api/session")["can_act"])
             self.assertEqual(self.ask(self.http, "/suspend_node", {"nodes": '["127.0.0.1"]'}).status, 409)
         self.wait_until(lambda: self.get("/api/changes")["status"] == "Closed")
-        self.assertEqual(self.totals()["done"], 101)
+        self.assertEqual(self.totals()["done"], 102)
 
 
 class ChainTest(ClusterTestCase):

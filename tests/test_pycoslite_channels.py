@@ -284,6 +284,19 @@ class ChannelTest(ChannelTestCase):
             self.assertEqual([n for key, n in got if key == k], list(range(100)))
 
 
+class ForgottenSubscribersTest(ChannelTestCase):
+    def test_subscribers_that_have_ended_do_not_add_up(self):
+        channel = Channel("silent")
+        self.addCleanup(channel.close)
+
+        def brief(task=None):
+            self.assertEqual((yield channel.subscribe(task)), 0)
+        for _ in range(500):
+            self.spawn(brief)
+            self.settle()
+        self.assertLess(channel.count(), 100)
+
+
 class CategorizeTest(ChannelTestCase):
     """U15-U18."""
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any, Iterator, List
 
 import pycoslite
 from pycoslite import Pycos, Task
-from tests.support import running
+from tests.support import ROOT, running
 from tests.test_pycoslite_network import COME_S, HOST, SECRET, NetworkTestCase
 
 MIB = 1 << 20
@@ -143,6 +144,28 @@ class HandOverTest(NetworkTestCase):
             self.assertTrue(node.location.port)
             node.terminate()
         self.assertIsNone(pycoslite.running_network())
+
+    BUSY = """
+import sys
+sys.path.insert(0, %r)
+from pycoslite import Pycos, Task
+
+def busy():
+    yield
+    print("busy", flush=True)
+    while True:
+        pass
+Pycos(host="127.0.0.1", tcp_port=0, secret="7e57" * 16, discover_peers=False)
+Task(busy)
+"""
+
+    def test_ctrl_c_while_a_task_computes(self):
+        """The network is ended though the thread that drives it does not come round; the task is left behind."""
+        with running([sys.executable, "-c", self.BUSY % str(ROOT)], ready="^busy") as process:
+            time.sleep(0.2)                         # until the main program has ended
+            process.signal(signal.SIGINT)
+            self.assertEqual(process.wait(COME_S), 0)
+            self.assertIn("the program ends while task busy/", process.output)
 
     def test_a_second_network_and_a_taken_port_are_refused(self):
         node = self.node()

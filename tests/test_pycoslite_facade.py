@@ -324,7 +324,8 @@ class SettingsTest(TestCase):
 
     def test_values_that_make_no_sense(self):
         for name, text, sentence in (
-                ("heartbeat_s", "soon", "'soon' is not a float .its default is 5.0"), ("sync_files", "yes", "not a int"),
+                ("heartbeat_s", "soon", "'soon' is not a float .its default is 5.0"),
+                ("sync_files", "yes", "not a int"),
                 ("heartbeat_s", "0", "must be 0.001 or more"), ("heartbeat_s", "nan", "must be 0.001 or more"),
                 ("give_up_s", "inf", "4000000.0 at most"), ("give_up_s", "-1", "must be 0 or more"),
                 ("record_bytes", "2000000", "1024 or more, 1048576 at most"), ("frame_bytes", "0", "65536 or more"),

@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator, List
 from unittest import mock
 
 import pycoslite
-from pycoslite import (Engine, FrameDecoder, Kernel, Peer, ProtocolError, RecordOpener, RecordSealer, Session,
+from pycoslite import (Engine, FrameDecoder, Kernel, Link, Peer, ProtocolError, RecordOpener, RecordSealer, Session,
                        Settings, ack_frame, encode_frame, frame_buffers)
 from tests.support import TestCase
 
@@ -348,6 +348,93 @@ class ReferenceTest(TestCase):
         with mock.patch.object(pycoslite, "_network", network):
             found = pycoslite._revive_task(peer.process_id, b"no JSON", 1, "asker")
         self.assertEqual((found.peer, found.id, peer.latest), (peer, 1, None))
+
+
+class _Stream:
+    """A socket that gives `data` in pieces of at most `most` bytes, and takes as many bytes as `takes`."""
+
+    def __init__(self, data: bytes = b"", most: int = 1 << 30, takes: int = 0) -> None:
+        self.data, self.most, self.takes = memoryview(data), most, takes
+        self.calls: List[str] = []              # which of the two ways to read
+        self.sent = b""
+
+    def recv(self, size: int) -> bytes:
+        self.calls.append("recv")
+        return self._take(size)
+
+    def recv_into(self, space: memoryview) -> int:
+        self.calls.append("recv_into")
+        piece = self._take(len(space))
+        space[:len(piece)] = piece
+        return len(piece)
+
+    def _take(self, size: int) -> bytes:
+        piece, self.data = bytes(self.data[:min(size, self.most)]), self.data[min(size, self.most):]
+        return piece
+
+    def send(self, data: bytes) -> int:
+        if not self.takes:
+            raise BlockingIOError
+        self.sent += data[:self.takes]
+        return min(len(data), self.takes)
+
+
+def authenticated_link(stream: _Stream, key: Any, frames: List[tuple]) -> Link:
+    """A link that reads from and writes to `stream`, and puts what comes into `frames`."""
+    link = Link.__new__(Link)
+    link.sock, link.sealer, link.opener = stream, RecordSealer(key), RecordOpener(key)      # type: ignore[assignment]
+    link.decoder = FrameDecoder(1 << 30)
+    link.cipher = link.lanes = None
+    link.brief, link.unsent, link.interest = False, [], pycoslite.READ | pycoslite.WRITE
+    session = SimpleNamespace(note_received=lambda count, size, now: None)
+    link.peer = SimpleNamespace(session=session, note_received=lambda count, size: None)    # type: ignore[assignment]
+    link.engine = SimpleNamespace(space=memoryview(bytearray(256 * 1024)), now=1.0)         # type: ignore[assignment]
+    link.network = SimpleNamespace(frame_handlers={                                         # type: ignore[assignment]
+        64: lambda peer, body: frames.append(bytes(body))})
+    return link
+
+
+class LinkTest(TestCase):
+    """A link reads much or little at a time, and writes one short record in short."""
+
+    def test_all_sizes_come_whichever_way_they_are_read(self) -> None:
+        rng = random.Random(3)
+        sizes = (0, 100, 1000, pycoslite._BRIEF - 30, pycoslite._BRIEF, 5000, 70_000, 3 * MIB)
+        for key in (None, b"k" * 32):
+            bodies = [os.urandom(size) for size in sizes + tuple(rng.choice(sizes) for _ in range(50))]
+            sealer, stream = RecordSealer(key), b""
+            for body in bodies:
+                frame = encode_frame(64, body)
+                stream += b"".join(bytes(part) for start in range(0, len(frame), 65536)
+                                   for part in sealer.seal([frame[start:start + 65536]]))
+            for most in (1, 700, pycoslite._BRIEF, 1 << 30):
+                with self.subTest(key=key, most=most):
+                    upto = len(stream) if most > 1 else 30_000
+                    frames: List[bytes] = []
+                    link = authenticated_link(_Stream(stream[:upto], most), key, frames)
+                    while link.sock.data:                       # type: ignore[union-attr]
+                        self.assertTrue(link.read())
+                    self.assertEqual(frames, bodies[:len(frames)])
+                    self.assertTrue(frames and (upto < len(stream) or len(frames) == len(bodies)))
+
+    def test_who_has_had_little_asks_for_little(self) -> None:
+        sealer, source = RecordSealer(None), _Stream()
+        link = authenticated_link(source, None, [])
+        for size in (100, 100, 9000, 100, 100):
+            source.data = memoryview(b"".join(sealer.seal([encode_frame(64, bytes(size))])))
+            while source.data:
+                link.read()
+        self.assertEqual(source.calls, ["recv_into", "recv", "recv", "recv_into", "recv_into", "recv"])
+
+    def test_a_short_record_that_is_not_taken_whole_waits(self) -> None:
+        record = b"r" * 50
+        for takes in (0, 20, 50):
+            ends = []
+            for write in (lambda link: link.write([record]), lambda link: link.write_short(record)):
+                link = authenticated_link(_Stream(takes=takes), None, [])
+                write(link)
+                ends.append((b"".join(map(bytes, link.unsent)), link.sock.sent))        # type: ignore[union-attr]
+            self.assertEqual(ends, [(record[takes:], record[:takes])] * 2)
 
 
 class _Line:

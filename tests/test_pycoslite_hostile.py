@@ -224,6 +224,15 @@ class CrowdTest(NetworkTestCase):
             with self.assertRaises(pycoslite.AuthenticationError):
                 Insider(port, key=bytes(32))
 
+    def test_a_crowd_from_everywhere_is_one_line(self) -> None:
+        network, link = self.node().network, mock.Mock(where="")
+        busy = pycoslite.PeerBusy("try again")
+        with self.expect_log("too many connections wait to be authenticated") as lines:
+            for n in range(30):
+                link.where = "10.0.0.%d:9" % n
+                network.refused(link, busy)
+        self.assertEqual(len(lines), 1)
+
     def test_who_is_turned_away_as_too_many_wait_tries_again(self) -> None:
         self.node()
         with self.crowded(2) as at:

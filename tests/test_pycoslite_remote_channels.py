@@ -165,6 +165,21 @@ class SubscribeTest(ServiceTestCase):
         spread = [peer for peer, code in frames if code == pycoslite.SPREAD]
         self.assertEqual((len(spread), len(set(spread))), (2, 2))
 
+    def test_a_message_that_one_process_does_not_take_goes_to_the_others(self):
+        self.node()
+        first, second = self.peer("name=first"), self.peer("name=second")
+        here = Channel("uneven")
+        heard = self.listen(first, here), self.listen(second, here)
+        for small, got in ((first, heard[1]), (second, heard[0])):
+            small.agent.peer.longest, usual = 1000, small.agent.peer.longest
+            with self.expect_log("a message was not sent to .*: 100"):
+                here.send(bytes(100_000))
+                self.wait_until(lambda got=got: len(got) == 1)
+            with self.expect_log("a message was not sent to .*: 100"):
+                self.assertEqual(self.deliver(here, bytes(100_001)), 1)
+            small.agent.peer.longest = usual
+        self.assertEqual([len(got) for got in heard], [2, 2])
+
     def test_ended_subscribers_are_removed(self):
         self.node()
         process = self.peer()

@@ -261,9 +261,11 @@ class CallTest(ServiceTestCase):
             pycoslite._on_seek(asker, wanted, b"")
             rps.register()
             rps.unregister()
+        done = threading.Event()
         network.post(briefly)
         self.wait_until(lambda: network.tasks.seekers)
-        network.spawn(lambda: iter(())).value(COME_S)       # what was posted has been done
+        network.post(done.set)
+        self.assertTrue(done.wait(COME_S))                  # and so is what was posted before
         self.assertEqual(told, [])
         rps.register()
         self.wait_until(lambda: told)

@@ -15,7 +15,7 @@ import dispycos_lite
 import dispycosnode_lite
 import pycoslite
 from pycoslite import SecretError, secret_key
-from tests.support import ROOT, TestCase, free_port, running
+from tests.support import ROOT, TestCase, free_port, running, skip_unless_root
 
 HEX = "00112233445566778899aabbccddeeff" * 2
 
@@ -89,6 +89,13 @@ class SecretsTest(SecretsCase):
     def test_a_file_that_others_can_read_is_a_warning(self):
         with self.expect_log("can be read by other users.*chmod 600"):
             secret_key(secret_file=self.file(HEX, 0o644))
+
+    @skip_unless_root
+    def test_a_file_of_another_user_is_a_warning(self):
+        path = self.file(HEX)
+        os.chown(path, 12345, 12345)
+        with self.expect_log("secret file .* belongs to another user .*number 12345.*use a file of your own"):
+            secret_key(secret_file=path)
 
     def test_sentences_for_what_goes_wrong(self):
         with self.assertRaisesRegex(SecretError, "chosen is empty: remove it"):

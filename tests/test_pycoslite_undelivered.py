@@ -144,6 +144,17 @@ class UndeliveredTest(ServiceTestCase):
             self.kill(process)
         self.assertEqual(Pycos().network.undelivered, {})
 
+    def test_listeners_that_have_ended_do_not_add_up(self):
+        network = self.node().network
+
+        def brief(task=None):
+            self.assertEqual((Pycos().undelivered(task), Pycos().peer_status(task)), (0, 0))
+            yield
+        for _ in range(50):
+            Task(brief).value(COME_S)
+        self.assertLess(len(network.undelivered), 3)
+        self.assertLess(len(network.roster.watchers), 3)
+
     def test_what_only_this_module_sends_is_nobodys_loss(self):
         """Requests and notices of its own, which a process that is killed had not confirmed."""
         self.node()
