@@ -72,11 +72,10 @@ def _move_net_port() -> None:
 # as each has discovery ports of its own.
 NODES = ("node_program", "node_server", "node_announcement", "dispycos_cluster", "dispycos_client", "dispycos_patience",
          "example_word_count", "readme", "examples_network", "upstream_examples", "httpd_browser", "httpd_cluster")
-PEERS = ("pycoslite_discovery", "pycoslite_network", "pycoslite_networks", "pycoslite_rps", "pycoslite_doctor",
-         "pycoslite_mixed", "pycoslite_undelivered")
+PEERS = ("pycoslite_discovery", "pycoslite_network", "pycoslite_networks", "pycoslite_rps", "pycoslite_mixed",
+         "pycoslite_undelivered", "pycoslite_hostile", "pycoslite_reliability")
 # Test modules that wait for heartbeats, partitions, and limits of time, most of the while.
-WAITING = ("pycoslite_partitions", "pycoslite_reliability", "pycoslite_lan", "node_lan", "pycoslite_hostile",
-           "pycoslite_command")
+WAITING = ("pycoslite_partitions", "pycoslite_doctor", "pycoslite_lan", "node_lan", "pycoslite_command")
 # As many of the others as make this process end when the rest of them does.
 OTHERS = ("pycoslite_simulation", "pycoslite_tls", "pycoslite_kernel", "node_processes", "pycoslite_transfer",
           "structure", "dispycos_shipping")

@@ -28,6 +28,8 @@ STEP = {"step", "status", "seen", "advice", "details"}
 ROW = {"name", "location", "role", "python", "release", "cluster", "round_trip_s", "clock_s", "problem"}
 REPORT = {"pycoslite", "python", "host", "at", "target", "cluster", "status", "steps", "processes", "log"}
 STATUS = {"ok": 0, "warning": 1, "failed": 2}
+SOON_S, LATER_S = 0.6, 2.5      # so long is a search where nobody is to be found, and where somebody is
+IMPATIENT = {"PYCOSLITE_CONNECT_S": "1", "PYCOSLITE_HANDSHAKE_S": "1"}      # where nothing is to come
 ALONE = all(map(pycoslite.is_loopback, pycoslite.own_addresses(["0.0.0.0", "::"])))     # this machine has no network
 SKEWED = """
 import runpy, sys, time
@@ -64,7 +66,7 @@ class DoctorTestCase(TestCase):
         self.port = free_port()
         self.secret = self.file("secret", "5" * 64)
         self.environment = {"PYCOSLITE_SECRET_FILE": str(self.secret), "PYCOSLITE_NET_PORT": str(self.port),
-                            "PYCOSLITE_CONNECT_S": "1", "PYCOSLITE_HANDSHAKE_S": "1"}
+                            "PYCOSLITE_CONNECT_S": "20", "PYCOSLITE_HANDSHAKE_S": "20"}
 
     def file(self, name: str, text: str) -> Path:
         """A file of that text that only its owner can read."""
@@ -74,15 +76,15 @@ class DoctorTestCase(TestCase):
         return path
 
     def run_doctor(self, *words: Any, python: str = sys.executable, host: Any = None, before: Any = (),
-                   **env: str) -> subprocess.CompletedProcess:
+                   wait_s: float = SOON_S, **env: str) -> subprocess.CompletedProcess:
         """A call of the command line, on another host if one is given; `before` are words of what starts it."""
-        command = [*before, python, "-W", "error", "-X", "dev", "-m", "pycoslite", "doctor", "--wait", "0.6",
+        command = [*before, python, "-W", "error", "-X", "dev", "-m", "pycoslite", "doctor", "--wait", str(wait_s),
                    *map(str, words)]
         with subprocess.Popen(host.command(command) if host else command, cwd=str(ROOT), text=True,
                               env=dict(os.environ, **dict(self.environment, **env)), stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
-                output, errors = process.communicate(timeout=40)
+                output, errors = process.communicate(timeout=100)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGABRT)         # -X dev: it shows what all threads are doing
                 self.fail("the doctor has not ended within 100 s\n%s%s" % process.communicate())
@@ -158,7 +160,7 @@ class HereTest(DoctorTestCase):
     def test_who_answers(self):
         with self.agent("name=one", "host=None") as one, self.agent("name=two"), \
                 self.agent("name=three", "cluster=another"):
-            report = self.report()
+            report = self.report(wait_s=LATER_S)
         rows = {row["name"]: row for row in report["processes"]}
         self.assertEqual(set(rows), {"one", "two"})
         self.assertEqual(rows["one"]["location"].rpartition(":")[2], str(one))
@@ -175,14 +177,14 @@ class HereTest(DoctorTestCase):
         command = [sys.executable, "dispycosnode_lite.py", "--cpus", "1", "--name", "worker", "--tcp_ports", port,
                    "--udp_port", self.port, "--daemon", "--dest_path", self.temp_dir()]
         with running(command, ready="listening at", env=self.environment):
-            row, = self.report()["processes"]
+            row, = self.report(wait_s=LATER_S)["processes"]
             self.assertEqual((row["name"], row["role"], row["problem"]), ("worker", "node", ""))
             self.assertEqual(row["location"].rpartition(":")[2], str(port))
 
     def test_another_secret_is_seen(self):
         other = self.file("other", "6" * 64)
         with self.agent(PYCOSLITE_SECRET_FILE=str(other)):
-            step = self.report()["steps"]["processes"]
+            step = self.report(wait_s=LATER_S)["steps"]["processes"]
         self.assertEqual(step["status"], "warning")
         self.assertIn("another secret", step["seen"])
         self.assertIn("compare the fingerprints", step["advice"])
@@ -202,7 +204,7 @@ class HereTest(DoctorTestCase):
 
     def test_the_usual_port_is_in_use(self):
         with self.agent("name=first", "tcp_port=%d" % self.port):
-            report = self.report()
+            report = self.report(wait_s=LATER_S)
             self.assertEqual([row["name"] for row in report["processes"]], ["first"])
             step = report["steps"]["TCP port"]
             self.assertEqual((step["status"], step["details"]["free"]), ("ok", False))
@@ -221,7 +223,7 @@ class HereTest(DoctorTestCase):
 
     def test_as_text(self):
         with self.agent("name=one"):
-            done = self.run_doctor()
+            done = self.run_doctor(wait_s=LATER_S)
         self.assertEqual((done.returncode, done.stderr), (int(ALONE), ""))
         lines = done.stdout.splitlines()
         self.assertLess(max(map(len, lines)), 100)
@@ -231,7 +233,7 @@ class HereTest(DoctorTestCase):
 
     def test_clock_of_another_machine(self):
         with self.agent("name=early", program=SKEWED):
-            step = self.report()["steps"]["clock"]
+            step = self.report(wait_s=LATER_S)["steps"]["clock"]
         self.assertEqual(step["status"], "warning")
         self.assertRegex(step["seen"], r'clock of "early" is 9[45]\.\d\d s ahead')
         self.assertAlmostEqual(step["details"]["clock_s"], 95, delta=5)
@@ -314,7 +316,7 @@ class ThereTest(DoctorTestCase):
 
     def test_a_host_alone_is_asked_for_its_ports(self):
         with self.agent("name=one") as port:
-            report = self.report("localhost")
+            report = self.report("localhost", wait_s=LATER_S)
         self.assertEqual(report["steps"]["discovery"]["details"]["tcp_ports"], [port])
         self.assertEqual(report["steps"]["connection"]["details"]["location"], "localhost:%d" % port)
         self.assertEqual(report["status"], "ok", report)
@@ -341,7 +343,7 @@ class ThereTest(DoctorTestCase):
 
     def test_another_port_answers(self):
         with self.agent() as port:
-            report = self.report("%s:%d" % (HOST, free_port()))
+            report = self.report("%s:%d" % (HOST, free_port()), wait_s=2 * LATER_S)
         self.check_talk(report, "connection", "refuses", "name the port")
         self.assertIn("is %d meant?" % port, report["steps"]["discovery"]["advice"])
 
@@ -360,21 +362,21 @@ class ThereTest(DoctorTestCase):
 
     def test_silence_after_the_connection(self):
         with socket.create_server((HOST, 0)) as listener:
-            report = self.report("%s:%d" % listener.getsockname())
+            report = self.report("%s:%d" % listener.getsockname(), **IMPATIENT)
         self.check_talk(report, "greeting", "says nothing", "which program has that port")
 
     def test_a_program_that_is_stopped(self):
         with self.process() as process:
             process.signal(signal.SIGSTOP)
             try:
-                report = self.report("%s:%s" % (HOST, process.match.group(1)))
+                report = self.report("%s:%s" % (HOST, process.match.group(1)), **IMPATIENT)
             finally:
                 process.signal(signal.SIGCONT)
         self.check_talk(report, "greeting", "says nothing", "is stopped or hangs")
 
     def test_web_server(self):
         with serving(http.server.BaseHTTPRequestHandler) as port:
-            report = self.report("%s:%d" % (HOST, port))
+            report = self.report("%s:%d" % (HOST, port), **IMPATIENT)
         self.check_talk(report, "greeting", "says nothing for 1 s, where pycoslite would speak first",
                         "another service")
 
@@ -407,7 +409,7 @@ class ThereTest(DoctorTestCase):
 
     def test_another_cluster(self):
         with self.agent("cluster=another") as port:
-            report = self.report("%s:%d" % (HOST, port))
+            report = self.report("%s:%d" % (HOST, port), wait_s=LATER_S)
             self.check_talk(report, "cluster", "belongs to another cluster than 'pycoslite'", "same cluster name")
             self.assertIn("another cluster name", report["steps"]["discovery"]["seen"])
             self.assertEqual(self.report("--cluster", "another", "%s:%d" % (HOST, port))["status"], "ok")
@@ -531,11 +533,11 @@ class TwoHostsTest(DoctorTestCase):
 
     def test_good(self):
         with self.there() as place:
-            report = self.report("%s:%d" % place, host=self.one)
+            report = self.report("%s:%d" % place, host=self.one, wait_s=LATER_S)
             self.assertEqual(report["status"], "ok", report)
             self.assertEqual(report["steps"]["route"]["details"]["source"], {self.two.address: self.one.address})
             self.assertEqual(report["processes"][0]["name"], "there")
-            report = self.report(host=self.one)
+            report = self.report(host=self.one, wait_s=LATER_S)
             self.assertEqual([row["name"] for row in report["processes"]], ["there"])
             self.assertEqual(set(report["steps"]["broadcast"]["details"]["heard_from"]), {HOST, self.one.address})
 
@@ -547,13 +549,13 @@ class TwoHostsTest(DoctorTestCase):
 
     def test_no_host_of_that_address(self):
         nobody = self.two.address.rpartition(".")[0] + ".77"
-        report = self.report(nobody + ":9705", host=self.one, PYCOSLITE_CONNECT_S="10")
+        report = self.report(nobody + ":9705", host=self.one)
         self.check_talk(report, "connection", "is unreachable", "see that the host is on")
 
     def test_packets_are_dropped(self):
         self.two.ip("route", "add", "blackhole", self.one.address + "/32")     # what it would answer goes nowhere
         with self.there() as place:
-            report = self.report("%s:%d" % place, host=self.one)
+            report = self.report("%s:%d" % place, host=self.one, **IMPATIENT)
         self.check_talk(report, "connection", "does not answer: somebody drops the packets", "firewall")
 
     def test_no_route(self):

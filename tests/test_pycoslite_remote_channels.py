@@ -178,7 +178,7 @@ class SubscribeTest(ServiceTestCase):
             with self.expect_log("a message was not sent to .*: 100"):
                 self.assertEqual(self.deliver(here, bytes(100_001)), 1)
             small.agent.peer.longest = usual
-        self.assertEqual([len(got) for got in heard], [2, 2])
+        self.wait_until(lambda: [len(got) for got in heard] == [2, 2])
 
     def test_ended_subscribers_are_removed(self):
         self.node()

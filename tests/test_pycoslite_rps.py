@@ -271,6 +271,21 @@ class CallTest(ServiceTestCase):
         self.wait_until(lambda: told)
         self.assertEqual(told, [("task.found", {"id": 7})])
 
+    def test_references_of_a_network_that_has_ended(self):
+        """They lead nowhere until their process is heard of again; whoever uses them is told so at once."""
+        rps, agent = self.service(), self.process.agent
+        Pycos().terminate()
+        self.node()
+
+        def use(task=None):
+            return [(yield rps(1)), (yield task.monitor(agent))]
+        with self.expect_log("RPS double@.* was not called: .* is gone"):
+            with self.expect_log("cannot be monitored: .* is gone"):
+                self.assertEqual(self.do(use), [None, -1])
+        self.find(self.process)
+        rtask, status = self.do(use)
+        self.assertEqual((rtask.value(COME_S), status), (2, 0))
+
     def test_a_refusal_that_comes_after_its_caller_has_ended_leaves_nothing(self):
         rps = self.service()
         rps.name = "never"
