@@ -1223,12 +1223,12 @@ class FrameDecoder:
 
     def _parse(self, data: bytes, frames: list) -> None:
         """The hot loop: whole frames of `data`, which begins with a header."""
-        unpack, append, cap = _FRAME.unpack_from, frames.append, self._cap
+        unpack, append, cap, short = _FRAME.unpack_from, frames.append, self._cap, self._short
         position, end = 0, len(data)
         last = end - _FRAME.size
         while position <= last:
             size, code = unpack(data, position)
-            if size > cap:
+            if size > short and size > cap:         # the first is quickly compared, and there are few others
                 raise ProtocolError("a message of %d bytes was announced, more than the %d allowed" % (size, cap))
             start = position + 5
             position = start + size
@@ -3661,7 +3661,7 @@ class Kernel:
                 turns = TURNS
                 while turns:
                     try:
-                        step = task.step        # as with `clock`: 9 % of a bare switch
+                        step = task.step        # looked up first, as `clock` is
                         value = step(task.carried)
                     except StopIteration as stop:
                         if not self._returned(task, stop.value):
@@ -7833,6 +7833,7 @@ _BRIEF = 2048                           # a read that brings less is followed by
 _FIRST_BYTES = 1024                     # of a link's first records; they grow while there is more to send, up to
                                         # Settings.record_bytes: so a line that keeps breaking gets on, too
 _LONG_QUEUE = 1024                      # frames that wait for the engine: senders are held back until it has come round
+_SOME = 256                             # at each so many of them it is asked to come at once
 _CROWDED_TRIES, _CROWDED_PAUSE_S = 4, 0.05      # who is turned away because too many wait tries again, a bit later each
                                         # time, before that counts as a failure
 _MOST_PONGS = 100                       # answers that are kept for a peer that does not take them
@@ -8540,9 +8541,12 @@ class Peer:
             if engine.host.sleeping or engine.sleeping:     # else nobody is to be roused
                 engine.rouse()
             return self.session.below_window    # the outbox is empty but for this, or is just being emptied
-        if not len(outbox) & 0xFF:              # who sends so much in one go must see the window fill
+        waiting = len(outbox)
+        if waiting < _SOME:
+            return self.session.below_window
+        if not waiting % _SOME:                 # who sends so much in one go must see the window fill
             self.engine.post(self.flush)
-        return self.session.below_window and len(outbox) < _LONG_QUEUE
+        return self.session.below_window and waiting < _LONG_QUEUE
 
     def answer(self, code: int, *parts: Any) -> None:
         """Send a sequenced frame that the peer has asked for; raises as `send_frame`. One that goes on asking and takes
@@ -8726,7 +8730,7 @@ class Peer:
         for task in requests.values():
             task.unpark_with(PeerLost("%s is gone: %s" % (self, reason)))
         self.go_on()
-        log.info("%s is gone: %s", self, reason)
+        log.log(logging.INFO if self.info else logging.DEBUG, "%s is gone: %s", self, reason)   # met, or only named
         self.network.forget(self)
 
 
@@ -9996,7 +10000,8 @@ class Network:
 
     def everybody(self) -> List[Peer]:
         """All peers, also those that only references lead to. Any thread."""
-        return [*self.peers.values(), *self._named.values()]
+        named = [reference() for reference in self._named.valuerefs()]      # a copy: others may be named meanwhile
+        return [*self.peers.values(), *filter(None, named)]
 
     def enlist(self, peer: Peer) -> None:
         """It has been heard of, or something is to be sent to it: it is one of `peers` until it is lost. Engine."""
@@ -10160,6 +10165,8 @@ class Network:
         farewells = [self.spawn(_say_goodbye, peer) for peer in list(self.peers.values())]
         for farewell in farewells:
             yield Join(farewell)
+        for peer in self.everybody():           # who has come meanwhile, and those that only references lead to
+            peer.lost("this process ends", True)
         for link in list(self.links):
             link.close()
 
@@ -11390,12 +11397,14 @@ class RemoteTask(Task):
     def notify(self, monitor: Task) -> Any:
         """Have a `MonitorStatus` sent to `monitor` when the task ends, or its process is lost (then its type is
         `PeerLost`). Use with yield. Gives 0, or -1 when the task has ended or cannot be asked (logged)."""
+        if not self.reachable():            # its network may have ended, too
+            log.warning("%r cannot be monitored: %s is gone: %s", self, self.peer, self.peer.reason)
+            return Value(-1)
         return _Remote(self.peer.network, self._monitor, monitor)
 
     def _monitor(self, monitor: Task) -> Generator:
         """Ask the task's process to tell its end; a system task. The number is known here before the question leaves,
         so that an end which is told at once finds it."""
-        self.reachable()                # known again, perhaps
         monitored, number = self.peer.network.tasks.monitored, next(_numbers)
         if is_time_to_look(len(monitored)):
             self.peer.network.tasks.forget_monitors()
@@ -12661,13 +12670,15 @@ class RemoteRPS(_ByName, RPS):
         except Exception as error:      # pickling runs code of the user's
             log.error("RPS %r was not called: %s", self, _unsendable(error))
             return Value(None)
+        if not self.reachable():            # as for a `RemoteTask`
+            log.warning("RPS %r was not called: %s is gone: %s", self, self.peer, self.peer.reason)
+            return Value(None)
         return _ServiceCall(self.peer.network, self._call, data)
 
     def _call(self, data: bytes) -> Generator:
         """Have the task started; a system task. `ServiceTask` is made before the answer comes, as its end may be told
         before."""
         number = next(_numbers)
-        self.reachable()                # known again, perhaps
         rtask = ServiceTask(self)
         monitored = self.peer.network.tasks.monitored
         monitored[number] = rtask, _Ending(rtask)       # its end may be told before it is said to have begun

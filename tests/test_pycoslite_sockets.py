@@ -250,6 +250,8 @@ class ApiTest(SocketCase):
     def test_datagrams(self):
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             with self.subTest(host):
+                if not pycoslite.source_address(host):
+                    self.skipTest("this machine has no IPv6")
                 with contextlib.ExitStack() as stack:
                     socks = [stack.enter_context(AsyncSocket(socket.socket(family, socket.SOCK_DGRAM)))
                              for _ in range(2)]
