@@ -63,6 +63,7 @@ __unittest = True           # keeps the frames of this file out of the traceback
 # so that they decide about no test; what is to happen soon is waited for, not timed.
 GRACE_S = 15.0              # what a test left behind may take this long to end before it counts as a leak
 EVENT_S = 30.0              # a condition that is asked again and again
+STOP_S = 8.0                # what a process takes to end after SIGTERM, before it is killed
 PROCESS_S = 60.0            # a process's start, output and end
 TIMEOUT_S = float(os.environ.get("PYCOSLITE_TEST_TIMEOUT_S", "120"))
 
@@ -540,7 +541,7 @@ class Process:
         self._read_all()
         return status
 
-    def close(self, stop_s: float = EVENT_S) -> None:
+    def close(self, stop_s: float = STOP_S) -> None:
         """End it (SIGTERM, after `stop_s` SIGKILL to its process group), reap it, close the pipes."""
         assert self.popen.stdin and self.popen.stdout
         if self.popen.poll() is None:
@@ -564,7 +565,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[Any], ready: Ready = None, *, timeout_s: float = PROCESS_S, stop_s: float = EVENT_S,
+def running(command: Sequence[Any], ready: Ready = None, *, timeout_s: float = PROCESS_S, stop_s: float = STOP_S,
             env: Optional[Dict[str, Optional[str]]] = None, cwd: Any = ROOT) -> Iterator[Process]:
     """Start `command` in its own session and yield its `Process`; at the end of the block it is ended and reaped.
 

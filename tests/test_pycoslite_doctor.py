@@ -210,7 +210,7 @@ class HereTest(DoctorTestCase):
             self.assertEqual((step["status"], step["details"]["free"]), ("ok", False))
             self.assertIn('in use by "first"', step["seen"])
         with socket.create_server((HOST, self.port)):
-            step = self.report()["steps"]["TCP port"]
+            step = self.report(**IMPATIENT)["steps"]["TCP port"]
             self.assertEqual(step["status"], "warning")
             self.assertIn("something else", step["seen"])
 
