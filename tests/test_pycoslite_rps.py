@@ -182,6 +182,8 @@ class CallTest(ServiceTestCase):
             self.assertIsNone(self.call(rps, 3))
         task, _ = self.collector()
         self.assertEqual(rps.monitor(task), -1)
+        other.terminate()                               # else its process would wait for it before it ends
+        self.assertIsNone(other.value(COME_S))
 
     def test_close_while_a_call_is_on_its_way(self):
         rps = self.service("later")
