@@ -211,9 +211,10 @@ def raced(sender: Sender, root: Path, rounds: int) -> Iterator[Figure]:
                 swapped.unlink()
                 aside.rename(swapped)
             except OSError:                 # there was none for a moment, so the process has made one
-                for path in (swapped, aside):
-                    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
-                swapped.mkdir(exist_ok=True)
+                with contextlib.suppress(OSError):          # it makes and removes more meanwhile: try again then
+                    for path in (swapped, aside):
+                        path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+                    swapped.mkdir()
     thread = threading.Thread(target=swap)
     thread.start()
     taken = 0
