@@ -4159,6 +4159,7 @@ class ClusterState(_Patience):
 # call too many is the worst that can happen.
 
 _RESERVE_TIMEOUT_S = 10.0               # a node answers a reservation at once, with its servers or a place in the queue
+_LOOK_AGAIN_S = 0.05                    # whether the predecessor of a server, at the same port, has gone
 _LAST_WORDS_S = 0.5                     # results a dead server had sent may still be on their way for so long
 _REPORT_S = 1.0                         # a node reports the end of a server sooner than that
 _ENOUGH_JOBS = 256                      # as many wait that the engine need not hear of the next one at once
@@ -4539,6 +4540,19 @@ class _ServerDriver(_JobDriver):
         if link.ready:
             self.network.spawn(self._use_server, link, facts)
 
+    def _server_process(self, locations: List[Any], process: str) -> Iterator:
+        """The peer that is that process (its id in hexadecimal digits), with yield from. Of a server that was restarted
+        the end may not have been heard of here yet: its peer is still taken to be online at the same port, and has to
+        go first. Raises PycosError."""
+        until = self.network.engine.clock() + pycoslite.settings.message_timeout_s
+        while True:
+            peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
+            if peer.process_id.hex() == process:
+                return peer
+            if self.network.engine.clock() >= until:
+                raise pycoslite.PeerLost("another process answers there")
+            yield pycoslite.Suspend(_LOOK_AGAIN_S)
+
     def _use_server(self, link: _NodeLink, facts: dict) -> Iterator:
         """Connect to a server process and put it to work. A system task.
 
@@ -4548,9 +4562,7 @@ class _ServerDriver(_JobDriver):
         locations = [pycoslite.Location(location.addr, facts["port"]) for location in link.peer.locations]
         peer = None
         try:
-            peer = yield self.network.connect(locations, timeout=pycoslite.settings.message_timeout_s)
-            if peer.process_id.hex() != facts["process"]:
-                raise pycoslite.PeerLost("another process answers there")
+            peer = yield from self._server_process(locations, facts["process"])
             link.arriving.add(peer)
             peer.accounted = True
             if self._is_wanted(link, facts):

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import types
 import unittest
 from pathlib import Path
 
@@ -31,6 +32,30 @@ class RowsTest(TestCase):
                 with self.subTest(row):
                     loader.loadTestsFromName("tests." + name)
                     self.assertEqual(loader.errors, [])
+
+
+class RestartedServerTest(TestCase):
+    """A server that is back at its port before the end of its predecessor was heard of; no network."""
+
+    def found(self, names, seconds=()):
+        """Which of the peers that answer, one after the other, is taken for the process "new"."""
+        answers, times = iter(names), iter([0.0, *seconds])
+        driver = object.__new__(dispycos_lite._ServerDriver)
+        driver.network = types.SimpleNamespace(connect=lambda _locations, timeout: next(answers),
+                                               engine=types.SimpleNamespace(clock=lambda: next(times)))
+        steps, peer = driver._server_process([], b"new".hex()), None
+        with self.assertRaises(StopIteration) as caught:
+            while True:
+                given = steps.send(peer)
+                peer = types.SimpleNamespace(process_id=given) if isinstance(given, bytes) else None
+        return caught.exception.value.process_id
+
+    def test_the_predecessor_goes_first(self):
+        self.assertEqual(self.found([b"old", b"old", b"new"], [0.1, 0.2]), b"new")
+
+    def test_it_stays(self):
+        with self.assertRaisesRegex(pycoslite.PeerLost, "another process answers there"):
+            self.found([b"old", b"old"], [0.1, pycoslite.settings.message_timeout_s])
 
 
 class ConstructorTest(TestCase):
